@@ -1,0 +1,67 @@
+"""Maximum bipartite matching (Hopcroft and Karp, 1973), for chain covers of operator graphs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+
+def maximum_matching(adjacency: Sequence[Sequence[int]], right_count: int) -> dict[int, int]:
+    """Match left vertices to right ones, as many as possible; returns {left: right}. O(E * sqrt(V)).
+
+    ``adjacency[left]`` lists the right vertices (0 <= right < ``right_count``) that ``left`` may take.
+    """
+    partner_of_left: list[int | None] = [None] * len(adjacency)
+    partner_of_right: list[int | None] = [None] * right_count
+    while layers := _layers(adjacency, partner_of_left, partner_of_right):
+        cursor = [0] * len(adjacency)
+        for left in range(len(adjacency)):
+            if partner_of_left[left] is None:
+                _augment(left, adjacency, layers, cursor, partner_of_left, partner_of_right)
+    return {left: right for left, right in enumerate(partner_of_left) if right is not None}
+
+
+def _layers(
+    adjacency: Sequence[Sequence[int]], partner_of_left: list[int | None], partner_of_right: list[int | None]
+) -> dict[int, int]:
+    """Breadth-first distance of left vertices from the free ones; empty when no augmenting path exists."""
+    distance = {left: 0 for left, right in enumerate(partner_of_left) if right is None}
+    queue = deque(distance)
+    found = False
+    while queue:
+        left = queue.popleft()
+        for right in adjacency[left]:
+            owner = partner_of_right[right]
+            if owner is None:
+                found = True
+            elif owner not in distance:
+                distance[owner] = distance[left] + 1
+                queue.append(owner)
+    return distance if found else {}
+
+
+def _augment(
+    root: int,
+    adjacency: Sequence[Sequence[int]],
+    layers: dict[int, int],
+    cursor: list[int],
+    partner_of_left: list[int | None],
+    partner_of_right: list[int | None],
+) -> None:
+    """Depth-first along the layers to a free right vertex; iterative, since paths can be as long as the graph."""
+    path = [root]
+    while path:
+        left = path[-1]
+        if cursor[left] == len(adjacency[left]):
+            path.pop()
+            continue
+        right = adjacency[left][cursor[left]]
+        cursor[left] += 1
+        owner = partner_of_right[right]
+        if owner is None:
+            for vertex in reversed(path):  # flip: each vertex takes the one its cursor just tried
+                taken = adjacency[vertex][cursor[vertex] - 1]
+                partner_of_left[vertex], partner_of_right[taken] = taken, vertex
+            return
+        if layers.get(owner, -1) == layers[left] + 1:
+            path.append(owner)
