@@ -1,0 +1,36 @@
+"""EngineError
+├── LoweringError       the module's operators cannot be had (it may still run as one sequential graph)
+├── CaptureError        the device refused to capture or replay
+├── VerificationError   the captured graph's numbers are wrong
+├── ModelError          the module itself cannot be served: its forward fails, or its outputs have no batch dimension
+└── DeviceError         the device asked for is not there
+
+The texts are for logs and for the person who loads the model, never for the wire.
+"""
+
+
+class EngineError(Exception):
+    """Anything that keeps the engine from making a module ready to run."""
+
+
+class LoweringError(EngineError):
+    """The module's operators cannot be had one by one. ``line``: the model's own source line, where known."""
+
+    def __init__(self, reason: str, line: str = "") -> None:
+        super().__init__(f"{reason} (at {line})" if line else reason)
+
+
+class CaptureError(EngineError):
+    """The device refused to capture a schedule, or to replay it."""
+
+
+class VerificationError(EngineError):
+    """A captured graph's outputs differ from eager PyTorch's by more than their bound."""
+
+
+class ModelError(EngineError):
+    """The module cannot be served whatever the engine does."""
+
+
+class DeviceError(EngineError):
+    """The device asked for is not on this machine."""

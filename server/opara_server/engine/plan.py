@@ -1,0 +1,123 @@
+"""The plan of a model: per bucket what runs, and the measurements that chose it. Saved as JSON. No torch in here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+SEQUENTIAL = "sequential"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One schedule that was captured and measured. ``compact``: its streams were reduced to what its order needs.
+    ``rejected``: why it could not be chosen whatever it measured; else empty."""
+
+    policy: str
+    compact: bool
+    streams: int
+    synchronisations: int
+    predicted_us: float
+    measured_us: float
+    peak_bytes: int  # activations while the graph runs
+    rejected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketPlan:
+    """What runs for one batch size. ``lowering``: "aten", or "whole" where the operators could not be had."""
+
+    batch_size: int
+    policy: str
+    compact: bool
+    lowering: str
+    operators: int
+    width: int
+    depth: int
+    longest_path_us: float
+    streams: int
+    synchronisations: int
+    measured_us: float
+    sequential_us: float
+    peak_bytes: int
+    candidates: tuple[Candidate, ...] = ()
+    reused: bool = False  # taken from a saved plan, then verified and timed again
+
+    @property
+    def speedup(self) -> float:
+        return self.sequential_us / self.measured_us
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``fallback_reason``: why the model runs as one sequential graph; empty where its operators were scheduled."""
+
+    model: str
+    device: str
+    device_name: str
+    buckets: tuple[BucketPlan, ...]
+    fallback_reason: str = ""
+
+    @property
+    def reused(self) -> bool:
+        return all(bucket.reused for bucket in self.buckets)
+
+    def bucket(self, batch_size: int) -> BucketPlan:
+        return next(bucket for bucket in self.buckets if bucket.batch_size == batch_size)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError on anything else."""
+        buckets = tuple(
+            BucketPlan(**{**b, "candidates": tuple(Candidate(**c) for c in b["candidates"])}) for b in data["buckets"]
+        )
+        return cls(**{**data, "buckets": buckets})
+
+
+class PlanStore:
+    """Saved plans, one file per whole key: a plan is found only under exactly the conditions it was measured in."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, model: str, key: Mapping[str, Any]) -> Path:
+        digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self._directory / f"{model}-{digest[:24]}.json"
+
+    def load(self, model: str, key: Mapping[str, Any]) -> Plan | None:
+        """The plan saved under ``key``; None where there is none. A damaged file is ignored with a warning."""
+        path = self.path(model, key)
+        try:
+            data = json.loads(path.read_text())
+            if data["key"] != json.loads(json.dumps(key)):
+                raise ValueError("the key inside does not match")
+            return Plan.from_json(data["plan"])
+        except FileNotFoundError:
+            return None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            log.warning("ignoring the saved plan %s: %s", path.name, error)
+            return None
+
+    def save(self, key: Mapping[str, Any], plan: Plan) -> None:
+        """Atomic, so that a server that starts meanwhile reads a whole file or none. A full disk is only a warning."""
+        path = self.path(plan.model, key)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self._directory, suffix=".tmp")
+            with os.fdopen(handle, "w") as file:
+                json.dump({"key": key, "plan": plan.to_json()}, file, indent=1)
+            Path(temporary).replace(path)
+        except OSError as error:
+            log.warning("the plan of %s is not saved: %s", plan.model, error)
