@@ -1,0 +1,1 @@
+"""Generated stubs of the `opara.v1` protocol; `bash protos/generate.sh` writes them."""
