@@ -1,0 +1,65 @@
+# `make demo` and `make test` are each the only command on a fresh clone: what they need is set up first, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Exact, so that every machine of a kind runs the same. 2.13.0 finds the CPU build where the index has it;
+# 2.11.0 is what the kernels are verified with on GPUs.
+TORCH_CPU := 2.13.0
+TORCH_GPU := 2.11.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve train test gpu-test lint format types imports stubs stubs-check check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## make .venv and install everything into it
+
+$(READY): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	@if nvidia-smi >/dev/null 2>&1; then torch=$(TORCH_GPU); else torch=$(TORCH_CPU); fi; \
+	echo "installing torch $$torch and the packages of constraints.txt into .venv"; \
+	$(PIP) "torch==$$torch" --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+demo: setup ## serve the example, send it real images, print what came back
+	$(BIN)/python -m examples.demo
+
+serve: setup ## serve the example until Ctrl-C: gRPC on 127.0.0.1:50051, metrics on :9464
+	$(BIN)/opara-server serve --models examples/models
+
+train: setup ## train the example's network again
+	$(BIN)/python -m examples.train_digits
+
+test: setup ## run all tests; those that need a GPU are skipped without one
+	$(BIN)/python -m pytest
+
+gpu-test: setup ## run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup ## style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup ## mend the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup ## which package may import which
+	$(BIN)/lint-imports
+
+stubs: ## generate the gRPC stubs from protos/
+	bash protos/generate.sh
+
+stubs-check: ## compare the committed stubs with what protos/ gives
+	bash protos/generate.sh --check
+
+check: lint types imports stubs-check ## everything but the tests
+
+clean: ## remove what was made, .venv too
+	rm -rf .venv .venv-stubs dist build .opara-cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
