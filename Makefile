@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# pip shows its progress to a person and only its errors to a log
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
 
 # Exact, so that every machine of a kind runs the same. 2.13.0 finds the CPU build where the index has it;
 # 2.11.0 is what the kernels are verified with on GPUs.
