@@ -1,0 +1,56 @@
+"""What the server knows about its models, as messages."""
+
+from __future__ import annotations
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_server.engine.plan import BucketPlan, Candidate
+from opara_server.rpc.wire import spec_message
+from opara_server.serving.registry import ModelDescription, ModelState
+
+
+def status_message(name: str, state: ModelState) -> pb.ModelStatus:
+    return pb.ModelStatus(name=name, state=pb.ModelState.Value(f"MODEL_STATE_{state.name}"))
+
+
+def model_message(model: ModelDescription) -> pb.GetModelResponse:
+    """A model that is not ready has no plan and no outputs yet."""
+    response = pb.GetModelResponse(
+        status=status_message(model.name, model.state),
+        inputs=map(spec_message, model.inputs),
+        outputs=map(spec_message, model.outputs),
+        max_rows=model.max_rows,
+    )
+    if model.plan is not None:
+        response.device = model.plan.device
+        response.device_name = model.plan.device_name
+        response.fallback_reason = model.plan.fallback_reason
+        response.buckets.extend(map(_bucket_message, model.plan.buckets))
+    return response
+
+
+def _bucket_message(bucket: BucketPlan) -> pb.Bucket:
+    return pb.Bucket(
+        batch_size=bucket.batch_size,
+        policy=bucket.policy,
+        lowering=bucket.lowering,
+        operators=bucket.operators,
+        streams=bucket.streams,
+        synchronisations=bucket.synchronisations,
+        measured_us=bucket.measured_us,
+        sequential_us=bucket.sequential_us,
+        peak_bytes=bucket.peak_bytes,
+        candidates=map(_candidate_message, bucket.candidates),
+        reused=bucket.reused,
+    )
+
+
+def _candidate_message(candidate: Candidate) -> pb.Candidate:
+    return pb.Candidate(
+        policy=candidate.policy,
+        streams=candidate.streams,
+        synchronisations=candidate.synchronisations,
+        predicted_us=candidate.predicted_us,
+        measured_us=candidate.measured_us,
+        peak_bytes=candidate.peak_bytes,
+        rejected=candidate.rejected,
+    )

@@ -1,0 +1,82 @@
+"""The one place where an error becomes what a client sees: a status code and a text without anything of the inside.
+
+ServingError carries its own status and a text written for the client. Anything else is a fault of the server: INTERNAL
+with a reference, under which the log has the traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from opara_server.serving.errors import InternalError, ServingError, Status
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S")
+T = TypeVar("T")
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Method: TypeAlias = Callable[[S, Any, Context], Coroutine[Any, Any, T]]
+
+CODES: dict[Status, grpc.StatusCode] = {status: grpc.StatusCode[status.value] for status in Status}
+_MAX_TEXT = 1024  # characters; a status text travels in a header, and 8 KiB of headers are all that clients take
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the client gets instead of an answer."""
+
+    code: grpc.StatusCode
+    text: str
+
+    @property
+    def number(self) -> int:
+        """The code as google.rpc.Code numbers it."""
+        number: int = self.code.value[0]
+        return number
+
+
+def failure(error: BaseException) -> Failure:
+    """The failure to answer with. Logs a fault of the server, with its traceback."""
+    if isinstance(error, ServingError):
+        return Failure(CODES[error.status], str(error)[:_MAX_TEXT])
+    internal = InternalError()
+    log.error("%s", internal, exc_info=error)
+    return Failure(grpc.StatusCode.INTERNAL, str(internal))
+
+
+async def attempt(work: Awaitable[T]) -> T | Failure:
+    """What ``work`` gives, or the failure to answer with. Raises only the CancelledError of a call that is over."""
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        if _cancelled_from_outside():
+            raise
+        return failure(error)
+    except Exception as error:  # noqa: BLE001 - the edge: grpc would send the text of whatever passes here
+        return failure(error)
+
+
+def answered(method: Method[S, T]) -> Method[S, T]:
+    """For every RPC: an exception of ``method`` ends the call with its failure."""
+
+    @wraps(method)
+    async def rpc(self: S, request: Any, context: Context) -> T:
+        outcome = await attempt(method(self, request, context))
+        if isinstance(outcome, Failure):
+            await context.abort(outcome.code, outcome.text)
+        return outcome
+
+    return rpc
+
+
+def _cancelled_from_outside() -> bool:
+    """Whether grpc.aio itself cancelled this handler's task: the client is gone, its deadline passed or the server stops,
+    and the call is over. Any other CancelledError that reaches a handler must be answered, or the client hangs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,135 @@
+"""Protobuf messages to rows and back: everything a client may get wrong in a request is found here, before any work.
+
+Texts name the input, what was expected and what came. Whatever the client chose in them is cut and escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from opara_protos.v1 import inference_pb2 as pb
+from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
+from opara_server.serving.errors import InvalidInput
+from opara_server.serving.rows import Rows
+
+DATA_TYPES: dict[str, pb.DataType] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in ELEMENT_BYTES}
+_TYPE_NAMES = {number: name for name, number in DATA_TYPES.items()}
+_SHOWN = 48  # characters of a client's name, names of a list and sizes of a shape that an error text repeats: 48, 16, 8
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(kind: type[M], message: bytes) -> M:
+    """``message`` as a ``kind``. Raises InvalidInput where it is none."""
+    try:
+        return kind.FromString(message)
+    except (DecodeError, ValueError):  # upb raises the first, protobuf in pure Python also the second
+        raise InvalidInput(f"the bytes are not a {kind.DESCRIPTOR.full_name}") from None
+
+
+def decode(request: pb.InferRequest, inputs: Sequence[TensorSpec], max_rows: int) -> Rows:
+    """The request's tensors, in the order of ``inputs``. Raises InvalidInput where they do not fit the model."""
+    specs = {spec.name: spec for spec in inputs}
+    buffers: dict[str, bytes] = {}
+    count, first = 0, ""
+    for tensor in request.inputs:
+        name = tensor.name
+        spec = specs.get(name)
+        if spec is None:
+            raise InvalidInput(f"unknown input {_shown(name)}: the model takes {_listed(specs)}")
+        if name in buffers:
+            raise InvalidInput(f"input {name!r} came more than once")
+        rows = _check_shape(tensor, spec, max_rows)
+        if buffers and rows != count:
+            raise InvalidInput(f"input {name!r} has {rows} rows, but input {first!r} has {count}")
+        if not buffers:
+            count, first = rows, name
+        buffers[name] = _check_data(tensor.data, spec, rows)
+    missing = [spec.name for spec in inputs if spec.name not in buffers]
+    if missing:
+        raise InvalidInput(f"missing input: {_listed(missing)}")
+    return Rows(tuple(buffers[spec.name] for spec in inputs), count)
+
+
+def wanted_outputs(request: pb.InferRequest, outputs: Sequence[TensorSpec]) -> tuple[int, ...]:
+    """Indices into ``outputs`` of what the request asks for, in its order; all where it names none."""
+    if not request.outputs:
+        return tuple(range(len(outputs)))
+    indices = {spec.name: index for index, spec in enumerate(outputs)}
+    wanted: list[int] = []
+    for name in request.outputs:
+        index = indices.get(name)
+        if index is None:
+            raise InvalidInput(f"unknown output {_shown(name)}: the model gives {_listed(indices)}")
+        if index in wanted:
+            raise InvalidInput(f"output {name!r} is asked for more than once")
+        wanted.append(index)
+    return tuple(wanted)
+
+
+def encode(
+    request: pb.InferRequest,
+    outputs: Sequence[TensorSpec],
+    wanted: Sequence[int],
+    answer: Rows,
+    response: pb.InferResponse,
+) -> None:
+    """Fills ``response``. ``answer`` has one buffer per output of the model, the response gets the wanted ones."""
+    response.model, response.id = request.model, request.id
+    for index in wanted:
+        spec = outputs[index]
+        response.outputs.add(
+            name=spec.name,
+            data_type=DATA_TYPES[spec.dtype],
+            shape=(answer.count, *spec.shape),
+            data=bytes(answer.tensors[index]),  # upb takes nothing but bytes; of bytes this is no copy
+        )
+
+
+def spec_message(spec: TensorSpec) -> pb.TensorSpec:
+    return pb.TensorSpec(name=spec.name, data_type=DATA_TYPES[spec.dtype], shape=(-1, *spec.shape))
+
+
+def _check_shape(tensor: pb.Tensor, spec: TensorSpec, max_rows: int) -> int:
+    """The tensor's number of rows, 1 <= rows <= max_rows. Raises InvalidInput."""
+    if tensor.data_type != DATA_TYPES[spec.dtype]:
+        came = _TYPE_NAMES.get(tensor.data_type, f"data type {tensor.data_type}")
+        raise InvalidInput(f"input {spec.name!r}: expected {spec.dtype}, got {came}")
+    shape = tensor.shape
+    if len(shape) != 1 + len(spec.shape) or tuple(shape[1:]) != spec.shape:
+        expected = ", ".join(map(str, ("rows", *spec.shape)))
+        raise InvalidInput(f"input {spec.name!r}: expected shape [{expected}], got {_shape(shape)}")
+    rows = shape[0]
+    if not 1 <= rows <= max_rows:
+        raise InvalidInput(f"input {spec.name!r}: expected 1 to {max_rows} rows, got {rows}")
+    return rows
+
+
+def _check_data(data: bytes, spec: TensorSpec, rows: int) -> bytes:
+    """``data`` where it holds exactly ``rows`` rows of values that the model can take. Raises InvalidInput."""
+    expected = rows * spec.row_bytes
+    if len(data) != expected:
+        raise InvalidInput(
+            f"input {spec.name!r}: expected {expected} bytes of data "
+            f"({rows * prod(spec.shape)} x {spec.dtype}), got {len(data)}"
+        )
+    if spec.dtype == "bool" and data.translate(None, b"\0\1"):
+        raise InvalidInput(f"input {spec.name!r}: a bool is a byte of 0 or 1")
+    return data
+
+
+def _shown(name: str) -> str:
+    return ascii(name if len(name) <= _SHOWN else f"{name[: _SHOWN - 3]}...")
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:16]) + (f" and {len(shown) - 16} more" if len(shown) > 16 else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    rest = f", ... ({len(shape)} dimensions)" if len(shape) > 8 else ""
+    return f"[{', '.join(map(str, shape[:8]))}{rest}]"
