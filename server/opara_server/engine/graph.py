@@ -54,9 +54,14 @@ class OperatorGraph:
     def __post_init__(self) -> None:
         if len(self.predecessors) != len(self.operators):
             raise ValueError(f"{len(self.operators)} operators but {len(self.predecessors)} lists of predecessors")
-        for operator, sources in enumerate(self.predecessors):
-            if any(not 0 <= source < operator for source in sources):
-                raise ValueError(f"operator {operator} depends on {sources}: not in topological order")
+        for index, sources in enumerate(self.predecessors):
+            if any(not 0 <= source < index for source in sources):
+                raise ValueError(f"operator {index} depends on {sources}: not in topological order")
+            if len(set(sources)) != len(sources):
+                raise ValueError(f"operator {index} names a predecessor twice: {sources}")
+        for operator in self.operators:
+            if any(not 0 <= buffer < len(self.buffers) for buffer in operator.reads + operator.writes):
+                raise ValueError(f"{operator.name} uses a buffer that is none of the {len(self.buffers)}")
 
     @classmethod
     def from_accesses(cls, operators: Sequence[Operator], buffers: Sequence[Buffer]) -> OperatorGraph:
@@ -78,7 +83,6 @@ class OperatorGraph:
                 readers[buffer] = []
             for buffer in operator.reads:
                 readers.setdefault(buffer, []).append(index)
-            sources.pop(index, None)
             predecessors.append(tuple(sources))
         return cls(tuple(operators), tuple(buffers), tuple(predecessors))
 

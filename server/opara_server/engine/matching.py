@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def maximum_matching(adjacency: Sequence[Sequence[int]], right_count: int) -> dict[int, int]:
@@ -21,23 +21,43 @@ def maximum_matching(adjacency: Sequence[Sequence[int]], right_count: int) -> di
     return {left: right for left, right in enumerate(partner_of_left) if right is not None}
 
 
+def chains(follows: Mapping[int, int], count: int) -> list[int]:
+    """For each of ``count`` vertices the first one of its chain, where ``follows[a]`` is what comes right after a.
+
+    ``follows`` must be one-to-one and free of cycles, as a matching over the edges of a DAG is.
+    """
+    heads = set(range(count)).difference(follows.values())
+    head_of = [0] * count
+    for head in heads:
+        vertex: int | None = head
+        while vertex is not None:
+            head_of[vertex] = head
+            vertex = follows.get(vertex)
+    return head_of
+
+
 def _layers(
     adjacency: Sequence[Sequence[int]], partner_of_left: list[int | None], partner_of_right: list[int | None]
 ) -> dict[int, int]:
-    """Breadth-first distance of left vertices from the free ones; empty when no augmenting path exists."""
+    """Breadth-first distance of left vertices from the free ones, as far as the shortest augmenting paths reach.
+
+    Empty when there is no augmenting path.
+    """
     distance = {left: 0 for left, right in enumerate(partner_of_left) if right is None}
     queue = deque(distance)
-    found = False
+    nearest: int | None = None
     while queue:
         left = queue.popleft()
+        if nearest is not None and distance[left] > nearest:
+            break
         for right in adjacency[left]:
             owner = partner_of_right[right]
             if owner is None:
-                found = True
+                nearest = distance[left]
             elif owner not in distance:
                 distance[owner] = distance[left] + 1
                 queue.append(owner)
-    return distance if found else {}
+    return {} if nearest is None else {left: d for left, d in distance.items() if d <= nearest}
 
 
 def _augment(

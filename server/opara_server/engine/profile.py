@@ -64,7 +64,7 @@ class Profile:
 
     @classmethod
     def uniform(cls, count: int) -> Profile:
-        """Nothing known: every operator takes 1 µs and one FLOP per byte of a ridge of one."""
+        """Nothing known: every operator takes 1 µs, fills the device and counts as memory-bound."""
         return cls(tuple(OperatorProfile(1.0, 0, 1) for _ in range(count)), Roofline(1.0, 1.0))
 
     @cached_property
@@ -72,7 +72,7 @@ class Profile:
         return tuple(o.duration_us for o in self.operators)
 
     def compute_bound(self, operator: int) -> bool:
-        """Whether the operator's FLOPs per byte reach the roofline's ridge."""
+        """Whether the operator's FLOPs per byte exceed the roofline's ridge."""
         seen = self.operators[operator]
         return seen.flops > self.roofline.ridge * seen.bytes
 

@@ -7,11 +7,16 @@ clocks decide it: clock[s] = how many operators of stream s are known to have fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from opara_server.engine.graph import Kind, OperatorGraph
-from opara_server.engine.matching import maximum_matching
+from opara_server.engine.matching import chains, maximum_matching
+
+# PyTorch's pool holds 32 streams per device and priority and hands them out round-robin: beyond that, two streams of a
+# schedule would be one stream of the device and gain order that nobody asked for.
+MAX_STREAMS = 32
 
 
 class ScheduleError(ValueError):
@@ -81,9 +86,7 @@ def happens_before(schedule: Schedule) -> HappensBefore:
 
 
 def _merge(clock: list[int], other: Sequence[int]) -> None:
-    for stream, finished in enumerate(other):
-        if finished > clock[stream]:
-            clock[stream] = finished
+    clock[:] = [known if known > finished else finished for known, finished in zip(clock, other, strict=True)]
 
 
 def check(graph: OperatorGraph, schedule: Schedule) -> None:
@@ -97,11 +100,18 @@ def check(graph: OperatorGraph, schedule: Schedule) -> None:
                 raise ScheduleError(f"{schedule.policy}: operator {operator} may start before {source} has finished")
 
 
-def assemble(policy: str, graph: OperatorGraph, order: Iterable[int], stream: Sequence[int]) -> Schedule:
+def assemble(
+    policy: str,
+    graph: OperatorGraph,
+    order: Iterable[int],
+    stream: Sequence[int],
+    also: Mapping[int, Sequence[int]] | None = None,
+) -> Schedule:
     """Add the waits: one for each predecessor on another stream that no other wait and no earlier operator implies.
 
     ``order``: every operator once, predecessors first. ``stream[operator]``: any integers, numbered anew from 0 by
-    first launch. Raises ScheduleError when ``order`` is not topological.
+    first launch. ``also[operator]``: operators it must happen after besides its predecessors (a barrier).
+    Raises ScheduleError when ``order`` is not topological.
     """
     numbered: dict[int, int] = {}
     placed = [(operator, numbered.setdefault(stream[operator], len(numbered))) for operator in order]
@@ -111,13 +121,12 @@ def assemble(policy: str, graph: OperatorGraph, order: Iterable[int], stream: Se
     steps = []
     for operator, own in placed:
         clock = latest[own]
-        missing = [source for source in graph.predecessors[operator] if source not in clocks]
-        if missing:
+        sources = {*graph.predecessors[operator], *(also or {}).get(operator, ())}
+        if missing := sorted(source for source in sources if source not in clocks):
             raise ScheduleError(f"{policy}: operator {operator} is launched before {missing}")
-        # Latest first: waiting for the one that saw most makes waits for the others superfluous.
-        sources = sorted(graph.predecessors[operator], key=lambda s: sum(clocks[s]), reverse=True)
         waits = []
-        for source in sources:
+        # Latest first: waiting for the one that saw most makes waits for the others superfluous.
+        for source in sorted(sources, key=lambda s: (sum(clocks[s]), s), reverse=True):
             source_stream, place = where[source]
             if clock[source_stream] < place:
                 waits.append(source)
@@ -129,48 +138,50 @@ def assemble(policy: str, graph: OperatorGraph, order: Iterable[int], stream: Se
     return Schedule(policy, tuple(steps))
 
 
-def compact(graph: OperatorGraph, schedule: Schedule) -> Schedule:
-    """The same launch order on as few streams as its happens-before relation needs.
+def reuse_streams(ends: Sequence[tuple[int, int]], before: Callable[[int, int], bool]) -> list[int]:
+    """For each stream, given as its (first, last) operator, the stream that takes its operators.
 
-    A stream may go on with another stream's operators when its last operator happens before their first: the order
-    stays as it was, and fewer streams keep memory of their own. Streams are paired by a maximum matching (as in
-    Nimble's second step), so chains of streams end up on one.
+    A stream may go on with another's operators when its last one happens ``before`` their first: no order is added.
+    Streams are paired by a maximum matching (Nimble's second step), so chains of streams end up on one.
     """
-    before = happens_before(schedule)
+    can_follow = [
+        [b for b, (first, _) in enumerate(ends) if b != a and before(last, first)] for a, (_, last) in enumerate(ends)
+    ]
+    return chains(maximum_matching(can_follow, len(ends)), len(ends))
+
+
+def compact(graph: OperatorGraph, schedule: Schedule) -> Schedule:
+    """The same launch order and the same happens-before relation on fewer streams, where that is possible.
+
+    Fewer streams keep memory of their own (``reuse_streams`` pairs them).
+    """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for step in schedule.steps:
         first.setdefault(step.stream, step.operator)
         last[step.stream] = step.operator
-    count = schedule.streams
-    can_follow = [[b for b in range(count) if b != a and before(last[a], first[b])] for a in range(count)]
-    follows = maximum_matching(can_follow, count)
-    heads = set(range(count)) - set(follows.values())
-    owner = {}
-    for head in heads:
-        link: int | None = head
-        while link is not None:
-            owner[link] = head
-            link = follows.get(link)
-    stream = _by_operator(schedule, owner)
-    compacted = assemble(schedule.policy, graph, schedule.order, stream)
-    return replace(compacted, urgent=_renumbered(schedule, compacted))
+    used = sorted(first)
+    owner = reuse_streams([(first[s], last[s]) for s in used], happens_before(schedule))
+    return _moved(graph, schedule, dict(zip(used, owner, strict=True)))
 
 
 def fold(graph: OperatorGraph, schedule: Schedule, limit: int) -> Schedule:
     """At most ``limit`` streams: the ones beyond share, round-robin. Adds order between operators, never removes any."""
+    if limit < 1:
+        raise ValueError(f"a schedule needs at least one stream, not {limit}")
     if schedule.streams <= limit:
         return schedule
-    stream = _by_operator(schedule, {s: s % limit for s in range(schedule.streams)})
-    folded = assemble(schedule.policy, graph, schedule.order, stream)
-    return replace(folded, urgent=_renumbered(schedule, folded))
+    return _moved(graph, schedule, {s: s % limit for s in range(schedule.streams)})
 
 
-def _by_operator(schedule: Schedule, owner: dict[int, int]) -> list[int]:
+def _moved(graph: OperatorGraph, schedule: Schedule, owner: Mapping[int, int]) -> Schedule:
+    """Every operator of stream s on stream ``owner[s]``, after all that it waited for: no order is lost."""
     stream = [0] * len(schedule.steps)
     for step in schedule.steps:
         stream[step.operator] = owner[step.stream]
-    return stream
+    waits = {step.operator: step.waits for step in schedule.steps}
+    moved = assemble(schedule.policy, graph, schedule.order, stream, waits)
+    return replace(moved, urgent=_renumbered(schedule, moved))
 
 
 def _renumbered(old: Schedule, new: Schedule) -> frozenset[int]:
@@ -198,12 +209,16 @@ def plan_releases(graph: OperatorGraph, schedule: Schedule) -> tuple[tuple[int, 
     for position, step in enumerate(schedule.steps):
         on_stream.setdefault(step.stream, []).append(position)
     releases: list[list[int]] = [[] for _ in schedule.steps]
+    order = schedule.order
     for buffer, stream in owner.items():
-        if graph.buffers[buffer].kind is not Kind.ACTIVATION:
-            continue
-        for position in on_stream[stream]:
-            operator = schedule.steps[position].operator
-            if operator not in users[buffer] and all(before(user, operator) for user in users[buffer]):
-                releases[position].append(buffer)
-                break
+        if graph.buffers[buffer].kind is Kind.ACTIVATION:
+            positions = on_stream[stream]
+            found = bisect_left(positions, True, key=lambda p, b=buffer: _after_all(before, users[b], order[p]))
+            if found < len(positions):
+                releases[positions[found]].append(buffer)
     return tuple(tuple(r) for r in releases)
+
+
+def _after_all(before: HappensBefore, users: Sequence[int], operator: int) -> bool:
+    """Whether all ``users`` have finished when ``operator`` starts: once true, true for the rest of its stream."""
+    return all(before(user, operator) for user in users)

@@ -1,0 +1,103 @@
+"""What the engine and the executor need of a device: capture, replay, host buffers, points in time.
+
+Two implementations: `device_cuda` (streams, events and graphs of CUDA) and `device_cpu` (a stream is a worker thread).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol, Self
+
+import torch
+
+from opara_server.engine.errors import DeviceError
+from opara_server.engine.launch import LaunchList
+from opara_server.engine.profile import Profile
+from opara_server.engine.program import Program
+from opara_server.engine.trace import Trace
+
+DeviceKind = Literal["cuda", "cpu"]
+
+
+class Stamp(Protocol):
+    """A point in a device's queue."""
+
+    def elapsed_us(self, later: Self) -> float:
+        """Time from this point to a later one; both must have passed (Device.synchronize)."""
+        ...
+
+
+class CapturedGraph(Protocol):
+    """A schedule, ready to run again and again on static inputs and outputs."""
+
+    inputs: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...]
+    peak_bytes: int  # the largest sum of activations alive at once while the graph runs
+
+    def replay(self) -> None:
+        """Enqueue one run. On cuda it returns before the device is done, on cpu afterwards."""
+        ...
+
+    def trace(self, replays: int) -> Trace:
+        """Run ``replays`` times and tell what ran when on which stream. Slow: the profiler is on."""
+        ...
+
+    def close(self) -> None:
+        """Free what only this graph holds. The device must be idle."""
+        ...
+
+
+class Device(Protocol):
+    """One model's share of a processor. All calls from the thread that owns it."""
+
+    kind: DeviceKind
+    name: str  # the processor's
+    max_streams: int
+
+    def torch_device(self) -> torch.device: ...
+
+    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
+        """Raises CaptureError. Graphs of one device share memory: they must not replay at the same time."""
+        ...
+
+    def profile(self, program: Program) -> Profile:
+        """Measure each operator alone, in program order."""
+        ...
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        """A uint8 vector in host memory, from which copies to the device need no staging of their own."""
+        ...
+
+    def stamp(self) -> Stamp:
+        """Mark this point in the calling thread's current queue."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for everything this thread has enqueued."""
+        ...
+
+    def bind(self) -> AbstractContextManager[None]:
+        """To be entered by the thread that uses the device: inference mode, and the device as the current one."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Versions and hardware on which measurements depend."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_device(kind: str) -> Device:
+    """``kind``: "cuda", "cpu", or "auto" (a GPU where there is one). Raises DeviceError where it is not to be had."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
+    if chosen == "cpu":
+        from opara_server.engine.device_cpu import CpuDevice  # noqa: PLC0415 - only the chosen device is loaded
+
+        return CpuDevice()
+    if chosen != "cuda":
+        raise DeviceError(f"unknown device {kind!r}: auto, cuda or cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError("device cuda: PyTorch sees no GPU on this machine")
+    from opara_server.engine.device_cuda import CudaDevice  # noqa: PLC0415
+
+    return CudaDevice()

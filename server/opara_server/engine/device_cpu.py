@@ -1,0 +1,224 @@
+"""The CPU as a device: a stream is a worker thread, an event a threading.Event; a capture is the list of launches.
+
+Operators of different streams truly run at the same time (PyTorch's operators release the GIL). PyTorch's own threads
+inside an operator are divided among the streams, so that k streams do not ask for k times the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opara_server.engine.device import CapturedGraph, DeviceKind
+from opara_server.engine.errors import CaptureError
+from opara_server.engine.graph import Kind
+from opara_server.engine.launch import Launch, LaunchList
+from opara_server.engine.profile import Profile
+from opara_server.engine.profiler import profile_cpu
+from opara_server.engine.program import Environment, Program
+from opara_server.engine.trace import Interval, Trace
+
+Job = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStamp:
+    """A reading of the monotonic clock: on the CPU the calling thread is the queue."""
+
+    seconds: float
+
+    def elapsed_us(self, later: CpuStamp) -> float:
+        return (later.seconds - self.seconds) * 1e6
+
+
+class Worker:
+    """A thread that runs jobs in order; one stream."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while (job := self._jobs.get()) is not None:
+                job()
+
+
+class CpuDevice:
+    """Worker threads are made as captures need them and shared by all graphs of the device."""
+
+    kind: DeviceKind = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads``: how many of PyTorch's threads all streams together may use; default: PyTorch's own number."""
+        self.name = _processor_name()
+        self.threads = threads or torch.get_num_threads()
+        self.max_streams = 32
+        self._workers: list[Worker] = []
+
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
+        while len(self._workers) < launches.streams - 1:  # stream 0 is the thread that replays
+            self._workers.append(Worker(f"opara-stream-{len(self._workers) + 1}"))
+        return CpuGraph(program, launches, self._workers[: launches.streams - 1], self.threads)
+
+    def profile(self, program: Program) -> Profile:
+        return profile_cpu(program)
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def stamp(self) -> CpuStamp:
+        return CpuStamp(time.perf_counter())
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a replay returns when it is done."""
+
+    @contextmanager
+    def bind(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+    def fingerprint(self) -> dict[str, str]:
+        return {
+            "processor": self.name,
+            "threads": str(self.threads),
+            "torch": torch.__version__,
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+
+
+class CpuGraph:
+    """A launch list bound to threads. Every replay fills a fresh environment and copies the results to ``outputs``."""
+
+    def __init__(self, program: Program, launches: LaunchList, workers: Sequence[Worker], threads: int) -> None:
+        self.inputs = program.inputs
+        self._program = program
+        self._streams = [[x for x in launches.launches if x.stream == s] for s in range(launches.streams)]
+        self._workers = workers
+        self._threads = max(1, threads // launches.streams)
+        memory = _Memory(program)
+        try:
+            results = self._run(memory.after)
+        except Exception as error:
+            raise CaptureError(f"the model's operators fail: {error}") from error
+        self.peak_bytes = memory.peak
+        self.outputs = tuple(torch.empty_like(result) for result in results)
+        self._store(results)
+
+    def replay(self) -> None:
+        self._store(self._run())
+
+    def trace(self, replays: int) -> Trace:
+        return Trace(tuple(self._traced() for _ in range(replays)))
+
+    def close(self) -> None:
+        self._streams = []
+
+    def _store(self, results: tuple[torch.Tensor, ...]) -> None:
+        for static, result in zip(self.outputs, results, strict=True):
+            static.copy_(result)
+
+    def _traced(self) -> tuple[Interval, ...]:
+        intervals: list[Interval] = []  # list.append is atomic
+        begin = time.perf_counter()
+        self._run(lambda launch, start, end: intervals.append(Interval(launch.stream, (start - begin) * 1e6, (end - begin) * 1e6)))
+        return tuple(intervals)
+
+    def _run(self, observe: Callable[[Launch, float, float], None] | None = None) -> tuple[torch.Tensor, ...]:
+        run = _Run(self._program, [launch for stream in self._streams for launch in stream if launch.awaited], observe)
+        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for worker, launches in zip(self._workers, self._streams[1:], strict=True):
+            worker.submit(lambda launches=launches: (run.stream(launches, self._threads), ended.put(None)))  # type: ignore[misc]
+        callers_threads = torch.get_num_threads()
+        run.stream(self._streams[0], self._threads)
+        for _ in self._workers:
+            ended.get()
+        if torch.get_num_threads() != callers_threads:
+            torch.set_num_threads(callers_threads)
+        if run.error is not None:
+            raise run.error
+        return self._program.results(run.environment)
+
+
+class _Run:
+    """One replay in progress: its values, its events, and the first thing that went wrong."""
+
+    def __init__(self, program: Program, awaited: Sequence[Launch], observe: Callable[[Launch, float, float], None] | None) -> None:
+        self.environment: Environment = program.new_environment()
+        self.error: Exception | None = None
+        self._program = program
+        self._events = {launch.operator: threading.Event() for launch in awaited}
+        self._observe = observe
+
+    def stream(self, launches: Sequence[Launch], threads: int) -> None:
+        """Run one stream's launches in order. After an error anywhere the rest only sets its events: nobody hangs."""
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        for launch in launches:
+            for awaited in launch.waits:
+                self._events[awaited].wait()
+            if self.error is None:
+                self._launch(launch)
+            if launch.awaited:
+                self._events[launch.operator].set()
+
+    def _launch(self, launch: Launch) -> None:
+        for buffer in launch.frees:
+            self._program.release(buffer, self.environment)
+        start = time.perf_counter()
+        try:
+            self._program.run(launch.operator, self.environment)
+        except Exception as error:  # noqa: BLE001 - raised again by the thread that replays
+            self.error = error
+        if self._observe is not None:
+            self._observe(launch, start, time.perf_counter())
+
+
+class _Memory:
+    """Adds up the activations alive during one run, from the buffers' sizes: what CUDA's allocator reports itself."""
+
+    def __init__(self, program: Program) -> None:
+        self._graph = program.graph
+        self._alive: set[int] = set()
+        self._lock = threading.Lock()
+        self.peak = 0
+
+    def after(self, launch: Launch, start: float, end: float) -> None:  # noqa: ARG002 - an observer of launches
+        with self._lock:
+            self._alive.difference_update(launch.frees)
+            self._alive.update(b for b in self._graph.operators[launch.operator].writes if self._made_in_run(b))
+            self.peak = max(self.peak, sum(self._graph.buffers[b].size for b in self._alive))
+
+    def _made_in_run(self, buffer: int) -> bool:
+        return self._graph.buffers[buffer].kind in {Kind.ACTIVATION, Kind.OUTPUT}
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()} ({os.cpu_count()} cores)"

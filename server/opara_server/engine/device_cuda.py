@@ -1,0 +1,204 @@
+"""The GPU as a device: CUDA streams, events, and graphs captured over several streams.
+
+A device owns the streams it captures on, creates them and destroys them: PyTorch's pool hands out the same 32 to
+everybody, and cuBLAS keeps a workspace per stream, which must not be shared with graphs of other owners
+(pytorch/pytorch#193402). Every capture is preceded by an ordinary run of the same launches on the same streams: cuDNN
+and cuBLAS choose algorithms, make handles and take their workspaces there, outside the graph's memory.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from cuda.bindings import runtime
+
+from opara_server.engine.device import CapturedGraph, DeviceKind
+from opara_server.engine.errors import CaptureError, DeviceError
+from opara_server.engine.launch import LaunchList
+from opara_server.engine.profile import Profile
+from opara_server.engine.profiler import profile_cuda, trace_cuda
+from opara_server.engine.program import Environment, Program
+from opara_server.engine.trace import Trace
+
+
+class CudaStamp:
+    """An event on the stream that was current when it was made."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record()
+
+    def elapsed_us(self, later: CudaStamp) -> float:
+        return float(self._event.elapsed_time(later._event)) * 1e3
+
+
+class CudaDevice:
+    """One model's streams and graph memory on the current GPU."""
+
+    kind: DeviceKind = "cuda"
+
+    def __init__(self) -> None:
+        self._index = torch.cuda.current_device()
+        self._properties = torch.cuda.get_device_properties(self._index)
+        self.name: str = self._properties.name
+        self.max_streams = 32  # as many as the hardware's work queues (CUDA_DEVICE_MAX_CONNECTIONS goes no higher)
+        self._streams: dict[tuple[int, bool], torch.cuda.ExternalStream] = {}
+        self._graphs: set[CudaGraph] = set()
+
+    def torch_device(self) -> torch.device:
+        return torch.device("cuda", self._index)
+
+    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
+        streams = [self._stream(number, number in launches.urgent) for number in range(launches.streams)]
+        pool = next((graph.pool for graph in self._graphs), None)  # the graphs of a device share their memory
+        try:
+            graph = CudaGraph(program, launches, streams, pool, self._graphs.discard)
+        except RuntimeError as error:  # what PyTorch raises for CUDA's errors
+            raise CaptureError(f"CUDA cannot capture the model: {str(error).splitlines()[0]}") from error
+        self._graphs.add(graph)
+        return graph
+
+    def _stream(self, number: int, urgent: bool) -> torch.cuda.ExternalStream:
+        """The same stream for the same number, so that graph after graph reuses its blocks of memory."""
+        if (number, urgent) not in self._streams:
+            _, greatest = _checked(runtime.cudaDeviceGetStreamPriorityRange())
+            (stream,) = _checked(runtime.cudaStreamCreateWithPriority(runtime.cudaStreamNonBlocking, greatest if urgent else 0))
+            self._streams[number, urgent] = torch.cuda.ExternalStream(int(stream), device=self._index)
+        return self._streams[number, urgent]
+
+    def profile(self, program: Program) -> Profile:
+        return profile_cuda(program)
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def stamp(self) -> CudaStamp:
+        return CudaStamp()
+
+    def synchronize(self) -> None:
+        torch.cuda.current_stream(self._index).synchronize()
+
+    @contextmanager
+    def bind(self) -> Iterator[None]:
+        chosen_before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True  # shapes are fixed: let cuDNN choose by measuring
+        try:
+            with torch.cuda.device(self._index), torch.inference_mode():
+                yield
+        finally:
+            torch.backends.cudnn.benchmark = chosen_before
+
+    def fingerprint(self) -> dict[str, str]:
+        properties = self._properties
+        (driver,) = _checked(runtime.cudaDriverGetVersion())
+        return {
+            "gpu": self.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": str(properties.multi_processor_count),
+            "memory": str(properties.total_memory),  # a MIG slice differs from its GPU in these two
+            "torch": torch.__version__,
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
+            "driver": str(driver),
+            "tf32": f"{torch.backends.cuda.matmul.fp32_precision} {torch.backends.cudnn.conv.fp32_precision}",
+        }
+
+    def close(self) -> None:
+        """Close the graphs and destroy the streams."""
+        torch.cuda.synchronize(self._index)
+        for graph in list(self._graphs):
+            graph.close()
+        for stream in self._streams.values():
+            _checked(runtime.cudaStreamDestroy(stream.cuda_stream))
+        self._streams.clear()
+
+
+class CudaGraph:
+    """One captured graph with its static outputs. ``pool``: the memory it lives in, to be shared with the next one,
+    so that a bucket smaller than another costs no memory of its own."""
+
+    def __init__(
+        self,
+        program: Program,
+        launches: LaunchList,
+        streams: list[torch.cuda.ExternalStream],
+        pool: tuple[int, int] | None,
+        on_close: Callable[[CudaGraph], None],
+    ) -> None:
+        self._on_close = on_close
+        self.inputs = program.inputs
+        self._program = program  # replays read its weights at their addresses
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(streams[0]):
+            _issue(program, launches, streams)
+            torch.cuda.synchronize()
+            with _without_garbage_collection():
+                before = torch.cuda.memory_stats()["allocated_bytes.all.current"]
+                torch.cuda.reset_peak_memory_stats()
+                self._graph.capture_begin(*([pool] if pool else []), capture_error_mode="thread_local")
+                try:
+                    self.outputs = _issue(program, launches, streams)
+                finally:
+                    self._graph.capture_end()
+        self.peak_bytes = torch.cuda.memory_stats()["allocated_bytes.all.peak"] - before
+        self.pool: tuple[int, int] = self._graph.pool()
+        torch.cuda.synchronize()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+    def trace(self, replays: int) -> Trace:
+        return trace_cuda(self._graph.replay, replays)
+
+    def close(self) -> None:
+        self.outputs = ()
+        self._graph.reset()
+        self._on_close(self)
+
+
+def _issue(program: Program, launches: LaunchList, streams: list[torch.cuda.ExternalStream]) -> tuple[torch.Tensor, ...]:
+    """Launch everything once, from and back to streams[0], which is the current stream."""
+    environment: Environment = program.new_environment()
+    events: dict[int, torch.cuda.Event] = {}
+    begin = torch.cuda.Event()
+    begin.record(streams[0])
+    for launch in launches.launches:
+        stream = streams[launch.stream]
+        if launch.fork:
+            stream.wait_event(begin)
+        for awaited in launch.waits:
+            stream.wait_event(events[awaited])
+        for buffer in launch.frees:
+            program.release(buffer, environment)
+        with torch.cuda.stream(stream):
+            program.run(launch.operator, environment)
+        if launch.awaited:
+            events[launch.operator] = torch.cuda.Event()
+            events[launch.operator].record(stream)
+    for last in launches.joins:
+        streams[0].wait_event(events[last])
+    return program.results(environment)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a capture could destroy another graph, which CUDA forbids there."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _checked(result: tuple[object, ...]) -> tuple[object, ...]:
+    error, *values = result
+    if error != runtime.cudaError_t.cudaSuccess:
+        raise DeviceError(f"CUDA: {error}")
+    return tuple(values)

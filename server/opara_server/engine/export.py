@@ -1,0 +1,59 @@
+"""Module → exported program: once with a dynamic batch where the model allows it, else once per bucket."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from opara_server.engine.errors import LoweringError
+
+log = logging.getLogger(__name__)
+TORCH_FOLDER = str(Path(torch.__file__).parent)
+
+
+def export_dynamic(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram | None:
+    """One program for every batch size from 1 to that of ``inputs``; None where the model fixes its batch size."""
+    rows = inputs[0].shape[0]
+    if rows < 2:  # an example with one row would make the export believe that 1 is a constant
+        return None
+    batch = Dim("batch", min=1, max=rows)
+    try:
+        with torch.no_grad():
+            return export(module, tuple(inputs), dynamic_shapes=_batch_first(module, inputs, batch))
+    except Exception as error:  # noqa: BLE001 - torch.export raises whatever the traced model or its tracer raises
+        log.info("no export with a dynamic batch (%s); one per batch size instead", _first_line(error))
+        return None
+
+
+def _batch_first(module: nn.Module, inputs: Sequence[Tensor], batch: Dim) -> tuple[object, ...]:
+    """Dynamic shapes in the form that fits ``forward(*args)`` as well as ``forward(x, y)``."""
+    per_input = tuple({0: batch} for _ in inputs)
+    variadic = any(p.kind is Parameter.VAR_POSITIONAL for p in signature(module.forward).parameters.values())
+    return (per_input,) if variadic else per_input
+
+
+def export_static(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
+    """A program for exactly these shapes. Raises LoweringError with the reason and the model's line."""
+    try:
+        with torch.no_grad():
+            return export(module, tuple(inputs))
+    except Exception as error:
+        raise LoweringError(f"torch.export: {_first_line(error)}", model_line(error)) from error
+
+
+def model_line(error: BaseException) -> str:
+    """Where in the model's own code the error arose: the innermost frame outside PyTorch and this package."""
+    ours = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH_FOLDER, ours, "<"))]
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: {frames[-1].line}" if frames else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

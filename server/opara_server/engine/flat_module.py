@@ -1,0 +1,60 @@
+"""A module as a function from a tuple of tensors to a flat tuple of tensors, and back to the user's structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from opara_server.engine.errors import ModelError
+from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
+from opara_server.engine.tensors import dtype_name, static_inputs
+
+
+class FlatModule:
+    """Learns the outputs' names and structure from one run at ``rows`` rows.
+
+    Raises ModelError where the module is in training mode, its forward fails, or an output does not have the batch as
+    its first dimension: rows of one request could not be told from another's.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool) -> None:
+        if any(part.training for part in module.modules()):
+            raise ModelError("the model is in training mode: call model.eval() first")
+        self.module = module
+        self.inputs = tuple(inputs)
+        try:
+            result = module(*static_inputs(inputs, rows, device, channels_last))
+        except Exception as error:
+            raise ModelError(f"the model's forward fails on {rows} random rows: {error}") from error
+        leaves, self._structure = pytree.tree_flatten_with_path(result)
+        self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
+        self._positions = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.outputs = tuple(_output_spec(leaves[i], rows, len(self._positions)) for i in self._positions)
+        if not self.outputs:
+            raise ModelError("the model returns no tensor")
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(leaf for leaf in pytree.tree_leaves(self.module(*inputs)) if isinstance(leaf, Tensor))
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        """The module's own output structure around ``tensors``, one for each of ``outputs``."""
+        leaves = list(self._constants)
+        for position, tensor in zip(self._positions, tensors, strict=True):
+            leaves[position] = tensor
+        return pytree.tree_unflatten(leaves, self._structure)
+
+
+def _output_spec(leaf: tuple[tuple[Any, ...], Tensor], rows: int, count: int) -> TensorSpec:
+    path, tensor = leaf
+    name = "_".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    if not name or name.isdigit():
+        name = f"output{name}" if count > 1 else "output"
+    if tensor.dim() == 0 or tensor.shape[0] != rows:
+        raise ModelError(f"output {name!r} has shape {list(tensor.shape)} for {rows} rows: its first dimension must count rows")
+    if dtype_name(tensor.dtype) not in ELEMENT_BYTES:
+        raise ModelError(f"output {name!r} is {dtype_name(tensor.dtype)}, not one of {', '.join(ELEMENT_BYTES)}")
+    return TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape[1:]))

@@ -1,0 +1,42 @@
+"""The `whole` lowering, for modules whose operators cannot be had: one operator, the module itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
+from opara_server.engine.program import Call, Program, Ref
+
+
+def lower_whole(function: Callable[..., tuple[Tensor, ...]], weights: Sequence[Tensor], inputs: Sequence[Tensor]) -> Program:
+    """One operator that calls ``function(*inputs)``. Outputs that alias an input or one of ``weights`` are copied."""
+    foreign = {tensor.untyped_storage()._cdata for tensor in (*weights, *inputs)}
+
+    def forward(*arguments: Tensor) -> tuple[Tensor, ...]:
+        results = function(*arguments)
+        return tuple(r.clone() if r.untyped_storage()._cdata in foreign else r for r in results)
+
+    results = forward(*inputs)
+    count = len(inputs)
+    whole = count + len(results)  # the value that holds the tuple of results
+    takes = [Call(_take, (Ref(whole), i), {}, count + i) for i in range(len(results))]
+    buffers = [Buffer(t.untyped_storage().nbytes(), Kind.INPUT) for t in inputs]
+    buffers += [Buffer(t.untyped_storage().nbytes(), Kind.OUTPUT) for t in results]
+    operator = Operator("forward", "module", tuple(range(count)), tuple(range(count, whole)))
+    return Program(
+        "whole",
+        OperatorGraph.from_accesses([operator], buffers),
+        ((Call(forward, tuple(Ref(i) for i in range(count)), {}, whole), *takes),),
+        whole + 1,
+        dict(enumerate(inputs)),
+        tuple((i,) for i in range(whole)),
+        tuple(inputs),
+        tuple(range(count, whole)),
+        (sum(t.numel() * t.element_size() for t in (*weights, *inputs, *results)),),
+    )
+
+
+def _take(results: tuple[Tensor, ...], index: int) -> Tensor:
+    return results[index]

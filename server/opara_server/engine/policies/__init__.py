@@ -1,0 +1,42 @@
+"""The policies: pure functions from an operator graph and its profile to a schedule. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from opara_server.engine.graph import OperatorGraph
+from opara_server.engine.policies.critical_path import critical_path, prioritise
+from opara_server.engine.policies.nimble import nimble
+from opara_server.engine.policies.opara import opara
+from opara_server.engine.policies.sequential import sequential
+from opara_server.engine.policies.wavefront import wavefront
+from opara_server.engine.profile import Profile
+from opara_server.engine.schedule import Schedule
+
+__all__ = ["POLICIES", "Policy", "make_schedule", "prioritise"]
+
+Policy = Callable[[OperatorGraph, Profile], Schedule]
+
+POLICIES: dict[str, Policy] = {
+    "sequential": sequential,
+    "opara": opara,
+    "nimble": nimble,
+    "wavefront": wavefront,
+    "critical_path": critical_path,
+}
+
+
+def make_schedule(graph: OperatorGraph, profile: Profile, policy: str) -> Schedule:
+    """``policy``: a name from POLICIES, or "critical_path:K" for at most K streams; the schedule bears it.
+
+    Raises ValueError on any other policy, and on a profile of another graph.
+    """
+    if len(profile.operators) != len(graph):
+        raise ValueError(f"a profile of {len(profile.operators)} operators for a graph of {len(graph)}")
+    name, colon, count = policy.partition(":")
+    if not colon and name in POLICIES:
+        return POLICIES[name](graph, profile)
+    if name == "critical_path" and count.isascii() and count.isdigit() and int(count) > 0:
+        return replace(critical_path(graph, profile, int(count)), policy=policy)
+    raise ValueError(f"unknown policy {policy!r}: not one of {', '.join(POLICIES)}, critical_path:STREAMS")

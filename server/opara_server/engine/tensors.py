@@ -1,0 +1,43 @@
+"""From specs to tensors: static inputs of a bucket, and random content for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opara_server.engine.spec import TensorSpec
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def static_inputs(specs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool) -> tuple[Tensor, ...]:
+    """Per spec a tensor [rows, *shape] of random values; images in channels_last layout where asked for."""
+    tensors = []
+    for spec in specs:
+        layout = torch.channels_last if channels_last and len(spec.shape) == 3 else torch.contiguous_format
+        tensors.append(torch.empty((rows, *spec.shape), dtype=torch_dtype(spec.dtype), device=device, memory_format=layout))
+    fill_random(tensors, specs)
+    return tuple(tensors)
+
+
+def fill_random(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:
+    """Fresh values in each spec's range, in place; without a range standard normal, for integers 0 and 1."""
+    for tensor, spec in zip(tensors, specs, strict=True):
+        if tensor.dtype == torch.bool:
+            tensor.random_(0, 2)
+        elif not tensor.is_floating_point():
+            tensor.random_(int(spec.low or 0), 2 if spec.high is None else int(spec.high))
+        elif spec.low is None or spec.high is None:
+            tensor.normal_()
+        else:
+            tensor.uniform_(spec.low, spec.high)
