@@ -22,7 +22,7 @@ generate() {
     mkdir -p "$1"
     PATH="$venv/bin:$PATH" "$venv/bin/python" -W ignore -m grpc_tools.protoc \
         "-Iopara_protos=$protos/opara" \
-        "--python_out=$1" "--pyi_out=$1" "--grpc_python_out=$1" "--mypy_grpc_out=quiet:$1" \
+        "--python_out=$1" "--mypy_out=quiet:$1" "--grpc_python_out=$1" "--mypy_grpc_out=quiet:$1" \
         opara_protos/v1/inference.proto
 }
 

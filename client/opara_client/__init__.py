@@ -1,0 +1,50 @@
+"""The client of opara-serve: numpy arrays in, numpy arrays out, over gRPC. Needs grpcio, protobuf and numpy only.
+
+>>> with OparaClient("dns:///127.0.0.1:50051") as client:
+...     result = client.infer("digits", {"image": images})
+...     result["probs"].argmax(axis=1)
+"""
+
+from opara_client.aio import AsyncOparaClient
+from opara_client.client import OparaClient
+from opara_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OparaError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from opara_client.health import HealthStatus
+from opara_client.messages import InferRequest, InferResult
+from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
+
+__all__ = [
+    "AsyncOparaClient",
+    "Bucket",
+    "Cancelled",
+    "Candidate",
+    "DeadlineExceeded",
+    "HealthStatus",
+    "InferRequest",
+    "InferResult",
+    "Internal",
+    "InvalidArgument",
+    "ModelInfo",
+    "ModelState",
+    "ModelStatus",
+    "NotFound",
+    "OparaClient",
+    "OparaError",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "TensorSpec",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]

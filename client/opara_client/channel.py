@@ -1,0 +1,44 @@
+"""How the client's channels behave: balancing, retries, message limits, keepalive."""
+
+from __future__ import annotations
+
+import json
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
+READY_POLL_S = 0.1  # between two health checks of wait_ready
+
+# Each may run twice without harm. InferStream is left out: a stream that broke has answered some of its requests.
+_RETRIED = ("Infer", "ListModels", "GetModel")
+
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "opara.v1.InferenceService", "method": method} for method in _RETRIED],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
+    """gRPC's channel arguments. ``max_message_bytes`` bounds one message either way."""
+    return [
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # A call that outgrows this buffer is never tried again; gRPC's default is 256 KiB, less than two images.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 4096),
+        # Servers that were not told otherwise close connections that are pinged more often than every 5 minutes. With a
+        # keepalive gRPC also sets TCP_USER_TIMEOUT, so that a dead peer is noticed this soon after something is sent.
+        ("grpc.keepalive_time_ms", 300_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]

@@ -1,0 +1,163 @@
+"""``opara-client``: ask a server from the command line.
+
+Exit codes: 0 answered (``health``: and SERVING); 1 an error from the server or on the way to it; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opara_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from opara_client.client import OparaClient
+from opara_client.errors import OparaError
+from opara_client.health import HealthStatus
+from opara_client.inputs import InputError, make_inputs, parse_inputs
+from opara_client.messages import InferResult
+from opara_client.models import ModelInfo, ModelStatus, TensorSpec
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    command: Callable[[OparaClient, argparse.Namespace], int] = args.command
+    try:
+        with OparaClient(args.target, timeout=args.timeout) as client:
+            return command(client, args)
+    except InputError as error:
+        parser.exit(2, f"opara-client: {error}\n")
+    except OparaError as error:
+        line = " ".join(str(error).split())
+        print(f"opara-client: {line}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--target", default=DEFAULT_TARGET, metavar="HOST:PORT", help="default: %(default)s")
+    common.add_argument(
+        "--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS", help="of each call; default: %(default)g"
+    )
+    parser = argparse.ArgumentParser(prog="opara-client", description="Ask an opara-serve server.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('opara-serve')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    infer = commands.add_parser("infer", parents=[common], help="run a model once and print its outputs")
+    infer.add_argument("model", metavar="MODEL")
+    infer.add_argument(
+        "--input",
+        dest="inputs",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="once for each input. VALUE: @FILE.npy; a JSON literal with the rows outermost, e.g. [[0.5, 1]]; or random "
+        "(floats: standard normal; integers: 0 or 1; the same at every call)",
+    )
+    infer.add_argument("--rows", type=int, default=1, metavar="N", help="of random inputs; default: %(default)s")
+    infer.add_argument(
+        "--output", type=Path, metavar="FILE.npz", help="save the outputs there instead of printing them"
+    )
+    infer.add_argument("--json", action="store_true", help="print JSON")
+    infer.set_defaults(command=_infer)
+
+    models = commands.add_parser("models", parents=[common], help="list the models, or show one with its plan")
+    models.add_argument("model", metavar="MODEL", nargs="?")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(command=_models)
+
+    health = commands.add_parser("health", parents=[common], help="print the health; exit 0 only if SERVING")
+    health.add_argument(
+        "service", metavar="SERVICE", nargs="?", default="", help="a model or service; default: the server"
+    )
+    health.set_defaults(command=_health)
+    return parser
+
+
+def _infer(client: OparaClient, args: argparse.Namespace) -> int:
+    values = parse_inputs(args.inputs)
+    result = client.infer(args.model, make_inputs(values, client.model(args.model).inputs, args.rows))
+    if args.output:
+        # An open file, because savez adds .npz to a name that ends otherwise.
+        with args.output.open("wb") as file:
+            np.savez(file, **dict(result))
+    if args.json:
+        print(json.dumps(_result_json(result)))
+    elif args.output:
+        print(f"{args.output}: {', '.join(result)}")
+    else:
+        for name, array in result.items():
+            print(f"{name}  {array.dtype.name} {list(array.shape)}\n{np.array2string(array, threshold=100)}")
+    return 0
+
+
+def _models(client: OparaClient, args: argparse.Namespace) -> int:
+    answer: ModelInfo | tuple[ModelStatus, ...] = client.model(args.model) if args.model else client.models()
+    if args.json:
+        print(json.dumps(asdict(answer) if isinstance(answer, ModelInfo) else [asdict(status) for status in answer]))
+    elif isinstance(answer, ModelInfo):
+        print("\n".join(_model_lines(answer)))
+    else:
+        print("\n".join(_table([("MODEL", "STATE"), *((status.name, status.state) for status in answer)])))
+    return 0
+
+
+def _health(client: OparaClient, args: argparse.Namespace) -> int:
+    status = client.health(args.service)
+    print(status)
+    return 0 if status is HealthStatus.SERVING else 1
+
+
+def _result_json(result: InferResult) -> dict[str, Any]:
+    outputs = {
+        name: {"dtype": array.dtype.name, "shape": array.shape, "data": array.tolist()}
+        for name, array in result.items()
+    }
+    return {"model": result.model, "outputs": outputs}
+
+
+def _model_lines(model: ModelInfo) -> list[str]:
+    lines = [
+        f"{model.name}  {model.state}  on {model.device} ({model.device_name}), at most {model.max_rows} rows a request"
+    ]
+    lines += [f"  input   {_spec(spec)}" for spec in model.inputs]
+    lines += [f"  output  {_spec(spec)}" for spec in model.outputs]
+    if model.fallback_reason:
+        lines.append(f"  one sequential graph, because {model.fallback_reason}")
+    for bucket in model.buckets:
+        reused = ", plan from the cache" if bucket.reused else ""
+        lines.append(
+            f"batch {bucket.batch_size}: {bucket.policy} on {bucket.streams} streams, {bucket.operators} {bucket.lowering} "
+            f"operators, {bucket.speedup:.2f}x over sequential{reused}"
+        )
+        rows = [("policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
+        rows += [
+            (
+                candidate.policy,
+                str(candidate.streams),
+                str(candidate.synchronisations),
+                f"{candidate.predicted_us:.1f}",
+                f"{candidate.measured_us:.1f}",
+                f"{candidate.peak_bytes / 2**20:.1f}",
+                f"refused: {candidate.rejected}" if candidate.rejected else "",
+            )
+            for candidate in bucket.candidates
+        ]
+        lines += [f"  {line}" for line in _table(rows)]
+    return lines
+
+
+def _spec(spec: TensorSpec) -> str:
+    return f"{spec.name}  {spec.dtype} [{', '.join(['rows', *map(str, spec.shape[1:])])}]"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

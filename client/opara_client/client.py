@@ -1,0 +1,184 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from opara_client import health
+from opara_client.channel import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    READY_POLL_S,
+    channel_options,
+)
+from opara_client.deadline import Deadline
+from opara_client.errors import DeadlineExceeded, InvalidArgument, NotFound, OparaError, Unavailable, translated
+from opara_client.feed import Feed
+from opara_client.health import HealthStatus
+from opara_client.messages import (
+    InferRequest,
+    InferResult,
+    decode_answer,
+    decode_result,
+    encode_request,
+    encode_stream_request,
+)
+from opara_client.models import ModelInfo, ModelState, ModelStatus, decode_model, decode_status
+from opara_client.tensors import Array, check_dtypes
+from opara_protos.v1 import inference_pb2 as pb
+from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
+
+
+class OparaClient:
+    """A connection to one server, or to all that a name stands for; may be shared between threads.
+
+    ``target``: ``host:port`` or any gRPC target; ``dns:///name:port`` spreads the calls over the addresses of the name.
+    ``credentials``: for TLS (``grpc.ssl_channel_credentials()``); None talks plain text.
+    ``timeout``: seconds a call may take in all, retries too, unless it is given its own; None for no limit.
+    ``max_message_bytes``: bounds one message either way.
+    ``wait_for_ready``: calls wait for a connection as long as their time allows; otherwise an unreachable server is
+    tried four times within about a second.
+
+    Arrays go out in the dtype they have. A model's declared dtypes are fetched with the first request for it and kept:
+    another dtype raises InvalidArgument here. Only float32 for a bfloat16 input is converted (see ``tensors``).
+    Every failed call raises an ``OparaError``.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        wait_for_ready: bool = False,
+    ) -> None:
+        options = channel_options(max_message_bytes)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options)
+        self._stub = InferenceServiceStub(self._channel)
+        self._check = self._channel.unary_unary(health.CHECK, health.encode_check, health.decode_check)
+        self._target = target
+        self._timeout = timeout
+        self._wait = wait_for_ready
+        self._declared: dict[str, dict[str, str]] = {}  # dtype by input, by model
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection; calls in flight fail with Cancelled."""
+        self._channel.close()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        id: str = "",  # noqa: A002 (the protocol's word)
+    ) -> InferResult:
+        """Runs one request. The first dimension of each input counts rows. ``outputs``: the wanted, empty for all."""
+        deadline = self._deadline(timeout)
+        try:
+            declared = self._dtypes(model, deadline)
+            check_dtypes(inputs, declared)
+            message = encode_request(InferRequest(model, inputs, outputs, id=id), declared)
+            with translated():
+                response = self._stub.Infer(message, timeout=deadline.left(), wait_for_ready=self._wait)
+        except InvalidArgument:
+            self._declared.pop(model, None)  # the model may have been replaced by one with other inputs
+            raise
+        return decode_result(response)
+
+    def infer_stream(
+        self, requests: Iterable[InferRequest], *, timeout: float | None = None, max_in_flight: int = 32
+    ) -> Generator[tuple[str, InferResult | OparaError], None, None]:
+        """Runs many requests on one stream; yields ``(id, answer)`` as they finish, in any order.
+
+        A request that fails yields its error and leaves the stream open. Requests without an id get their position, as
+        text. ``requests`` is read on a thread of its own, never more than ``max_in_flight`` ahead of the answers taken.
+        What it raises is raised here after the answers to the requests before. ``timeout``: seconds for the whole
+        stream. Raises OparaError when the stream itself breaks: it is not tried again. Starts with the first ``next``.
+        """
+        feed = Feed(requests, self._encode_for_stream, max_in_flight)
+        call = self._stub.InferStream(iter(feed), timeout=timeout, wait_for_ready=self._wait)
+        try:
+            with translated():
+                for answer in call:
+                    feed.answered()
+                    yield answer.id, decode_answer(answer)
+            feed.check_complete()
+        finally:
+            feed.close()
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Every model of the server and its state."""
+        with translated():
+            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout, wait_for_ready=self._wait)
+        return tuple(decode_status(status) for status in response.models)
+
+    def model(self, name: str) -> ModelInfo:
+        """What the model takes and gives, and the plan that runs it."""
+        return self._model(name, self._deadline(None))
+
+    def health(self, service: str = "") -> HealthStatus:
+        """The health of the server, or of one model or service of it; NotFound for one that it does not know."""
+        with translated():
+            status: HealthStatus = self._check(service, timeout=self._timeout, wait_for_ready=self._wait)
+        return status
+
+    def wait_ready(self, timeout: float = DEFAULT_TIMEOUT_S, service: str = "") -> None:
+        """Returns once ``health(service)`` is SERVING; DeadlineExceeded after ``timeout`` seconds without that."""
+        deadline = Deadline.after(timeout)
+        while not self._serving(service, deadline):
+            if deadline.left() == 0:
+                raise DeadlineExceeded(f"{self._target} is not SERVING after {timeout:g} s")
+            time.sleep(READY_POLL_S)
+
+    def _serving(self, service: str, deadline: Deadline) -> bool:
+        try:
+            with translated():
+                status: HealthStatus = self._check(service, timeout=deadline.left(), wait_for_ready=True)
+        except (Unavailable, DeadlineExceeded):
+            return False
+        return status is HealthStatus.SERVING
+
+    def _model(self, name: str, deadline: Deadline) -> ModelInfo:
+        with translated():
+            response = self._stub.GetModel(
+                pb.GetModelRequest(model=name), timeout=deadline.left(), wait_for_ready=self._wait
+            )
+        return decode_model(response)
+
+    def _dtypes(self, model: str, deadline: Deadline) -> dict[str, str]:
+        declared = self._declared.get(model)
+        if declared is None:
+            info = self._model(model, deadline)
+            declared = {spec.name: spec.dtype for spec in info.inputs}
+            if info.state is ModelState.READY:
+                self._declared[model] = declared
+        return declared
+
+    def _encode_for_stream(self, request: InferRequest) -> pb.InferStreamRequest:
+        try:
+            declared = self._dtypes(request.model, self._deadline(request.timeout))
+        except NotFound:
+            declared = {}  # the server says so again, as the answer to this request
+        return encode_stream_request(request, declared, self._timeout)
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline.after(self._timeout if timeout is None else timeout)

@@ -1,0 +1,80 @@
+"""Arrays from what the command line gives for a model's inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from opara_client.models import TensorSpec
+from opara_client.tensors import Array, numpy_dtype
+
+
+class InputError(Exception):
+    """The command line cannot be made into an array."""
+
+
+def parse_inputs(arguments: Sequence[str]) -> dict[str, str]:
+    """``["image=@a.npy"]`` to ``{"image": "@a.npy"}``."""
+    values: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--input {argument}: expected NAME=@FILE.npy, NAME=JSON or NAME=random")
+        if name in values:
+            raise InputError(f"--input {argument}: {name!r} was given before")
+        values[name] = value
+    return values
+
+
+def make_inputs(values: Mapping[str, str], specs: Sequence[TensorSpec], rows: int) -> dict[str, Array]:
+    """An array for each value; JSON and random ones in the dtype that the model declares. ``rows``: of random ones."""
+    by_name = {spec.name: spec for spec in specs}
+    random = np.random.default_rng(0)
+    inputs: dict[str, Array] = {}
+    for name, value in values.items():
+        spec = by_name.get(name)
+        if spec is None:
+            raise InputError(f"the model has no input {name!r}; it has {', '.join(by_name) or 'none'}")
+        if value == "random":
+            inputs[name] = _random(random, spec, rows)
+        elif value.startswith("@"):
+            inputs[name] = _load(value[1:])
+        else:
+            inputs[name] = _from_json(value, spec)
+    return inputs
+
+
+def _random(random: np.random.Generator, spec: TensorSpec, rows: int) -> Array:
+    if rows < 0:
+        raise InputError(f"--rows {rows}: must not be negative")
+    dtype = numpy_dtype(spec.dtype)
+    shape = (rows, *spec.shape[1:])
+    if dtype.kind == "f":
+        return random.standard_normal(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)
+
+
+def _load(path: str) -> Array:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: holds several arrays, expected one (.npy)")
+    return array
+
+
+def _from_json(text: str, spec: TensorSpec) -> Array:
+    """The literal in the declared dtype, if that holds it: floats may be rounded, anything else must be exact."""
+    dtype = numpy_dtype(spec.dtype)
+    try:
+        array = np.asarray(json.loads(text))
+    except ValueError as error:  # not JSON, or rows of different lengths
+        raise InputError(f"input {spec.name!r}: {error}") from error
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype) if array.dtype.kind in "biuf" else array
+    if (array.dtype.kind == "b") != (dtype.kind == "b") or (dtype.kind != "f" and not np.array_equal(cast, array)):
+        raise InputError(f"input {spec.name!r}: the literal does not fit {spec.dtype}")
+    return cast
