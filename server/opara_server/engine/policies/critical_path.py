@@ -36,22 +36,24 @@ def place(graph: OperatorGraph, costs: Sequence[float], limit: int) -> tuple[lis
     last: list[int] = []  # per stream the operator placed last
     now = 0.0
     while arriving or ready:
+        if not ready:
+            now = max(now, arriving[0][0])
+        if len(last) == limit:
+            now = max(now, min(finish[operator] for operator in last))
         while arriving and arriving[0][0] <= now:
             _, operator = heappop(arriving)
             heappush(ready, (-tails[operator], operator))
-        while ready and (len(last) < limit or any(finish[o] <= now for o in last)):
-            _, operator = heappop(ready)
-            chosen = stream[operator] = _idle_stream(graph.predecessors[operator], last, finish, now)
-            if chosen == len(last):
-                last.append(operator)
-            last[chosen] = operator
-            finish[operator] = now + costs[operator]
-            order.append(operator)
-            for successor in graph.successors[operator]:
-                missing[successor] -= 1
-                if missing[successor] == 0:
-                    heappush(arriving, (max(finish[s] for s in graph.predecessors[successor]), successor))
-        now = min([start for start, _ in arriving[:1]] + [finish[o] for o in last if ready])
+        _, operator = heappop(ready)
+        chosen = stream[operator] = _idle_stream(graph.predecessors[operator], last, finish, now)
+        if chosen == len(last):
+            last.append(operator)
+        last[chosen] = operator
+        finish[operator] = now + costs[operator]
+        order.append(operator)
+        for successor in graph.successors[operator]:
+            missing[successor] -= 1
+            if missing[successor] == 0:
+                heappush(arriving, (max(finish[s] for s in graph.predecessors[successor]), successor))
     return order, stream
 
 
