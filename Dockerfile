@@ -37,5 +37,5 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["opara-client", "health", "--target", "127.0.0.1:50051"]
 ENTRYPOINT ["opara-server"]
-CMD ["serve", "--models", "/models", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0", \
-    "--cache-dir", "/var/cache/opara"]
+CMD ["serve", "--models=/models", "--app-dir=/models", "--host=0.0.0.0", "--metrics-host=0.0.0.0", \
+    "--cache-dir=/var/cache/opara"]

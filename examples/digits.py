@@ -26,7 +26,9 @@ class InceptionBlock(nn.Module):
         super().__init__()
         self.point = ConvUnit(channels_in, width, 1)
         self.small = nn.Sequential(ConvUnit(channels_in, width, 1), ConvUnit(width, width, 3))
-        self.large = nn.Sequential(ConvUnit(channels_in, width, 1), ConvUnit(width, width, 3), ConvUnit(width, width, 3))
+        self.large = nn.Sequential(
+            ConvUnit(channels_in, width, 1), ConvUnit(width, width, 3), ConvUnit(width, width, 3)
+        )
         self.pooled = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvUnit(channels_in, width, 1))
 
     def forward(self, features: Tensor) -> Tensor:
