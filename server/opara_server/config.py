@@ -1,0 +1,194 @@
+"""What can be set: of the server by its caller, of a model by the ``model.toml`` in its folder.
+
+Both are frozen, complete and refuse what they do not know. The command line derives its options from ServerConfig.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from opara_server.engine.policies import POLICIES
+from opara_server.engine.spec import TensorSpec
+
+MODEL_FILE = "model.toml"
+DEFAULT_WEIGHTS = "weights.safetensors"
+
+ElementType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used. str() is one message for the person who wrote it."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _known_policy(name: str) -> str:
+    if name not in {"auto", *POLICIES} and not re.fullmatch(r"critical_path:[1-9][0-9]*", name):
+        raise ValueError(f"{name!r} is not auto or one of {', '.join(POLICIES)} (critical_path:4 sets its streams)")
+    return name
+
+
+Policy = Annotated[str, AfterValidator(_known_policy)]
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "opara-serve"
+
+
+class ServerConfig(_Settings):
+    """Everything a server is told from outside."""
+
+    models: Path = Field(description="Folder with one folder per model.")
+    host: str = Field("127.0.0.1", description="Address the gRPC server listens on.")
+    port: Port = Field(50051, description="Port of the gRPC server; 0 picks a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Address the metrics are served on.")
+    metrics_port: Port = Field(9464, description="Port of the metrics; 0 picks a free one.")
+    cache_dir: Path = Field(default_factory=_cache_dir, description="Folder where measured plans are kept.")
+    policy: Policy | None = Field(None, description="Policy for every model, instead of what its model.toml says.")
+    strict: bool = Field(False, description="End the start-up when a model fails to load.")
+    drain_delay_s: NonNegativeFloat = Field(
+        0.0, description="Seconds to keep serving, NOT_SERVING already, after the first SIGTERM."
+    )
+    grace_s: NonNegativeFloat = Field(30.0, description="Seconds that requests in flight get to finish at the end.")
+    max_connection_age_s: NonNegativeFloat = Field(
+        0.0, description="Seconds after which a connection is closed gracefully, to spread clients anew; 0 never."
+    )
+    max_connection_age_grace_s: NonNegativeFloat = Field(
+        30.0, description="Seconds that a connection past its age gets to finish its calls."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @classmethod
+    def of(cls, **options: object) -> ServerConfig:
+        """Raises ConfigError where pydantic would raise ValidationError."""
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_problems(error, cls))) from None
+
+
+class InputConfig(_Settings):
+    """One named input. ``range`` bounds random test values and, for integers, what requests may carry."""
+
+    name: Annotated[str, Field(min_length=1)]
+    dtype: ElementType
+    shape: tuple[NonNegativeInt, ...]
+    range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> Self:
+        if self.range and not self.range[0] < self.range[1]:
+            raise ValueError(f"range {list(self.range)} is empty")
+        return self
+
+    @property
+    def spec(self) -> TensorSpec:
+        low, high = self.range or (None, None)
+        return TensorSpec(self.name, self.dtype, self.shape, low, high)
+
+
+class BatchingConfig(_Settings):
+    """How requests wait for each other. Rows count; None: see ModelConfig.max_rows and max_queue_rows."""
+
+    max_queue_delay_us: NonNegativeInt = 0  # longest wait of an idle device for a fuller batch
+    max_queue_rows: PositiveInt | None = None
+    max_rows: PositiveInt | None = None
+
+
+def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(sizes)) != len(sizes):
+        raise ValueError("the same size twice")
+    return tuple(sorted(sizes))
+
+
+class ModelConfig(_Settings):
+    """One model.toml."""
+
+    source: Annotated[str, Field(pattern=r"^python:[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    weights: str | None = None  # a file beside model.toml; None: weights.safetensors where there is one
+    inputs: Annotated[tuple[InputConfig, ...], Field(min_length=1)]
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_ascending)]
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"  # of the parameters; inputs keep theirs
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    policy: Policy = "auto"
+    channels_last: bool = False
+    tolerance: PositiveFloat | None = None  # largest error norm of verification; None: the dtype's own bound
+    batching: BatchingConfig = BatchingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [i.name for i in self.inputs]
+        if len(set(names)) != len(names):
+            raise ValueError("two inputs of the same name")
+        if self.max_queue_rows < self.max_rows:
+            raise ValueError(f"max_queue_rows {self.max_queue_rows} is less than max_rows {self.max_rows}")
+        return self
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows one request may carry."""
+        return self.batching.max_rows or 8 * self.batch_sizes[-1]
+
+    @property
+    def max_queue_rows(self) -> int:
+        """The most rows that may wait."""
+        return self.batching.max_queue_rows or max(64 * self.batch_sizes[-1], self.max_rows)
+
+    @classmethod
+    def load(cls, path: Path) -> ModelConfig:
+        """Read a model.toml. Raises ConfigError, which names the file, the key and what was expected."""
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError("; ".join(f"{path}: {problem}" for problem in _problems(error, cls))) from None
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """One readable sentence per problem that pydantic found."""
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        match problem["type"]:
+            case "extra_forbidden":
+                known = ", ".join(_section(model, problem["loc"]).model_fields)
+                yield f"unknown key {where!r}; known keys: {known}"
+            case "missing":
+                yield f"{where!r} is missing"
+            case "value_error":
+                yield f"{where + ': ' if where else ''}{problem['ctx']['error']}"
+            case _:
+                yield f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The settings class that the key at ``location`` would belong to."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            found = model.model_fields[part].annotation
+            model = next(t for t in (found, *get_args(found)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return model

@@ -1,0 +1,183 @@
+"""Every metric of the server: its name, its labels and its buckets stand here and nowhere else.
+
+Labels are bounded: a model's name is used only once the repository has it, everything else counts as UNKNOWN_MODEL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, start_http_server
+
+from opara_server.engine.plan import SEQUENTIAL, Plan
+from opara_server.engine.trace import Occupancy
+
+UNKNOWN_MODEL = "(unknown)"  # no folder of a model may have parentheses in its name
+REASONS = {
+    "INVALID_ARGUMENT": "invalid_input",
+    "NOT_FOUND": "unknown_model",
+    "UNAVAILABLE": "unavailable",
+    "RESOURCE_EXHAUSTED": "queue_full",
+    "DEADLINE_EXCEEDED": "deadline",
+}
+Answers = tuple[Counter, Counter | None, Histogram]
+"""Per model and code: requests, those rejected (None: they were executed), and the latency of those that were not."""
+
+_REQUEST_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_DEVICE_SECONDS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Metrics:
+    """All metrics of one server process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._known: set[str] = set()
+        self._answers: dict[tuple[str, str], Answers] = {}
+        self._exposition: tuple[WSGIServer, threading.Thread] | None = None
+        model, bucket = ["model"], ["model", "bucket"]
+        self.request_seconds = self._histogram(
+            "request_seconds", "Latency of executed requests, within the server.", model, _REQUEST_SECONDS
+        )
+        self.queue_seconds = self._histogram("queue_seconds", "From submit to a batch.", model, _REQUEST_SECONDS)
+        self.copy_in_seconds = self._histogram(
+            "copy_in_seconds", "Request bytes to the device.", model, _DEVICE_SECONDS
+        )
+        self.replay_seconds = self._histogram("replay_seconds", "One run of the graph.", bucket, _DEVICE_SECONDS)
+        self.copy_out_seconds = self._histogram("copy_out_seconds", "Answers from the device.", model, _DEVICE_SECONDS)
+        self.requests = self._counter("requests", "Requests by the gRPC code of their answer.", ["model", "code"])
+        self.rejected = self._counter("rejected", "Requests that were not executed, by reason.", ["model", "reason"])
+        self.rows = self._counter("rows", "Rows executed.", model)
+        self.batches = self._counter("batches", "Batches executed.", model)
+        self.padded_rows = self._counter("padded_rows", "Rows of padding executed.", model)
+        self.replays = self._counter("replays", "Graph replays.", ["model", "bucket", "policy"])
+        self.fallbacks = self._counter("schedule_fallbacks", "Buckets that run sequentially for want of better.", model)
+        self.queue_depth_rows = self._gauge("queue_depth_rows", "Rows waiting.", model)
+        self.plan_speedup = self._gauge("plan_speedup", "Measured, over the sequential graph.", bucket)
+        self.graph_bytes = self._gauge("graph_bytes", "Peak bytes of activations while the graph runs.", bucket)
+        self.stream_busy_ratio = self._gauge(
+            "stream_busy_ratio",
+            "Share of a traced replay for which the stream was busy.",
+            ["model", "bucket", "stream"],
+        )
+        self.stream_concurrency = self._gauge("stream_concurrency", "Busy streams, averaged while one is busy.", bucket)
+        self.streams_busy_seconds = self._gauge(
+            "streams_busy_seconds", "Seconds per traced replay with exactly so many busy streams.", [*bucket, "busy"]
+        )
+        self.model_ready = self._gauge("model_ready", "1 once the model serves.", model)
+        self._build = Info("opara_build", "What is running.", registry=self.registry)
+        ProcessCollector(registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"opara_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
+        return Counter(f"opara_{name}_total", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
+        return Gauge(f"opara_{name}", text, labels, registry=self.registry)
+
+    def build_info(self, **facts: str) -> None:
+        """Versions and the like, as labels of opara_build_info."""
+        self._build.info(facts)
+
+    def add_model(self, name: str) -> None:
+        """From now on ``name`` is a label; it is not ready yet."""
+        self._known.add(name)
+        self.set_ready(name, ready=False)
+
+    def set_ready(self, name: str, *, ready: bool) -> None:
+        self.model_ready.labels(name).set(ready)
+
+    def request(self, model: str, code: str, seconds: float) -> None:
+        """One request was answered with the gRPC code of that name. ``model`` may be anything a client sent."""
+        label = model if model in self._known else UNKNOWN_MODEL
+        count, rejected, latency = self._answers.get((label, code)) or self._bind_answers(label, code)
+        count.inc()
+        if rejected is None:
+            latency.observe(seconds)
+        else:
+            rejected.inc()
+
+    def _bind_answers(self, model: str, code: str) -> Answers:
+        rejected = self.rejected.labels(model, REASONS[code]) if code in REASONS else None
+        bound = self.requests.labels(model, code), rejected, self.request_seconds.labels(model)
+        self._answers[model, code] = bound
+        return bound
+
+    def model(self, plan: Plan) -> ModelMetrics:
+        """The metrics of a model that is about to serve; sets those that only say what its plan is."""
+        for bucket in plan.buckets:
+            self.plan_speedup.labels(plan.model, str(bucket.batch_size)).set(bucket.speedup)
+            self.graph_bytes.labels(plan.model, str(bucket.batch_size)).set(bucket.peak_bytes)
+        wanted_better = (plan.fallback_reason or any(c.rejected for c in b.candidates) for b in plan.buckets)
+        fallen = (better and b.policy == SEQUENTIAL for better, b in zip(wanted_better, plan.buckets, strict=True))
+        self.fallbacks.labels(plan.model).inc(sum(map(bool, fallen)))
+        return ModelMetrics(self, plan)
+
+    def occupancy(self, model: str, bucket: int, seen: Occupancy) -> None:
+        """What a trace of real replays showed of a bucket's streams."""
+        labels = (model, str(bucket))
+        self.stream_concurrency.labels(*labels).set(seen.concurrency)
+        for stream, share in seen.stream_busy.items():
+            self.stream_busy_ratio.labels(*labels, str(stream)).set(share)
+        for busy, time_us in seen.busy_us.items():
+            self.streams_busy_seconds.labels(*labels, str(busy)).set(time_us / 1e6)
+
+    def start(self, host: str, port: int) -> int:
+        """Serve /metrics from a thread; returns the bound port (``port`` 0: any). Raises OSError."""
+        assert self._exposition is None
+        self._exposition = start_http_server(port, host, self.registry)
+        return self._exposition[0].server_port
+
+    def stop(self) -> None:
+        """Stop serving /metrics, if it is served."""
+        if self._exposition is None:
+            return
+        server, thread = self._exposition
+        self._exposition = None
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class ModelMetrics:
+    """One model's children of every metric, looked up once: labels() costs more than counting."""
+
+    def __init__(self, metrics: Metrics, plan: Plan) -> None:
+        name = plan.model
+        self.queue_seconds = metrics.queue_seconds.labels(name)
+        self._copy_in = metrics.copy_in_seconds.labels(name)
+        self._copy_out = metrics.copy_out_seconds.labels(name)
+        self._rows = metrics.rows.labels(name)
+        self._batches = metrics.batches.labels(name)
+        self._padded = metrics.padded_rows.labels(name)
+        self._queue_depth = metrics.queue_depth_rows.labels(name)
+        sizes = {b.batch_size: (name, str(b.batch_size)) for b in plan.buckets}
+        self._replay = {size: metrics.replay_seconds.labels(*labels) for size, labels in sizes.items()}
+        self._replays = {b.batch_size: metrics.replays.labels(*sizes[b.batch_size], b.policy) for b in plan.buckets}
+
+    def watch_queue(self, rows: Callable[[], int]) -> None:
+        """``rows`` is called at every scrape: the queue itself pays nothing."""
+        self._queue_depth.set_function(rows)
+
+    def ran(self, bucket: int, rows: int, copy_in_s: float, replay_s: float, copy_out_s: float) -> None:
+        """One batch of ``rows`` real rows ran."""
+        self._batches.inc()
+        self._rows.inc(rows)
+        self._padded.inc(bucket - rows)
+        self._replays[bucket].inc()
+        self._copy_in.observe(copy_in_s)
+        self._replay[bucket].observe(replay_s)
+        self._copy_out.observe(copy_out_s)

@@ -1,0 +1,196 @@
+"""One thread owns the device. It runs jobs (loading, sampling) and, between them, batches of all models."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import inf
+from typing import Any, TypeVar
+
+from opara_server.engine.device import Device
+from opara_server.observe.metrics import ModelMetrics
+from opara_server.serving.batcher import Batch, Batcher
+from opara_server.serving.errors import InternalError
+from opara_server.serving.staging import Lane
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One model at work: where its batches come from, where they run, and who is told."""
+
+    name: str
+    batcher: Batcher
+    lane: Lane
+    metrics: ModelMetrics
+
+
+class Executor:
+    """``start``, then ``run`` jobs and ``attach`` models from them, then ``stop``. It never starts again."""
+
+    def __init__(self) -> None:
+        self._thread = threading.Thread(target=self._loop, name="opara-executor", daemon=True)
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._workers: dict[str, Worker] = {}  # touched by the executor's thread only
+        self._stop_by = inf  # on time.monotonic(); anything less: stop once all queues are empty, or then
+        self._stopped = False
+        self._at_end: list[Callable[[], None]] = []
+        self._bound: Device | None = None
+        self._binding = ExitStack()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the queues again: something is there. Any thread."""
+        self._wake.set()
+
+    def run(self, job: Callable[[], T]) -> Future[T]:
+        """Run ``job`` on the executor's thread, between batches. After the end the future is cancelled. Any thread."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._stopped:
+                future.cancel()
+            else:
+                self._jobs.append((job, future))
+        self.wake()
+        return future
+
+    def attach(self, worker: Worker) -> None:
+        """From now on run its batches. Executor's thread."""
+        self._workers[worker.name] = worker
+
+    def detach(self, name: str) -> None:
+        """Forget a model; what still waits in its queue is refused. Executor's thread."""
+        if worker := self._workers.pop(name, None):
+            worker.batcher.close(drop_queued=True)
+
+    def bind(self, device: Device | None) -> None:
+        """Make ``device`` the thread's own; None: none, as every job finds it. Executor's thread."""
+        if device is self._bound:
+            return
+        self._binding.close()
+        self._bound = None
+        if device is not None:
+            self._binding.enter_context(device.bind())
+            self._bound = device
+
+    def at_end(self, job: Callable[[], None]) -> None:
+        """Run ``job`` on the executor's thread as the last thing. Before ``start``."""
+        self._at_end.append(job)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_by < inf
+
+    def stop(self, grace_s: float) -> bool:
+        """Take no more requests, finish what is queued and in flight, end the thread. Blocks; any thread but the own.
+
+        False where ``grace_s`` did not suffice: what was still queued is refused, a batch in flight is left behind.
+        """
+        self._stop_by = time.monotonic() + grace_s
+        self.wake()
+        self._thread.join(grace_s + 1.0)
+        return not self._thread.is_alive() and time.monotonic() <= self._stop_by
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                self._wake.clear()  # before looking: what comes after it wakes us again
+                if self._run_job():
+                    continue
+                stopping = self.stopping
+                if stopping:
+                    self._close_queues()
+                worker, wait_s = self._next()
+                if worker is not None:
+                    self._run_next_batch(worker)
+                elif stopping:
+                    return
+                else:
+                    self._wake.wait(wait_s)
+        finally:
+            self._end()
+
+    def _close_queues(self) -> None:
+        late = time.monotonic() > self._stop_by
+        for worker in self._workers.values():
+            worker.batcher.close(drop_queued=late)
+
+    def _next(self) -> tuple[Worker | None, float | None]:
+        """The due model whose head has waited longest; or how long to wait for one (None: until woken)."""
+        now = time.monotonic()
+        chosen, oldest, soonest = None, inf, inf
+        for worker in self._workers.values():
+            ready = worker.batcher.ready(now)
+            if ready is None:
+                continue
+            due, turn = ready
+            if due > now:
+                soonest = min(soonest, due)
+            elif turn < oldest:
+                chosen, oldest = worker, turn
+        return chosen, None if soonest == inf else soonest - now
+
+    def _run_next_batch(self, worker: Worker) -> None:
+        batch = worker.batcher.take()
+        if batch is None:
+            return
+        try:
+            self.bind(worker.lane.device)
+            parts, timing = worker.lane.run(batch)
+        except Exception:  # noqa: BLE001 - the edge of a batch: _fail logs it, whatever it is
+            self._fail(worker, batch)
+            return
+        worker.batcher.ran(batch.bucket, timing.total_s)
+        worker.metrics.ran(batch.bucket, batch.rows, timing.copy_in_s, timing.replay_s, timing.copy_out_s)
+        worker.batcher.answer(batch, parts)
+
+    def _fail(self, worker: Worker, batch: Batch) -> None:
+        """In an exception handler: the log has the traceback, the clients its reference."""
+        error = InternalError()
+        log.exception(
+            "a batch failed",
+            extra={"model": worker.name, "requests": len(batch.pieces), "reference": error.reference},
+        )
+        worker.batcher.fail(batch, error)
+
+    def _run_job(self) -> bool:
+        with self._lock:
+            if not self._jobs:
+                return False
+            job, future = self._jobs.popleft()
+        self.bind(None)
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - the future's owner gets it
+                future.set_exception(error)
+        return True
+
+    def _end(self) -> None:
+        """Whatever ended the loop, nobody is left waiting."""
+        with self._lock:
+            self._stopped = True
+            left = list(self._jobs)
+        for _, future in left:
+            future.cancel()
+        for name in list(self._workers):
+            self.detach(name)
+        self.bind(None)
+        for job in self._at_end:
+            try:
+                job()
+            except Exception:
+                log.exception("the end of the executor failed")

@@ -1,0 +1,105 @@
+"""A model repository: a folder with one folder per model, each with a model.toml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from opara_server.config import DEFAULT_WEIGHTS, MODEL_FILE, ConfigError, ModelConfig
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class RepositoryError(Exception):
+    """A model folder that holds no usable model. str() is one message for the person who wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One folder of the repository."""
+
+    name: str
+    folder: Path
+
+    def config(self) -> ModelConfig:
+        """Raises ConfigError."""
+        return ModelConfig.load(self.folder / MODEL_FILE)
+
+    def module(self, config: ModelConfig) -> torch.nn.Module:
+        """The model itself, on the CPU, with its weights, ready for inference. Raises RepositoryError.
+
+        Whatever the model's own code raises passes through.
+        """
+        module = _factory(config.source, self.folder)()
+        if not isinstance(module, torch.nn.Module):
+            made = type(module).__name__
+            raise RepositoryError(f"{self.folder}: source {config.source} made a {made}, not a torch.nn.Module")
+        weights = self._weights(config)
+        if weights is not None:
+            _load_weights(module, weights)
+        return module.to(getattr(torch, config.dtype)).eval().requires_grad_(False)
+
+    def _weights(self, config: ModelConfig) -> Path | None:
+        path = self.folder / (config.weights or DEFAULT_WEIGHTS)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise RepositoryError(f"{path}: weights must be inside the model's folder")
+        if path.is_file():
+            return path
+        if config.weights:
+            raise RepositoryError(f"{path}: no such file")
+        return None
+
+
+def scan(directory: Path) -> tuple[Entry, ...]:
+    """All models under ``directory``, by name. Raises ConfigError when there are none, or one has a bad name."""
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such folder")
+    folders = sorted(path.parent for path in directory.glob(f"*/{MODEL_FILE}"))
+    if not folders:
+        raise ConfigError(f"{directory}: no model in it; each model is a folder with a {MODEL_FILE}")
+    for folder in folders:
+        if not _NAME.fullmatch(folder.name):
+            raise ConfigError(f"{folder}: a model's name may have letters, digits and _ . - only")
+    return tuple(Entry(folder.name, folder) for folder in folders)
+
+
+def _factory(source: str, folder: Path) -> Callable[[], object]:
+    """``source``: "python:package.module:factory", as ModelConfig has checked it."""
+    _, name, attribute = source.split(":")
+    try:
+        found = getattr(import_module(name), attribute, None)
+    except ModuleNotFoundError as error:
+        raise RepositoryError(f"{folder}: source {source}: no module named {error.name!r}") from error
+    if not callable(found):
+        raise RepositoryError(f"{folder}: source {source}: {name} has no function {attribute!r}")
+    factory: Callable[[], object] = found
+    return factory
+
+
+def _load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Strictly: a weight too many or too few would be a model that answers, wrongly."""
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RepositoryError(f"{path}: not a readable safetensors file: {error}") from error
+    expected = module.state_dict()
+    wrong = [
+        *(f"no weight {name!r}" for name in expected.keys() - state.keys()),
+        *(f"unexpected weight {name!r}" for name in state.keys() - expected.keys()),
+        *(
+            f"weight {name!r} has shape {list(state[name].shape)}, not {list(expected[name].shape)}"
+            for name in expected.keys() & state.keys()
+            if state[name].shape != expected[name].shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise RepositoryError(f"{path}: {'; '.join(sorted(wrong)[:5])}{more}")
+    module.load_state_dict(state, strict=True)

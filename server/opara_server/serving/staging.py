@@ -1,0 +1,130 @@
+"""A lane: the buffers through which a batch goes to the device and its answers come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from opara_server.engine.device import CapturedGraph, Device
+from opara_server.engine.plan import Plan
+from opara_server.engine.spec import TensorSpec
+from opara_server.serving.batcher import Batch
+
+_WARM_UP_RUNS = 5
+
+
+class Compiled(Protocol):
+    """What serving needs of engine.build.CompiledModel."""
+
+    @property
+    def device(self) -> Device: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def buckets(self) -> tuple[int, ...]: ...
+    @property
+    def plan(self) -> Plan: ...
+    def graph(self, bucket: int) -> CapturedGraph: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one batch took, by the device's own clock."""
+
+    copy_in_s: float
+    replay_s: float
+    copy_out_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.copy_in_s + self.replay_s + self.copy_out_s
+
+
+class Lane:
+    """Host buffers for the largest bucket, and the static tensors of every captured graph of one model.
+
+    State by lifetime: all buffers live as long as the model; their contents as long as one call of ``run``, which
+    returns only when the device has finished: nothing is overwritten that is still read.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        """To be called on the thread that owns the device, bound to it."""
+        self.device = compiled.device
+        self._graphs = {bucket: compiled.graph(bucket) for bucket in compiled.buckets}
+        self._inputs = tuple(HostRows(self.device, spec, compiled.buckets) for spec in compiled.inputs)
+        self._outputs = tuple(HostRows(self.device, spec, compiled.buckets) for spec in compiled.outputs)
+
+    def run(self, batch: Batch) -> tuple[list[tuple[bytes, ...]], Timing]:
+        """Per piece of the batch one raw buffer per output. Raises whatever the device does."""
+        try:
+            stamps = [self.device.stamp()]
+            self.copy_in(batch)
+            stamps.append(self.device.stamp())
+            self._graphs[batch.bucket].replay()
+            stamps.append(self.device.stamp())
+            self.copy_out(batch.bucket)
+            stamps.append(self.device.stamp())
+        finally:
+            self.device.synchronize()  # also after an error: the next batch must not meet this one's copies
+        copy_in, replay, copy_out = (a.elapsed_us(b) / 1e6 for a, b in pairwise(stamps))
+        return self._unpack(batch), Timing(copy_in, replay, copy_out)
+
+    def warm(self, bucket: int) -> float:
+        """Run rows of zeros a few times; the seconds of the fastest run."""
+        return min(self.run(Batch((), 0, bucket))[1].total_s for _ in range(_WARM_UP_RUNS))
+
+    def copy_in(self, batch: Batch) -> None:
+        """Request bytes -> host rows -> static inputs of the batch's bucket; rows of padding are zero."""
+        for index, (host, static) in enumerate(zip(self._inputs, self._graphs[batch.bucket].inputs, strict=True)):
+            row = 0
+            for piece in batch.pieces:
+                host.fill(row, piece.ticket.rows.tensors[index], piece.start, piece.count)
+                row += piece.count
+            host.zero(row, batch.bucket)
+            static.copy_(host.tensors[batch.bucket], non_blocking=True)
+
+    def copy_out(self, bucket: int) -> None:
+        """Static outputs -> host rows; they are there once the device is synchronised."""
+        for host, static in zip(self._outputs, self._graphs[bucket].outputs, strict=True):
+            host.tensors[bucket].copy_(static, non_blocking=True)
+
+    def _unpack(self, batch: Batch) -> list[tuple[bytes, ...]]:
+        parts, row = [], 0
+        for piece in batch.pieces:
+            parts.append(tuple(host.take(row, piece.count) for host in self._outputs))
+            row += piece.count
+        return parts
+
+
+class HostRows:
+    """Rows of one input or output in host memory, as bytes and, per bucket, as the tensor that the device copies."""
+
+    def __init__(self, device: Device, spec: TensorSpec, buckets: Sequence[int]) -> None:
+        self._row_bytes = spec.row_bytes
+        buffer = device.host_buffer(spec.row_bytes * buckets[-1])
+        self._bytes = buffer.numpy()
+        self.tensors = {
+            bucket: buffer[: bucket * spec.row_bytes].view(getattr(torch, spec.dtype)).view(bucket, *spec.shape)
+            for bucket in buckets
+        }
+
+    def fill(self, row: int, source: bytes | memoryview, start: int, count: int) -> None:
+        """Copy ``count`` rows of ``source``, from its row ``start`` on, to ``row``."""
+        size = self._row_bytes
+        if size:
+            rows = np.frombuffer(source, dtype=np.uint8)[start * size : (start + count) * size]
+            self._bytes[row * size : (row + count) * size] = rows
+
+    def zero(self, start: int, end: int) -> None:
+        self._bytes[start * self._row_bytes : end * self._row_bytes] = 0
+
+    def take(self, row: int, count: int) -> bytes:
+        return self._bytes[row * self._row_bytes : (row + count) * self._row_bytes].tobytes()
