@@ -7,8 +7,8 @@ from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
-from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 
+from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from tests.engine.dags import dags, programs, true_order
 
 
@@ -102,7 +102,7 @@ def test_json_round_trip(graph: OperatorGraph) -> None:
 
 @pytest.mark.parametrize("predecessors", [((), (1,)), ((), (2,)), ((), (-1,)), ((), (0, 0)), ((),)])
 def test_refuses_edges_that_are_no_topological_order(predecessors: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(ValueError, match="depends on|twice|lists of predecessors"):
+    with pytest.raises(ValueError, match=r"depends on|twice|lists of predecessors"):
         OperatorGraph((Operator("a", "t"), Operator("b", "t")), (), predecessors)
 
 

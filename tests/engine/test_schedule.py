@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.policies import POLICIES, make_schedule
 from opara_server.engine.schedule import (
@@ -21,7 +22,6 @@ from opara_server.engine.schedule import (
     happens_before,
     plan_releases,
 )
-
 from tests.engine.dags import dags, ordered_pairs, programs, random_profile, true_order
 
 DIAMOND = OperatorGraph.from_edges(4, [(0, 1), (0, 2), (1, 3), (2, 3)])
@@ -43,7 +43,7 @@ def random_schedule(graph: OperatorGraph, random: Random, streams: int) -> Sched
     return assemble("random", graph, order, [random.randrange(streams) for _ in range(len(graph))])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(dags(), SEEDS, st.sampled_from([1, 2, 5, 40]))
 def test_any_order_on_any_streams_is_made_right(graph: OperatorGraph, seed: int, streams: int) -> None:
     schedule = random_schedule(graph, Random(seed), streams)
@@ -52,7 +52,7 @@ def test_any_order_on_any_streams_is_made_right(graph: OperatorGraph, seed: int,
     assert all(past[operator] & needed == needed for operator, needed in true_order(graph).items())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(dags(largest=120), SEEDS, st.sampled_from([1, 2, 5, 40]))
 def test_vector_clocks_agree_with_the_transitive_closure(graph: OperatorGraph, seed: int, streams: int) -> None:
     schedule = random_schedule(graph, Random(seed), streams)
@@ -120,7 +120,7 @@ def test_smallest_schedules(count: int) -> None:
     assert plan_releases(graph, schedule) == ((),) * count
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(dags(), SEEDS, st.sampled_from([*POLICIES, "random"]))
 def test_compact_keeps_the_order_and_never_adds_streams(graph: OperatorGraph, seed: int, policy: str) -> None:
     random = Random(seed)
@@ -140,7 +140,7 @@ def test_compact_follows_chains_of_streams() -> None:
     assert compact(line, assemble("test", line, range(4), range(4))).streams == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(dags(), SEEDS, st.sampled_from([*POLICIES]), st.sampled_from([1, 2, 3, 32]))
 def test_fold_keeps_the_limit_and_loses_no_order(graph: OperatorGraph, seed: int, policy: str, limit: int) -> None:
     schedule = make_schedule(graph, random_profile(graph, Random(seed)), policy)
@@ -163,7 +163,7 @@ def test_urgent_streams_stay_with_their_operators() -> None:
         assert variant.urgent == {step.stream for step in variant.steps if step.operator == 3}
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=150)
 @given(programs(largest=150), SEEDS, st.sampled_from([*POLICIES, "random"]), st.sampled_from([2, 6, 500]))
 def test_buffers_are_freed_once_after_all_users_at_the_first_chance(
     graph: OperatorGraph, seed: int, policy: str, streams: int

@@ -119,7 +119,9 @@ class OperatorGraph:
     @cached_property
     def width(self) -> int:
         """The largest number of pairwise independent operators (Dilworth: the fewest chains that cover the closure)."""
-        adjacency = [[j for j in range(i + 1, len(self)) if closure >> j & 1] for i, closure in enumerate(self.descendants)]
+        adjacency = [
+            [j for j in range(i + 1, len(self)) if closure >> j & 1] for i, closure in enumerate(self.descendants)
+        ]
         return len(self) - len(maximum_matching(adjacency, len(self)))
 
     @cached_property
@@ -152,7 +154,9 @@ class OperatorGraph:
     def from_json(cls, data: dict[str, Any]) -> OperatorGraph:
         """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError on anything else."""
         return cls(
-            tuple(Operator(name, target, tuple(reads), tuple(writes)) for name, target, reads, writes in data["operators"]),
+            tuple(
+                Operator(name, target, tuple(reads), tuple(writes)) for name, target, reads, writes in data["operators"]
+            ),
             tuple(Buffer(size, Kind(kind)) for size, kind in data["buffers"]),
             tuple(tuple(p) for p in data["predecessors"]),
         )

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+_Partners = tuple[list[int | None], list[int | None]]  # of each left vertex, of each right one
+
 
 def maximum_matching(adjacency: Sequence[Sequence[int]], right_count: int) -> dict[int, int]:
     """Match left vertices to right ones, as many as possible; returns {left: right}. O(E * sqrt(V)).
 
     ``adjacency[left]`` lists the right vertices (0 <= right < ``right_count``) that ``left`` may take.
     """
-    partner_of_left: list[int | None] = [None] * len(adjacency)
-    partner_of_right: list[int | None] = [None] * right_count
-    while layers := _layers(adjacency, partner_of_left, partner_of_right):
+    partners: _Partners = ([None] * len(adjacency), [None] * right_count)
+    while layers := _layers(adjacency, partners):
         cursor = [0] * len(adjacency)
         for left in range(len(adjacency)):
-            if partner_of_left[left] is None:
-                _augment(left, adjacency, layers, cursor, partner_of_left, partner_of_right)
-    return {left: right for left, right in enumerate(partner_of_left) if right is not None}
+            if partners[0][left] is None:
+                _augment(left, adjacency, layers, cursor, partners)
+    return {left: right for left, right in enumerate(partners[0]) if right is not None}
 
 
 def chains(follows: Mapping[int, int], count: int) -> list[int]:
@@ -36,13 +37,12 @@ def chains(follows: Mapping[int, int], count: int) -> list[int]:
     return head_of
 
 
-def _layers(
-    adjacency: Sequence[Sequence[int]], partner_of_left: list[int | None], partner_of_right: list[int | None]
-) -> dict[int, int]:
+def _layers(adjacency: Sequence[Sequence[int]], partners: _Partners) -> dict[int, int]:
     """Breadth-first distance of left vertices from the free ones, as far as the shortest augmenting paths reach.
 
     Empty when there is no augmenting path.
     """
+    partner_of_left, partner_of_right = partners
     distance = {left: 0 for left, right in enumerate(partner_of_left) if right is None}
     queue = deque(distance)
     nearest: int | None = None
@@ -65,10 +65,10 @@ def _augment(
     adjacency: Sequence[Sequence[int]],
     layers: dict[int, int],
     cursor: list[int],
-    partner_of_left: list[int | None],
-    partner_of_right: list[int | None],
+    partners: _Partners,
 ) -> None:
     """Depth-first along the layers to a free right vertex; iterative, since paths can be as long as the graph."""
+    partner_of_left, partner_of_right = partners
     path = [root]
     while path:
         left = path[-1]

@@ -45,7 +45,8 @@ class Roofline:
 @dataclass(frozen=True, slots=True)
 class OperatorProfile:
     """``demand``: the largest share (0..1) of one processor's shared memory, registers or threads that a block of
-    any of its kernels takes (paper, section III-B). ``footprint``: the share of the whole device it occupies while it runs."""
+    any of its kernels takes (paper, section III-B). ``footprint``: the share of the whole device that it occupies while
+    it runs."""
 
     duration_us: float
     flops: int

@@ -92,7 +92,9 @@ def _merge(clock: list[int], other: Sequence[int]) -> None:
 def check(graph: OperatorGraph, schedule: Schedule) -> None:
     """Raise ScheduleError unless each operator is launched once and every edge happens before its reader."""
     if sorted(schedule.order) != list(range(len(graph))):
-        raise ScheduleError(f"{schedule.policy}: launches {len(schedule.steps)} operators, not each of {len(graph)} once")
+        raise ScheduleError(
+            f"{schedule.policy}: launches {len(schedule.steps)} operators, not each of {len(graph)} once"
+        )
     before = happens_before(schedule)
     for operator, sources in enumerate(graph.predecessors):
         for source in sources:
@@ -166,7 +168,7 @@ def compact(graph: OperatorGraph, schedule: Schedule) -> Schedule:
 
 
 def fold(graph: OperatorGraph, schedule: Schedule, limit: int) -> Schedule:
-    """At most ``limit`` streams: the ones beyond share, round-robin. Adds order between operators, never removes any."""
+    """At most ``limit`` streams (>= 1): the ones beyond share, round-robin. May add order, never removes any."""
     if limit < 1:
         raise ValueError(f"a schedule needs at least one stream, not {limit}")
     if schedule.streams <= limit:
@@ -206,19 +208,18 @@ def plan_releases(graph: OperatorGraph, schedule: Schedule) -> tuple[tuple[int, 
         for buffer in {*graph.operators[operator].reads, *graph.operators[operator].writes}:
             users.setdefault(buffer, []).append(operator)
     on_stream: dict[int, list[int]] = {}
-    for position, step in enumerate(schedule.steps):
-        on_stream.setdefault(step.stream, []).append(position)
-    releases: list[list[int]] = [[] for _ in schedule.steps]
-    order = schedule.order
+    for step in schedule.steps:
+        on_stream.setdefault(step.stream, []).append(step.operator)
+    released: dict[int, list[int]] = {}
     for buffer, stream in owner.items():
         if graph.buffers[buffer].kind is Kind.ACTIVATION:
-            positions = on_stream[stream]
-            found = bisect_left(positions, True, key=lambda p, b=buffer: _after_all(before, users[b], order[p]))
-            if found < len(positions):
-                releases[positions[found]].append(buffer)
-    return tuple(tuple(r) for r in releases)
+            found = _first_after(before, users[buffer], on_stream[stream])
+            if found is not None:
+                released.setdefault(found, []).append(buffer)
+    return tuple(tuple(released.get(operator, ())) for operator in schedule.order)
 
 
-def _after_all(before: HappensBefore, users: Sequence[int], operator: int) -> bool:
-    """Whether all ``users`` have finished when ``operator`` starts: once true, true for the rest of its stream."""
-    return all(before(user, operator) for user in users)
+def _first_after(before: HappensBefore, users: Sequence[int], stream: Sequence[int]) -> int | None:
+    """The first operator of a stream that starts after all ``users`` have finished; all later ones do so too."""
+    found = bisect_left(stream, True, key=lambda operator: all(before(user, operator) for user in users))
+    return stream[found] if found < len(stream) else None

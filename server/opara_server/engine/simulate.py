@@ -79,6 +79,6 @@ def _dependencies(schedule: Schedule) -> tuple[dict[int, int], dict[int, list[in
         sources = (*step.waits, previous[step.stream]) if step.stream in previous else step.waits
         missing[step.operator] = len(sources)
         for source in sources:
-            followers[source].append(step.operator)
+            followers.setdefault(source, []).append(step.operator)
         previous[step.stream] = step.operator
     return missing, followers

@@ -80,6 +80,6 @@ def prioritise(graph: OperatorGraph, profile: Profile, schedule: Schedule) -> Sc
 
 
 def _costs(profile: Profile) -> list[float]:
-    """µs per operator until what depends on it can start: small kernels in a long row cost more than their durations."""
+    """µs per operator until what depends on it can start: many small kernels in a row cost more than they run."""
     hop = Latency().dependency_us
     return [duration + hop for duration in profile.durations]

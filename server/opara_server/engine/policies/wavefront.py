@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import Schedule, assemble
@@ -18,7 +20,7 @@ def wavefront(graph: OperatorGraph, _profile: Profile) -> Schedule:
     for wave in waves:
         for place, operator in enumerate(wave):
             stream[operator] = place
-    barrier = {operator: before for before, wave in zip(waves, waves[1:], strict=False) for operator in wave}
+    barrier = {operator: before for before, wave in pairwise(waves) for operator in wave}
     return assemble("wavefront", graph, (operator for wave in waves for operator in wave), stream, barrier)
 
 
