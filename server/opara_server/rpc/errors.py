@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
+
 from opara_server.serving.errors import InternalError, ServingError, Status
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def answered(method: Method[S, T]) -> Method[S, T]:
 
 
 def _cancelled_from_outside() -> bool:
-    """Whether grpc.aio itself cancelled this handler's task: the client is gone, its deadline passed or the server stops,
-    and the call is over. Any other CancelledError that reaches a handler must be answered, or the client hangs."""
+    """Whether grpc.aio itself cancelled this handler's task: the client is gone, its deadline passed or the server
+    stops: the call is over. Any other CancelledError that reaches a handler must be answered, or the client hangs."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -16,7 +16,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
     """One status per name: "" for the server, a service's full name, a model's name. Not thread-safe."""
 
     def __init__(self) -> None:

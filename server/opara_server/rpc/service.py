@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import grpc
+
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.observe.metrics import Metrics
 from opara_server.rpc import wire
@@ -35,8 +36,9 @@ class InferenceService:
         self._metrics = metrics
         self._stream_in_flight = stream_in_flight
         self._streams: set[Stream] = set()
+        self._streams_closed = False
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
         methods = {
             "Infer": grpc.unary_unary_rpc_method_handler(self.infer),
             "InferStream": grpc.stream_stream_rpc_method_handler(self.infer_stream),
@@ -47,7 +49,8 @@ class InferenceService:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def close_streams(self) -> None:
-        """Streams read no further, answer what they have read and end with UNAVAILABLE."""
+        """For good: streams read no further, answer what they have read and end with UNAVAILABLE."""
+        self._streams_closed = True
         for stream in self._streams:
             stream.close()
 
@@ -55,8 +58,9 @@ class InferenceService:
     async def infer(self, message: bytes, context: Context) -> bytes:
         with self._observed() as call:
             request = wire.parse(pb.InferRequest, message)
+            call.model = request.model
             response = pb.InferResponse()
-            await self._infer(call, request, _deadline(context), response)
+            await self._infer(request, _deadline(context), response)
             return response.SerializeToString()
 
     @answered
@@ -64,6 +68,8 @@ class InferenceService:
         deadline = _deadline(context)
         stream = Stream(context, lambda message: self._infer_streamed(message, deadline), self._stream_in_flight)
         self._streams.add(stream)
+        if self._streams_closed:
+            stream.close()
         try:
             await stream.serve()
         finally:
@@ -80,11 +86,9 @@ class InferenceService:
         request = wire.parse(pb.GetModelRequest, message)
         return model_message(self._registry.describe(request.model)).SerializeToString()
 
-    async def _infer(
-        self, call: _Call, request: pb.InferRequest, deadline: float | None, response: pb.InferResponse
-    ) -> None:
+    async def _infer(self, request: pb.InferRequest, deadline: float | None, response: pb.InferResponse) -> None:
+        """Fills ``response``."""
         model = self._registry.get(request.model)
-        call.model = model.name
         rows = wire.decode(request, model.inputs, model.max_rows)
         wanted = wire.wanted_outputs(request, model.outputs)
         answer = await submit(model.batcher, rows, deadline)
@@ -97,9 +101,9 @@ class InferenceService:
         async def work() -> None:
             with self._observed() as call:
                 streamed = wire.parse(pb.InferStreamRequest, message)
-                response.id = streamed.request.id
+                response.id, call.model = streamed.request.id, streamed.request.model
                 limit = _sooner(deadline, streamed.timeout_us)
-                await self._infer(call, streamed.request, limit, response.response)
+                await self._infer(streamed.request, limit, response.response)
 
         outcome = await attempt(work())
         if isinstance(outcome, Failure):
@@ -125,7 +129,7 @@ class InferenceService:
 
 @dataclass(slots=True)
 class _Call:
-    """``model``: empty until the request is known to name one of ours, so that clients cannot invent metric labels."""
+    """``model``: as the client names it; empty until that can be read."""
 
     model: str = ""
 

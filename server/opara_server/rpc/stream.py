@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+
 from opara_server.rpc.errors import Context
 from opara_server.serving.errors import ModelUnavailable
 
@@ -26,7 +27,8 @@ class Stream:
         """Returns when the client has sent its last request and has all its answers. Raises ModelUnavailable where
         ``close`` ended it earlier."""
         async with asyncio.TaskGroup() as group:
-            self._reading = group.create_task(self._read(group))
+            if not self._closed:
+                self._reading = group.create_task(self._read(group))
         if self._closed:
             raise ModelUnavailable("the server is shutting down")
 
@@ -41,7 +43,7 @@ class Stream:
             # A slot first, then a message: while all slots are taken, flow control holds the client back.
             await self._slots.acquire()
             message: Any = await self._context.read()
-            if message is grpc.aio.EOF:
+            if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in its stubs
                 return
             group.create_task(self._serve_one(message))
 

@@ -10,12 +10,15 @@ from math import prod
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
+
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 from opara_server.serving.errors import InvalidInput
 from opara_server.serving.rows import Rows
 
-DATA_TYPES: dict[str, pb.DataType] = {name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in ELEMENT_BYTES}
+DATA_TYPES: dict[str, pb.DataType.ValueType] = {
+    name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in ELEMENT_BYTES
+}
 _TYPE_NAMES = {number: name for name, number in DATA_TYPES.items()}
 _SHOWN = 48  # characters of a client's name, names of a list and sizes of a shape that an error text repeats: 48, 16, 8
 

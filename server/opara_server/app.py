@@ -1,0 +1,228 @@
+"""The composition root: what a server is made of, in which order it starts, and in which it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from opara_server.config import ConfigError, ServerConfig
+from opara_server.observe.metrics import Metrics
+from opara_server.rpc.health import Health
+from opara_server.rpc.service import SERVICE, InferenceService
+from opara_server.serving.executor import Executor
+from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
+from opara_server.serving.repository import scan
+
+log = logging.getLogger(__name__)
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_MESSAGE_SLACK = 64 * 1024  # bytes of a message beside its tensors' data: names, shapes, the id
+_STREAM_IN_FLIGHT = 64
+
+
+class StartError(Exception):
+    """The server cannot start. str() is one line for the person who started it."""
+
+
+class Application:
+    """One server: ``start``, ``wait`` until something asks it to stop, ``stop``; or a context manager around ``wait``.
+
+    Everything in it lives as long as it serves; the addresses are known once started.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        compile_with: Compile | None = None,
+        progress: Progress = lambda _what, _share: None,
+    ) -> None:
+        """On the event loop. ``compile_with``: instead of the engine. ``progress``: called on another thread while
+        models load. Raises ConfigError."""
+        self.grpc_address = ""
+        self.metrics_address = ""
+        self.serving = False
+        self.finished = True  # whether ``stop`` left no work behind
+        self._config = config
+        self._progress = progress
+        self._metrics = Metrics()
+        self._executor = Executor()
+        self._registry = Registry(config, self._executor, self._metrics, compile_with)
+        self._health = Health()
+        self._service = InferenceService(self._registry, self._metrics, _STREAM_IN_FLIGHT)
+        self._server = grpc.aio.server(options=_options(config, _message_limit(config)))
+        self._loop = asyncio.get_running_loop()
+        self._stop_asked = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen, then load: meanwhile the server answers that it is not ready. Returns early, and not ``serving``,
+        where it is asked to stop before that. Raises StartError where an address is taken, LoadError."""
+        self._executor.start()
+        self._metrics_listen()
+        await self._listen()
+        self._registry.on_change(self._model_changed)
+        loading = asyncio.wrap_future(self._executor.run(lambda: self._registry.load_all(self._progress)))
+        asked = asyncio.ensure_future(self._stop_asked.wait())
+        await asyncio.wait((loading, asked), return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if loading.done():
+            loading.result()
+            self._set_overall(serving=True)
+        else:
+            loading.add_done_callback(_forget)  # stopping the executor ends it with an error
+
+    async def wait(self) -> None:
+        """Until ``ask_to_stop``."""
+        await self._stop_asked.wait()
+
+    def ask_to_stop(self) -> None:
+        self._stop_asked.set()
+
+    async def stop(self) -> None:
+        """Tell who asks, keep serving for the drain delay, refuse new calls, finish those in flight, free the models:
+        in this order, or requests are lost. Takes the drain delay and twice the grace at most."""
+        self._health.drain()
+        if self.serving:
+            log.info("draining", extra={"seconds": self._config.drain_delay_s})
+            await asyncio.sleep(self._config.drain_delay_s)
+        self._service.close_streams()
+        self._health.close()
+        await self._server.stop(self._config.grace_s)
+        self.finished = await asyncio.to_thread(self._executor.stop, self._config.grace_s)
+        self._metrics.stop()
+        log.info("stopped", extra={"finished": self.finished})
+
+    def handle_signals(self) -> None:
+        """The first SIGTERM or SIGINT asks to stop; the second ends the process at once, with 128 + its number."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled, number)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._stop_asked.is_set():
+            os._exit(128 + number)
+        log.info("stopping on %s", number.name)
+        self.ask_to_stop()
+
+    def _metrics_listen(self) -> None:
+        host, port = self._config.metrics_host, self._config.metrics_port
+        try:
+            port = self._metrics.start(host, port)
+        except OSError as error:
+            raise StartError(f"cannot serve metrics on {_address(host, port)}: {error.strerror or error}") from None
+        self.metrics_address = _address(host, port)
+
+    async def _listen(self) -> None:
+        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), self._server)
+        self._set_overall(serving=False)
+        for name, _ in self._registry.models():
+            self._health.set(name, serving=False)
+        host, port = self._config.host, self._config.port
+        try:
+            port = self._server.add_insecure_port(_address(host, port))
+        except RuntimeError:  # gRPC has logged why
+            raise StartError(f"cannot listen on {_address(host, port)}: is the port in use?") from None
+        self.grpc_address = _address(host, port)
+        await self._server.start()
+
+    def _set_overall(self, *, serving: bool) -> None:
+        self.serving = serving
+        for name in ("", SERVICE):
+            self._health.set(name, serving=serving)
+
+    def _model_changed(self, name: str, state: ModelState) -> None:
+        """On the executor's thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            self._loop.call_soon_threadsafe(self._set_model, name, state)
+
+    def _set_model(self, name: str, state: ModelState) -> None:
+        self._health.set(name, serving=state is ModelState.READY)
+        if self.serving and state is not ModelState.READY:
+            self._set_overall(serving=False)
+
+
+def run(config: ServerConfig, progress: Progress) -> int:
+    """Serve until told to stop. Returns the exit status; what went wrong is one line on stderr."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            finished = runner.run(_serve(config, progress))
+    except (ConfigError, LoadError, StartError) as error:
+        print(f"opara-server: {error}", file=sys.stderr)
+        return 1
+    if not finished:
+        os._exit(1)  # the device's thread is stuck in native code, which the interpreter's own end would not survive
+    return 0
+
+
+async def _serve(config: ServerConfig, progress: Progress) -> bool:
+    """Whether all work was finished at the end."""
+    app = Application(config, progress=progress)
+    app.handle_signals()
+    async with app:
+        if app.serving:
+            print(f"READY grpc={app.grpc_address} metrics={app.metrics_address}", flush=True)
+        await app.wait()
+    return app.finished
+
+
+def _message_limit(config: ServerConfig) -> int:
+    """Bytes of the largest request that any model takes. Models whose settings are wrong fail when they are loaded."""
+    largest = 0
+    for entry in scan(config.models):
+        with suppress(ConfigError):
+            model = entry.config()
+            largest = max(largest, model.max_rows * sum(i.spec.row_bytes for i in model.inputs))
+    return largest + _MESSAGE_SLACK
+
+
+def _options(config: ServerConfig, message_limit: int) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a lottery
+        ("grpc.max_receive_message_length", message_limit),  # after decompression
+        ("grpc.max_send_message_length", -1),  # what we send is bounded by what we take
+        ("grpc.keepalive_time_ms", 60_000),  # find clients that vanished
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ping as often, else GOAWAY
+    ]
+    if config.max_connection_age_s:
+        options += [
+            ("grpc.max_connection_age_ms", round(config.max_connection_age_s * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(config.max_connection_age_grace_s * 1000)),
+        ]
+    return options
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _forget(loading: asyncio.Future[None]) -> None:
+    """Take the exception of what nobody waits for any more."""
+    if not loading.cancelled():
+        loading.exception()

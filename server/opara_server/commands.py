@@ -1,0 +1,108 @@
+"""The subcommands of opara-server. torch is imported by those that need it, when they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from opara_server.config import ConfigError, ServerConfig
+from opara_server.observe import logs
+from opara_server.report import print_plan, progress_on
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+AppDir = Annotated[Path, typer.Option(help="Folder put first on Python's path, where 'python:' sources are found.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(version("opara-serve"))
+        except PackageNotFoundError:
+            print("not installed: runs from its sources")
+        raise typer.Exit
+
+
+@app.callback()
+def opara_server(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Serve PyTorch models whose operators run in parallel."""
+
+
+def _options_of_config() -> list[Parameter]:
+    """One option per field of ServerConfig, which also checks the values; what is not given is None."""
+    parameters = []
+    for name, field in ServerConfig.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        flag = "--" + name.removesuffix("_s").replace("_", "-")
+        option = typer.Option(flag, help=field.description, show_default=str(default) if default else False)
+        kind: object = Annotated[bool if field.annotation is bool else str, option]
+        missing = Parameter.empty if field.is_required() else None
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=missing, annotation=kind))
+    return parameters
+
+
+def serve(*, app_dir: Path, **options: object) -> None:
+    """Serve every model in a folder over gRPC, until SIGTERM."""
+    sys.path.insert(0, str(app_dir.resolve()))
+    try:
+        config = ServerConfig.of(**{name: value for name, value in options.items() if value is not None})
+    except ConfigError as error:
+        _fail(str(error))
+    logs.set_up(config.log_format, config.log_level)
+    from opara_server.app import run  # noqa: PLC0415 - imports torch
+
+    with progress_on(Console(stderr=True)) as progress:
+        status = run(config, progress)
+    sys.exit(status)
+
+
+_APP_DIR = Parameter("app_dir", Parameter.KEYWORD_ONLY, default=Path(), annotation=AppDir)
+_parameters = [*_options_of_config(), _APP_DIR]
+serve.__signature__ = Signature(_parameters)  # type: ignore[attr-defined]
+serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
+app.command()(serve)
+
+
+@app.command()
+def plan(
+    model_dir: Annotated[Path, typer.Argument(help="Folder of one model, with its model.toml.")],
+    policy: Annotated[str | None, typer.Option(help="Instead of what model.toml says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    app_dir: AppDir = Path(),
+) -> None:
+    """Compile a model without serving it, and print what was measured."""
+    sys.path.insert(0, str(app_dir.resolve()))
+    from opara_server.engine.build import BuildOptions, compile_model  # noqa: PLC0415 - imports torch
+    from opara_server.engine.errors import EngineError  # noqa: PLC0415
+    from opara_server.serving.repository import Entry, RepositoryError  # noqa: PLC0415
+
+    folder = model_dir.resolve()
+    entry = Entry(folder.name, folder)
+    try:
+        config = entry.config()
+        options = BuildOptions(config.batch_sizes, policy or config.policy, config.channels_last, config.tolerance)
+        inputs = [i.spec for i in config.inputs]
+        with progress_on(Console(stderr=True)) as progress:
+            compiled = compile_model(entry.name, entry.module(config), inputs, config.device, options, progress)
+    except (ConfigError, RepositoryError, EngineError) as error:
+        _fail(str(error))
+    compiled.close()
+    if as_json:
+        print(json.dumps(compiled.plan.to_json(), indent=2))
+    else:
+        print_plan(Console(), compiled.plan)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"opara-server: {message}")
+    raise typer.Exit(1)

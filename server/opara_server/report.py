@@ -1,0 +1,77 @@
+"""A plan for a person's eyes: what was measured per batch size, and what was chosen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from opara_server.engine.plan import BucketPlan, Candidate, Plan
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def progress_on(console: Console) -> Iterator[Callable[[str, float], None]]:
+    """Takes what is being done and the share done, from any thread: a bar on a terminal, else a log line per step."""
+    if not console.is_terminal:
+        yield lambda what, share: log.info("%3.0f %% %s", 100 * share, what)
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=1.0)
+        yield lambda what, share: bars.update(task, description=escape(what), completed=share)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    console.print(f"[bold]{escape(plan.model)}[/] on {plan.device} ({escape(plan.device_name)})")
+    if plan.fallback_reason:
+        console.print(f"[yellow]runs as one sequential graph:[/] {escape(plan.fallback_reason)}")
+    for bucket in plan.buckets:
+        console.print()
+        console.print(_graph_line(bucket))
+        console.print(_bucket_table(bucket))
+
+
+def _graph_line(bucket: BucketPlan) -> RenderableType:
+    return Text(
+        f"batch size {bucket.batch_size}: {bucket.operators} operators ({bucket.lowering}), width {bucket.width}, "
+        f"depth {bucket.depth}, longest path {bucket.longest_path_us:.1f} µs"
+    )
+
+
+def _bucket_table(bucket: BucketPlan) -> Table:
+    table = Table()
+    table.add_column("")
+    table.add_column("policy", no_wrap=True)
+    for title in ("streams", "syncs", "predicted µs", "measured µs", "peak memory", "over sequential"):
+        table.add_column(title, justify="right")
+    table.add_column("rejected", overflow="fold")
+    for candidate in bucket.candidates:
+        table.add_row(*_cells(bucket, candidate), style="bold green" if _chosen(bucket, candidate) else None)
+    return table
+
+
+def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
+    measured = candidate.measured_us > 0  # what was refused before it was timed has no time
+    return (
+        "→" if _chosen(bucket, candidate) else "",
+        f"{candidate.policy}{' compact' if candidate.compact else ''}",
+        str(candidate.streams),
+        str(candidate.synchronisations),
+        f"{candidate.predicted_us:.1f}",
+        f"{candidate.measured_us:.1f}" if measured else "",
+        f"{candidate.peak_bytes / 2**20:.2f} MiB",
+        f"{bucket.sequential_us / candidate.measured_us:.2f}×" if measured else "",
+        escape(candidate.rejected),
+    )
+
+
+def _chosen(bucket: BucketPlan, candidate: Candidate) -> bool:
+    return (candidate.policy, candidate.compact) == (bucket.policy, bucket.compact)
