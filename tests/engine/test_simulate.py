@@ -64,7 +64,7 @@ def test_operators_that_fill_the_device_share_it() -> None:
 def test_everyone_slows_down_by_the_same_factor() -> None:
     # 0.75 + 0.75: two thirds of full speed.
     first, second = run_apart(profile_of((10, 0.75), (10, 0.75)))
-    assert first == second == (0.0, pytest.approx(15.0))
+    assert first == second == pytest.approx([0.0, 15.0])
 
 
 @pytest.mark.parametrize("count", [0, 1])
