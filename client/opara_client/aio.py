@@ -19,6 +19,7 @@ from opara_client.channel import (
     channel_options,
 )
 from opara_client.deadline import Deadline
+from opara_client.ending import Ending
 from opara_client.errors import DeadlineExceeded, InvalidArgument, NotFound, OparaError, Unavailable, translated
 from opara_client.feed import AsyncFeed
 from opara_client.health import HealthStatus
@@ -107,12 +108,15 @@ class AsyncOparaClient:
         """As ``OparaClient.infer_stream``; ``requests`` is read by a task of its own."""
         feed = AsyncFeed(requests, self._encode_for_stream, max_in_flight)
         call = self._stub.InferStream(None, timeout=timeout, wait_for_ready=self._wait)
+        ending = Ending(call)
         sender = asyncio.create_task(feed.send(call))
         try:
-            with translated():
+            try:
                 async for answer in call:
                     feed.answered()
                     yield answer.id, decode_answer(answer)
+            except grpc.RpcError as error:
+                ending.check(error)
             feed.check_complete()
         finally:
             call.cancel()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS", help="of each call; default: %(default)g"
     )
     parser = argparse.ArgumentParser(prog="opara-client", description="Ask an opara-serve server.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('opara-serve')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     infer = commands.add_parser("infer", parents=[common], help="run a model once and print its outputs")
@@ -58,13 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="once for each input. VALUE: @FILE.npy; a JSON literal with the rows outermost, e.g. [[0.5, 1]]; or random "
+        help="once for each input. VALUE: @FILE.npy; a JSON literal, rows outermost, e.g. [[0.5, 1]]; or random "
         "(floats: standard normal; integers: 0 or 1; the same at every call)",
     )
     infer.add_argument("--rows", type=int, default=1, metavar="N", help="of random inputs; default: %(default)s")
-    infer.add_argument(
-        "--output", type=Path, metavar="FILE.npz", help="save the outputs there instead of printing them"
-    )
+    infer.add_argument("--output", type=Path, metavar="FILE.npz", help="save the outputs there, do not print them")
     infer.add_argument("--json", action="store_true", help="print JSON")
     infer.set_defaults(command=_infer)
 
@@ -74,20 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(command=_models)
 
     health = commands.add_parser("health", parents=[common], help="print the health; exit 0 only if SERVING")
-    health.add_argument(
-        "service", metavar="SERVICE", nargs="?", default="", help="a model or service; default: the server"
-    )
+    health.add_argument("service", metavar="SERVICE", nargs="?", default="", help="a model; default: the server")
     health.set_defaults(command=_health)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("opara-serve")
+    except PackageNotFoundError:
+        return "(run from its source, not installed)"
 
 
 def _infer(client: OparaClient, args: argparse.Namespace) -> int:
     values = parse_inputs(args.inputs)
     result = client.infer(args.model, make_inputs(values, client.model(args.model).inputs, args.rows))
     if args.output:
-        # An open file, because savez adds .npz to a name that ends otherwise.
-        with args.output.open("wb") as file:
-            np.savez(file, **dict(result))
+        _save(args.output, result)
     if args.json:
         print(json.dumps(_result_json(result)))
     elif args.output:
@@ -115,6 +117,17 @@ def _health(client: OparaClient, args: argparse.Namespace) -> int:
     return 0 if status is HealthStatus.SERVING else 1
 
 
+def _save(path: Path, result: InferResult) -> None:
+    """As ``np.savez``, which would take an output called ``file`` for its own argument."""
+    try:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in result.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.save(entry, array)
+    except OSError as error:
+        raise InputError(f"--output {path}: {error}") from error
+
+
 def _result_json(result: InferResult) -> dict[str, Any]:
     outputs = {
         name: {"dtype": array.dtype.name, "shape": array.shape, "data": array.tolist()}
@@ -125,7 +138,7 @@ def _result_json(result: InferResult) -> dict[str, Any]:
 
 def _model_lines(model: ModelInfo) -> list[str]:
     lines = [
-        f"{model.name}  {model.state}  on {model.device} ({model.device_name}), at most {model.max_rows} rows a request"
+        f"{model.name}  {model.state}  on {model.device} ({model.device_name}), {model.max_rows} rows a request at most"
     ]
     lines += [f"  input   {_spec(spec)}" for spec in model.inputs]
     lines += [f"  output  {_spec(spec)}" for spec in model.outputs]
@@ -134,8 +147,8 @@ def _model_lines(model: ModelInfo) -> list[str]:
     for bucket in model.buckets:
         reused = ", plan from the cache" if bucket.reused else ""
         lines.append(
-            f"batch {bucket.batch_size}: {bucket.policy} on {bucket.streams} streams, {bucket.operators} {bucket.lowering} "
-            f"operators, {bucket.speedup:.2f}x over sequential{reused}"
+            f"batch {bucket.batch_size}: {bucket.policy} on {bucket.streams} streams, "
+            f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential{reused}"
         )
         rows = [("policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
         rows += [

@@ -73,8 +73,9 @@ def _from_json(text: str, spec: TensorSpec) -> Array:
         array = np.asarray(json.loads(text))
     except ValueError as error:  # not JSON, or rows of different lengths
         raise InputError(f"input {spec.name!r}: {error}") from error
-    with np.errstate(over="ignore"):
-        cast = array.astype(dtype) if array.dtype.kind in "biuf" else array
-    if (array.dtype.kind == "b") != (dtype.kind == "b") or (dtype.kind != "f" and not np.array_equal(cast, array)):
+    fits = array.dtype.kind == "b" if dtype.kind == "b" else array.dtype.kind in "iuf"
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype) if fits else array
+    if not fits or (dtype.kind != "f" and not np.array_equal(cast, array)):
         raise InputError(f"input {spec.name!r}: the literal does not fit {spec.dtype}")
     return cast

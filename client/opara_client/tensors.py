@@ -80,7 +80,7 @@ def decode(tensor: pb.Tensor) -> Array:
     stored = np.dtype("<u2") if name == "bfloat16" else np.dtype(name).newbyteorder("<")
     data, shape = tensor.data, tuple(tensor.shape)
     if any(size < 0 for size in shape) or prod(shape) * stored.itemsize != len(data):
-        raise Internal(f"output {tensor.name!r}: {len(data)} bytes in the answer for {name} {list(shape)}")
+        raise Internal(f"output {tensor.name!r}: the answer has {len(data)} bytes for {name} {list(shape)}")
     array = np.frombuffer(data, stored).reshape(shape)
     return _from_bfloat16(array) if name == "bfloat16" else array
 

@@ -1,0 +1,184 @@
+"""``opara-client`` from its arguments to what it prints and its exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opara_client.cli import main
+from opara_protos.v1 import inference_pb2 as pb
+from tests.client.fake_server import NOT_SERVING, FakeServer, Model
+
+Output = pytest.CaptureFixture[str]
+Cli = Callable[..., tuple[int | str | None, str, str]]
+
+
+@pytest.fixture
+def cli(server: FakeServer, capsys: Output) -> Cli:
+    """Runs a command against the server: exit code, what it printed, and its errors."""
+
+    def run(command: str, *args: str) -> tuple[int | str | None, str, str]:
+        code: int | str | None
+        try:
+            code = main([command, "--target", server.target, "--timeout", "30", *args])
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_infer_from_json_prints_the_outputs(cli: Cli) -> None:
+    code, out, err = cli("infer", "double", "--input", "x=[[1, 2.5]]")
+    assert (code, err) == (0, "")
+    assert out == "x  float32 [1, 2]\n[[2. 5.]]\n"
+
+
+def test_infer_as_json(cli: Cli) -> None:
+    code, out, _ = cli("infer", "echo-int64", "--input", "x=[[1, 2]]", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "model": "echo-int64",
+        "outputs": {"x": {"dtype": "int64", "shape": [1, 2], "data": [[1, 2]]}},
+    }
+
+
+def test_infer_from_a_file_into_a_file(cli: Cli, tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.save(tmp_path / "x.npy", array)
+    target = tmp_path / "out.npz"
+    code, out, _ = cli("infer", "double", "--input", f"x=@{tmp_path}/x.npy", "--output", str(target))
+    assert (code, out) == (0, f"{target}: x\n")
+    with np.load(target) as saved:
+        np.testing.assert_array_equal(saved["x"], array * 2)
+
+
+def test_an_output_may_have_any_name(server: FakeServer, cli: Cli, tmp_path: Path) -> None:
+    server.models["odd"] = Model({"file": pb.DATA_TYPE_INT8})
+    assert cli("infer", "odd", "--input", "file=[3]", "--output", str(tmp_path / "out"))[0] == 0
+    with np.load(tmp_path / "out") as saved:
+        assert saved["file"].tolist() == [3]
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("double", "float32"), ("echo-bool", "bool"), ("echo-int16", "int16")])
+def test_random_inputs_have_the_declared_dtype_and_shape(cli: Cli, model: str, dtype: str) -> None:
+    first = cli("infer", model, "--input", "x=random", "--rows", "5", "--json")
+    answer = json.loads(first[1])["outputs"]["x"]
+    assert (answer["dtype"], answer["shape"]) == (dtype, [5, 2])
+    assert len({json.dumps(row) for row in answer["data"]}) > 1
+    assert cli("infer", model, "--input", "x=random", "--rows", "5", "--json") == first
+
+
+@pytest.mark.parametrize(
+    ("value", "model", "message"),
+    [
+        ("x", "double", "expected NAME=@FILE.npy, NAME=JSON or NAME=random"),
+        ("=1", "double", "expected NAME="),
+        ("y=[1]", "double", "the model has no input 'y'; it has x"),
+        ("x=[1", "double", "input 'x': "),
+        ("x=[[1], [1, 2]]", "double", "input 'x': "),
+        ('x=["a"]', "double", "input 'x': the literal does not fit float32"),
+        ("x=[1.5]", "echo-int32", "input 'x': the literal does not fit int32"),
+        ("x=[300]", "echo-uint8", "input 'x': the literal does not fit uint8"),
+        ("x=[true]", "echo-int8", "input 'x': the literal does not fit int8"),
+        ("x=[1]", "echo-bool", "input 'x': the literal does not fit bool"),
+        ("x=@nowhere.npy", "double", "nowhere.npy: "),
+    ],
+)
+def test_inputs_that_cannot_be_are_wrong_usage(cli: Cli, value: str, model: str, message: str) -> None:
+    code, out, err = cli("infer", model, "--input", value)
+    assert (code, out) == (2, "")
+    assert err.startswith("opara-client: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--input", "x=[1]", "--input", "x=[2]"],
+        ["--input", "x=random", "--rows", "-1"],
+        ["--input", "x=random", "--output", "/nowhere/at/all"],
+        ["--colour"],
+    ],
+)
+def test_other_wrong_usage(cli: Cli, args: list[str]) -> None:
+    assert cli("infer", "double", *args)[0] == 2
+
+
+def test_a_file_of_several_arrays_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
+    code, _, err = cli("infer", "double", "--input", f"x=@{tmp_path}/two.npz")
+    assert code == 2
+    assert "several arrays" in err
+
+
+def test_a_server_error_is_one_line_with_its_code(cli: Cli) -> None:
+    assert cli("infer", "nobody", "--input", "x=[1]") == (1, "", "opara-client: NOT_FOUND: no model 'nobody'\n")
+
+
+def test_a_file_of_another_dtype_is_refused_and_not_cast(cli: Cli, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 2)))
+    code, _, err = cli("infer", "double", "--input", f"x=@{tmp_path}/x.npy")
+    assert (code, err) == (1, "opara-client: INVALID_ARGUMENT: input 'x': expected float32, got float64\n")
+
+
+def test_models_is_a_table(server: FakeServer, cli: Cli) -> None:
+    code, out, _ = cli("models")
+    rows = dict(line.split() for line in out.splitlines()[1:])
+    assert code == 0
+    assert rows.keys() == server.models.keys()
+    assert (rows["double"], rows["loading"]) == ("READY", "LOADING")
+
+
+def test_one_model_with_its_plan(cli: Cli) -> None:
+    code, out, _ = cli("models", "fallback")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert code == 0
+    assert lines == [
+        "fallback READY on cpu (a processor), 64 rows a request at most",
+        "input x float32 [rows, 2]",
+        "output x float32 [rows, 2]",
+        "one sequential graph, because sin is missing",
+        "batch 8: opara on 4 streams, 42 aten operators, 1.50x over sequential, plan from the cache",
+        "policy streams syncs predicted us measured us peak MiB",
+        "sequential 1 0 160.0 150.0 0.5",
+        "opara 4 7 90.0 100.0 0.0",
+        "nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
+    ]
+
+
+def test_models_as_json(cli: Cli) -> None:
+    statuses = json.loads(cli("models", "--json")[1])
+    assert {"name": "double", "state": "READY"} in statuses
+    model = json.loads(cli("models", "double", "--json")[1])
+    assert model["buckets"][0]["candidates"][1]["policy"] == "opara"
+
+
+def test_health_is_0_only_when_serving(server: FakeServer, cli: Cli) -> None:
+    server.health.set("double", NOT_SERVING)
+    assert cli("health") == (0, "SERVING\n", "")
+    assert cli("health", "double") == (1, "NOT_SERVING\n", "")
+    code, out, err = cli("health", "nobody")
+    assert (code, out) == (1, "")
+    assert err.startswith("opara-client: NOT_FOUND")
+
+
+def test_nobody_listens(capsys: Output) -> None:
+    assert main(["health", "--target", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("opara-client: UNAVAILABLE: ")
+
+
+def test_version_and_usage(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as version:
+        main(["--version"])
+    assert version.value.code == 0
+    assert capsys.readouterr().out.startswith("opara-client ")
+    with pytest.raises(SystemExit) as usage:
+        main([])
+    assert usage.value.code == 2
