@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar
 
-from opara_server.engine.device import Device
 from opara_server.observe.metrics import ModelMetrics
 from opara_server.serving.batcher import Batch, Batcher
 from opara_server.serving.errors import InternalError
-from opara_server.serving.staging import Lane
+from opara_server.serving.staging import Lane, LaneDevice
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class Executor:
         self._stop_by = inf  # on time.monotonic(); anything less: stop once all queues are empty, or then
         self._stopped = False
         self._at_end: list[Callable[[], None]] = []
-        self._bound: Device | None = None
+        self._bound: LaneDevice | None = None
         self._binding = ExitStack()
 
     def start(self) -> None:
@@ -76,7 +75,7 @@ class Executor:
         if worker := self._workers.pop(name, None):
             worker.batcher.close(drop_queued=True)
 
-    def bind(self, device: Device | None) -> None:
+    def bind(self, device: LaneDevice | None) -> None:
         """Make ``device`` the thread's own; None: none, as every job finds it. Executor's thread."""
         if device is self._bound:
             return

@@ -146,7 +146,9 @@ class Registry:
             self._change(name, state=ModelState.UNLOADED)
             loaded.worker.batcher.close(drop_queued=True)  # of a model that was never attached
         for loaded in self._loaded.values():
+            self._executor.bind(loaded.compiled.device)
             loaded.compiled.close()
+            self._executor.bind(None)
         self._loaded = {}
 
     def _progress(self, progress: Progress, name: str, index: int) -> Progress:

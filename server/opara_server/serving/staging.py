@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from opara_server.engine.device import CapturedGraph, Device
+from opara_server.engine.device import CapturedGraph, Stamp
 from opara_server.engine.plan import Plan
 from opara_server.engine.spec import TensorSpec
 from opara_server.serving.batcher import Batch
@@ -18,11 +19,20 @@ from opara_server.serving.batcher import Batch
 _WARM_UP_RUNS = 5
 
 
+class LaneDevice(Protocol):
+    """What serving needs of engine.device.Device."""
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor: ...
+    def stamp(self) -> Stamp: ...
+    def synchronize(self) -> None: ...
+    def bind(self) -> AbstractContextManager[None]: ...
+
+
 class Compiled(Protocol):
     """What serving needs of engine.build.CompiledModel."""
 
     @property
-    def device(self) -> Device: ...
+    def device(self) -> LaneDevice: ...
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
     @property
@@ -107,7 +117,7 @@ class Lane:
 class HostRows:
     """Rows of one input or output in host memory, as bytes and, per bucket, as the tensor that the device copies."""
 
-    def __init__(self, device: Device, spec: TensorSpec, buckets: Sequence[int]) -> None:
+    def __init__(self, device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> None:
         self._row_bytes = spec.row_bytes
         buffer = device.host_buffer(spec.row_bytes * buckets[-1])
         self._bytes = buffer.numpy()

@@ -1,0 +1,133 @@
+"""Configuration: what is accepted, and what a person is told about the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from opara_server.config import ConfigError, ModelConfig, ServerConfig
+from opara_server.engine.spec import TensorSpec
+
+MODEL = """
+source = "python:package.module:factory"
+batch_sizes = [8, 1]
+
+[[inputs]]
+name = "ids"
+dtype = "int64"
+shape = [128]
+range = [0, 1000]
+
+[[inputs]]
+name = "x"
+dtype = "float32"
+shape = []
+"""
+
+
+def load(folder: Path, text: str) -> ModelConfig:
+    (folder / "model.toml").write_text(text)
+    return ModelConfig.load(folder / "model.toml")
+
+
+def test_a_model_file_with_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, MODEL)
+    assert config.batch_sizes == (1, 8)
+    assert [i.spec for i in config.inputs] == [
+        TensorSpec("ids", "int64", (128,), 0, 1000),
+        TensorSpec("x", "float32", ()),
+    ]
+    assert (config.max_rows, config.max_queue_rows, config.batching.max_queue_delay_us) == (64, 512, 0)
+    assert (config.dtype, config.device, config.policy, config.weights) == ("float32", "auto", "auto", None)
+
+
+def test_batching_can_be_set(tmp_path: Path) -> None:
+    config = load(tmp_path, MODEL + "[batching]\nmax_queue_delay_us = 500\nmax_rows = 1000\n")
+    assert (config.max_rows, config.max_queue_rows, config.batching.max_queue_delay_us) == (1000, 1000, 500)
+
+
+@pytest.mark.parametrize("policy", ["auto", "opara", "critical_path", "critical_path:4"])
+def test_known_policies(tmp_path: Path, policy: str) -> None:
+    assert load(tmp_path, f'policy = "{policy}"\n{MODEL}').policy == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'colour = "red"\n' + MODEL,
+            "unknown key 'colour'; known keys: source, weights, inputs, batch_sizes, dtype, device",
+        ),
+        (
+            MODEL + "[batching]\nmax_delay = 3\n",
+            "unknown key 'batching.max_delay'; known keys: max_queue_delay_us, max_queue_rows",
+        ),
+        (MODEL + "unit = 1\n", "unknown key 'inputs.1.unit'; known keys: name, dtype, shape, range"),
+        (MODEL.replace("batch_sizes", "# "), "'batch_sizes' is missing"),
+        (MODEL.replace("[8, 1]", "[8, 8]"), "batch_sizes: the same size twice"),
+        (MODEL.replace("[8, 1]", "[0]"), "batch_sizes.0: input should be greater than 0, not 0"),
+        (MODEL.replace("[8, 1]", "[]"), "batch_sizes: tuple should have at least 1 item"),
+        (MODEL.replace("python:", "onnx:"), "source: string should match pattern"),
+        (MODEL.replace('"float32"', '"float31"'), "inputs.1.dtype: input should be 'bool', 'uint8'"),
+        (MODEL.replace("[128]", "[-1]"), "inputs.0.shape.0: input should be greater than or equal to 0, not -1"),
+        (MODEL.replace("[0, 1000]", "[5, 5]"), "inputs.0: range [5.0, 5.0] is empty"),
+        (MODEL.replace('"ids"', '"x"'), "two inputs of the same name"),
+        (MODEL + "[batching]\nmax_rows = 9\nmax_queue_rows = 8\n", "max_queue_rows 8 is less than max_rows 9"),
+        (
+            'policy = "fastest"\n' + MODEL,
+            "policy: 'fastest' is not auto or one of sequential, opara, nimble, wavefront",
+        ),
+        ('policy = "opara:4"\n' + MODEL, "policy: 'opara:4' is not auto"),
+        ('policy = "critical_path:0"\n' + MODEL, "policy: 'critical_path:0' is not auto"),
+        ("= 3", "Invalid"),
+    ],
+)
+def test_a_wrong_model_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'model.toml'}: ")
+    assert message in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_every_problem_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)unknown key 'a'.*unknown key 'b'"):
+        load(tmp_path, "a = 1\nb = 2\n" + MODEL)
+
+
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.toml"):
+        ModelConfig.load(tmp_path / "model.toml")
+
+
+def test_the_server_has_defaults_for_all_but_the_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = ServerConfig.of(models="somewhere")
+    assert (config.models, config.host, config.port, config.metrics_port) == (
+        Path("somewhere"),
+        "127.0.0.1",
+        50051,
+        9464,
+    )
+    assert config.cache_dir == tmp_path / "opara-serve"
+
+
+def test_every_server_option_is_described() -> None:
+    assert all(field.description and field.description.endswith(".") for field in ServerConfig.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "'models' is missing"),
+        ({"models": "m", "port": 70000}, "port: input should be less than or equal to 65535, not 70000"),
+        ({"models": "m", "grace_s": "-1"}, "grace_s: input should be greater than or equal to 0"),
+        ({"models": "m", "prot": 1}, "unknown key 'prot'; known keys: models, host, port"),
+        ({"models": "m", "policy": "x"}, "policy: 'x' is not auto or one of"),
+    ],
+)
+def test_a_wrong_server_option_is_explained(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.of(**options)
+    assert message in str(caught.value)

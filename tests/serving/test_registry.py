@@ -1,0 +1,250 @@
+"""Models from a folder to serving, and what is known of those that did not get there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opara_server.config import ModelConfig, ServerConfig
+from opara_server.engine.errors import CaptureError
+from opara_server.observe.metrics import Metrics
+from opara_server.serving.batcher import Rows
+from opara_server.serving.errors import ModelNotFound, ModelUnavailable
+from opara_server.serving.executor import Executor
+from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
+from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, X, doubled, rows_of
+from tests.serving.models import Branchy, branchy
+
+MODEL = """
+source = "python:tests.serving.models:Scale"
+batch_sizes = [1, 4]
+[[inputs]]
+name = "x"
+dtype = "float32"
+shape = [2]
+"""
+
+
+class Server:
+    """A registry over a folder, with its executor."""
+
+    def __init__(self, directory: Path, compile_with: Compile | None, **options: object) -> None:
+        self.executor, self.metrics = Executor(), Metrics()
+        config = ServerConfig.of(models=directory, cache_dir=directory / "cache", **options)
+        self.registry = Registry(config, self.executor, self.metrics, compile_with)
+        self.progress: list[tuple[str, float]] = []
+
+    def load(self, progress: Progress | None = None) -> None:
+        report = progress or (lambda what, share: self.progress.append((what, share)))
+        self.executor.run(lambda: self.registry.load_all(report)).result(PATIENCE_S)
+
+    def ready(self, model: str) -> float | None:
+        return self.metrics.registry.get_sample_value("opara_model_ready", {"model": model})
+
+
+@contextmanager
+def serving(directory: Path, compile_with: Compile | None, **options: object) -> Iterator[Server]:
+    server = Server(directory, compile_with, **options)
+    server.executor.start()
+    try:
+        yield server
+    finally:
+        server.executor.stop(5.0)
+
+
+def repository(directory: Path, **models: str) -> Path:
+    for name, text in models.items():
+        (directory / name).mkdir()
+        (directory / name / "model.toml").write_text(text)
+    return directory
+
+
+class Compiler:
+    """Makes fakes; ``failing`` names fail with ``error``."""
+
+    def __init__(self, error: Exception | None = None, failing: str = "") -> None:
+        self.error, self.failing = error, failing
+        self.made: dict[str, FakeCompiled] = {}
+        self.configs: dict[str, ModelConfig] = {}
+
+    def __call__(self, name: str, module: torch.nn.Module, config: ModelConfig, progress: Progress) -> FakeCompiled:
+        assert not module.training
+        progress("measuring", 0.5)
+        self.configs[name] = config
+        if self.error is not None and name == self.failing:
+            raise self.error
+        self.made[name] = FakeCompiled(name, config.batch_sizes)
+        return self.made[name]
+
+
+def test_models_load_warm_up_and_serve(tmp_path: Path) -> None:
+    compiler = Compiler()
+    with serving(repository(tmp_path, b=MODEL, a=MODEL), compiler) as server:
+        changes: list[tuple[str, ModelState]] = []
+        server.registry.on_change(lambda name, state: changes.append((name, state)))
+        assert server.registry.models() == [("a", ModelState.LOADING), ("b", ModelState.LOADING)]
+        assert server.ready("a") == 0
+        with pytest.raises(ModelUnavailable, match="LOADING"):
+            server.registry.get("a")
+        server.load()
+        assert changes == [("a", ModelState.READY), ("b", ModelState.READY)]
+        assert server.registry.models() == changes
+        assert {*compiler.made["a"].device.replays} == {1, 4}
+        assert server.ready("a") == 1
+        model = server.registry.get("a")
+        assert (model.name, model.inputs, model.max_rows, model.plan.model) == ("a", (X,), 32, "a")
+        rows, answer = rows_of(6), Answer()
+        model.batcher.submit(rows, None, answer)
+        np.testing.assert_array_equal(answer.array(), doubled(rows))
+        shares = [share for _, share in server.progress]
+        assert shares == sorted(shares)
+        assert server.progress[1] == ("a: measuring", 0.25)
+        assert server.progress[-1] == ("ready", 1.0)
+    assert all(made.closed for made in compiler.made.values())
+    assert server.registry.models() == [("a", ModelState.UNLOADED), ("b", ModelState.UNLOADED)]
+    with pytest.raises(ModelUnavailable, match="UNLOADED"):
+        server.registry.get("a")
+
+
+def test_stream_occupancy_is_measured_while_warming(tmp_path: Path) -> None:
+    with serving(repository(tmp_path, a=MODEL), Compiler()) as server:
+        server.load()
+        value = server.metrics.registry.get_sample_value
+        assert value("opara_stream_busy_ratio", {"model": "a", "bucket": "4", "stream": "1"}) == pytest.approx(0.5)
+        assert value("opara_streams_busy_seconds", {"model": "a", "bucket": "1", "busy": "2"}) == pytest.approx(50e-6)
+        assert value("opara_stream_concurrency", {"model": "a", "bucket": "1"}) == pytest.approx(1.5)
+
+
+def test_an_unknown_model(tmp_path: Path) -> None:
+    with serving(repository(tmp_path, a=MODEL), Compiler()) as server:
+        for query in (server.registry.get, server.registry.describe):
+            with pytest.raises(ModelNotFound) as caught:
+                query("b" * 1000)
+            assert len(str(caught.value)) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        (MODEL, CaptureError("the device said no"), "the device said no"),
+        (MODEL, ValueError("a bug"), "ValueError: a bug"),
+        (MODEL + "oops = 1\n", None, "unknown key 'inputs.0.oops'"),
+        (MODEL.replace(":Scale", ":broken"), None, "OSError: no such disk"),
+        (MODEL.replace(":Scale", ":not_a_module"), None, "made a int"),
+    ],
+)
+def test_a_model_that_fails_leaves_the_others_serving(
+    tmp_path: Path, text: str, error: Exception | None, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(repository(tmp_path, bad=text, good=MODEL), Compiler(error, "bad")) as server:
+        server.load()
+        assert server.registry.models() == [("bad", ModelState.FAILED), ("good", ModelState.READY)]
+        assert reason in server.registry.describe("bad").failure
+        assert reason in caplog.text
+        assert (server.ready("bad"), server.ready("good")) == (0, 1)
+        with pytest.raises(ModelUnavailable) as caught:
+            server.registry.get("bad")
+        assert reason not in str(caught.value)
+
+
+def test_strict_ends_the_start_up_at_the_first_failure(tmp_path: Path) -> None:
+    compiler = Compiler(CaptureError("no"), "b")
+    with serving(repository(tmp_path, a=MODEL, b=MODEL, c=MODEL), compiler, strict=True) as server:
+        with pytest.raises(LoadError, match="model b: no"):
+            server.load()
+        with pytest.raises(ModelUnavailable):
+            server.registry.get("a")
+        assert list(compiler.made) == ["a"]
+    assert compiler.made["a"].closed
+
+
+def test_a_server_without_any_model_does_not_start(tmp_path: Path) -> None:
+    with (
+        serving(repository(tmp_path, a=MODEL), Compiler(CaptureError("no"), "a")) as server,
+        pytest.raises(LoadError, match="no model could be loaded"),
+    ):
+        server.load()
+
+
+def test_a_failing_warm_up_frees_the_model(tmp_path: Path) -> None:
+    made: list[FakeCompiled] = []
+
+    def compile_with(name: str, module: torch.nn.Module, config: ModelConfig, progress: Progress) -> FakeCompiled:
+        made.append(FakeCompiled(name, config.batch_sizes))
+        made[0].device.error = CaptureError("replay failed")
+        return made[0]
+
+    with serving(repository(tmp_path, a=MODEL), compile_with) as server:
+        with pytest.raises(LoadError):
+            server.load()
+        assert "replay failed" in server.registry.describe("a").failure
+        assert made[0].closed
+        assert made[0].device.bound == 0
+
+
+def test_loading_stops_when_the_server_does(tmp_path: Path) -> None:
+    compiler = Compiler()
+    with serving(repository(tmp_path, a=MODEL, b=MODEL), compiler) as server:
+        loading, proceed = threading.Event(), threading.Event()
+
+        def progress(what: str, share: float) -> None:
+            loading.set()
+            assert proceed.wait(PATIENCE_S)
+
+        with ThreadPoolExecutor(2) as pool:
+            load = pool.submit(server.load, progress)
+            assert loading.wait(PATIENCE_S)
+            stop = pool.submit(server.executor.stop, PATIENCE_S)
+            wait_until(lambda: server.executor.stopping, proceed)
+            with pytest.raises(LoadError, match="stopped while loading"):
+                load.result(PATIENCE_S)
+            assert stop.result(PATIENCE_S)
+    assert "b" not in compiler.made
+
+
+def wait_until(condition: Callable[[], bool], then: threading.Event) -> None:
+    while not condition():
+        threading.Event().wait(0.001)
+    then.set()
+
+
+def test_the_servers_policy_overrides_the_models(tmp_path: Path) -> None:
+    compiler = Compiler()
+    with serving(repository(tmp_path, a='policy = "nimble"\n' + MODEL), compiler, policy="wavefront") as server:
+        server.load()
+    assert compiler.configs["a"].policy == "wavefront"
+
+
+def test_a_description_before_and_after_loading(tmp_path: Path) -> None:
+    with serving(repository(tmp_path, a=MODEL), Compiler()) as server:
+        before = server.registry.describe("a")
+        assert (before.state, before.plan, before.outputs) == (ModelState.LOADING, None, ())
+        server.load()
+        after = server.registry.describe("a")
+        assert after.plan is not None
+        assert (after.state, after.max_rows, [s.name for s in after.outputs]) == (ModelState.READY, 32, ["y"])
+        assert (after.plan.device, after.plan.device_name) == ("cpu", "fake")
+
+
+def test_the_real_engine_serves_a_branchy_model(tmp_path: Path) -> None:
+    text = (
+        MODEL.replace(":Scale", ":branchy").replace("[2]", "[4]").replace("batch_sizes", 'device = "cpu"\nbatch_sizes')
+    )
+    with serving(repository(tmp_path, a=text), None) as server:
+        server.load()
+        model = server.registry.get("a")
+        x = torch.randn(11, 4)
+        answer = Answer()
+        model.batcher.submit(Rows((x.numpy().tobytes(),), 11), None, answer)
+        eager = branchy()
+        assert isinstance(eager, Branchy)
+        np.testing.assert_allclose(answer.array(), eager(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+        assert model.plan.device == "cpu"
+        assert server.metrics.registry.get_sample_value("opara_stream_concurrency", {"model": "a", "bucket": "4"})

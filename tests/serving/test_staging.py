@@ -1,0 +1,109 @@
+"""Bytes in, bytes out: nothing of a neighbour or of the padding in anybody's answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from opara_server.engine.spec import TensorSpec
+from opara_server.observe.metrics import Metrics
+from opara_server.serving.batcher import Batch, Batcher, Piece, Rows, Ticket
+from opara_server.serving.limits import Limits
+from opara_server.serving.staging import Lane
+from tests.serving.fakes import Answer, FakeCompiled, rows_of
+
+
+def run(model: FakeCompiled, bucket: int, *requests: Rows) -> list[tuple[bytes, ...]]:
+    """One batch of whole requests through a new lane."""
+    return run_in(Lane(model), model, bucket, *requests)
+
+
+def run_in(lane: Lane, model: FakeCompiled, bucket: int, *requests: Rows) -> list[tuple[bytes, ...]]:
+    batcher = Batcher(model.inputs, Limits((8,), 8, 8), Metrics().model(model.plan), wake=lambda: None)
+    pieces = tuple(Piece(Ticket(batcher, rows, None, Answer(), 0.0), 0, rows.count) for rows in requests)
+    with model.device.bind():
+        parts, timing = lane.run(Batch(pieces, sum(r.count for r in requests), bucket))
+    assert min(timing.copy_in_s, timing.replay_s, timing.copy_out_s) >= 0.0
+    return parts
+
+
+def floats(part: tuple[bytes, ...]) -> np.ndarray:
+    return np.frombuffer(part[0], dtype=np.float32).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_poisoned_neighbours_stay_among_themselves(poison: float) -> None:
+    parts = run(FakeCompiled(), 4, rows_of([poison]), rows_of([1.0, 2.0]), rows_of([poison]))
+    np.testing.assert_array_equal(floats(parts[1]), [[2, 2], [4, 4]])
+    np.testing.assert_array_equal(floats(parts[0]), [[poison, poison]])
+
+
+def test_padding_is_zero_whatever_was_there_before() -> None:
+    model = FakeCompiled()
+    lane = Lane(model)
+    run_in(lane, model, 4, rows_of([np.nan] * 4))
+    parts = run_in(lane, model, 4, rows_of([3.0]))
+    np.testing.assert_array_equal(floats(parts[0]), [[6, 6]])
+    assert not model.graphs[4].inputs[0][1:].any()
+
+
+def test_buffers_are_overwritten_only_after_the_device_has_finished() -> None:
+    model = FakeCompiled()
+    lane = Lane(model)
+    for _ in range(2):
+        run_in(lane, model, 4, rows_of(3))
+    assert model.device.log == ["stamp", "stamp", "replay", "stamp", "stamp", "synchronize"] * 2
+
+
+def test_the_device_is_synchronised_after_an_error_too() -> None:
+    model = FakeCompiled()
+    model.device.error = RuntimeError("lost")
+    with pytest.raises(RuntimeError, match="lost"):
+        run(model, 4, rows_of(3))
+    assert model.device.log[-1] == "synchronize"
+
+
+def test_static_tensors_may_be_channels_last() -> None:
+    spec = TensorSpec("image", "float32", (3, 4, 5))
+    model = FakeCompiled(inputs=(spec,), outputs=(spec,))
+    graph = model.graphs[4]
+    graph.inputs = (graph.inputs[0].to(memory_format=torch.channels_last),)
+    graph.outputs = (graph.outputs[0].to(memory_format=torch.channels_last),)
+    image = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    (answer,) = run(model, 4, Rows((image.tobytes(),), 2))
+    np.testing.assert_array_equal(np.frombuffer(answer[0], np.float32).reshape(image.shape), image * 2)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
+)
+def test_every_element_type_passes_unchanged(dtype: str) -> None:
+    spec = TensorSpec("x", dtype, (3,))
+    model = FakeCompiled(inputs=(spec,), outputs=(spec,), forward=lambda x: (x.clone(),))
+    sent = torch.tensor([[1, 0, 1], [0, 1, 1]]).to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
+    assert run(model, 4, Rows((sent,), 2)) == [(sent,)]
+
+
+def test_tensors_without_elements() -> None:
+    model = FakeCompiled(
+        inputs=(TensorSpec("x", "float32", (0, 2)), TensorSpec("z", "int64", ())),
+        outputs=(TensorSpec("y", "float32", (2, 0)), TensorSpec("w", "int64", ())),
+        forward=lambda x, z: (x.transpose(1, 2), z + 1),
+    )
+    sent = Rows((b"", np.array([4, 5], dtype=np.int64).tobytes()), 2)
+    assert run(model, 4, sent) == [(b"", np.array([5, 6], dtype=np.int64).tobytes())]
+
+
+def test_memoryviews_are_taken_as_they_are() -> None:
+    whole = np.arange(8, dtype=np.float32).tobytes()
+    parts = run(FakeCompiled(), 4, Rows((memoryview(whole)[8:24],), 2))
+    np.testing.assert_array_equal(floats(parts[0]), [[4, 6], [8, 10]])
+
+
+def test_warming_runs_the_bucket_on_zeros() -> None:
+    model = FakeCompiled()
+    with model.device.bind():
+        assert Lane(model).warm(8) > 0
+    assert set(model.device.replays) == {8}
+    assert not model.graphs[8].inputs[0].any()
