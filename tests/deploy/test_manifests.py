@@ -85,7 +85,7 @@ def test_every_probe_asks_the_grpc_port() -> None:
 def test_a_pod_may_take_as_long_to_end_as_its_drain() -> None:
     config = server_config(server_container()["args"])
     before = server_container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod()["terminationGracePeriodSeconds"] > before + config.drain_delay_s + config.grace_s
+    assert pod()["terminationGracePeriodSeconds"] > before + config.drain_delay_s + 2 * config.grace_s
     probe = server_container()["readinessProbe"]
     noticed_s = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
     assert config.drain_delay_s > noticed_s, "the pod would stop serving before anyone has noticed"
@@ -118,7 +118,7 @@ def test_compose_mounts_files_that_exist_and_gives_the_drain_its_time() -> None:
     mounted = [v.split(":")[0] for s in services.values() for v in s["volumes"] if v.startswith(".")]
     assert [path for path in mounted if not (ROOT / path).exists()] == []
     config = server_config(services["server"]["command"])
-    assert float(services["server"]["stop_grace_period"].removesuffix("s")) > config.drain_delay_s + config.grace_s
+    assert float(services["server"]["stop_grace_period"].removesuffix("s")) > config.drain_delay_s + 2 * config.grace_s
     assert config.host == config.metrics_host == "0.0.0.0"  # published on the loopback only
     published = [port for service in services.values() for port in service["ports"]]
     assert all(port.startswith("127.0.0.1:") for port in published)
