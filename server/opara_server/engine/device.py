@@ -14,6 +14,7 @@ from opara_server.engine.errors import DeviceError
 from opara_server.engine.launch import LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
+from opara_server.engine.simulate import Latency
 from opara_server.engine.trace import Trace
 
 DeviceKind = Literal["cuda", "cpu"]
@@ -53,6 +54,7 @@ class Device(Protocol):
     kind: DeviceKind
     name: str  # the processor's
     max_streams: int
+    latency: Latency  # for predictions
 
     def torch_device(self) -> torch.device: ...
 
@@ -84,7 +86,13 @@ class Device(Protocol):
         """Versions and hardware on which measurements depend."""
         ...
 
-    def close(self) -> None: ...
+    def trim(self) -> None:
+        """Give back the memory that captures needed and replays do not."""
+        ...
+
+    def close(self) -> None:
+        """Close what was captured, and give back streams or threads."""
+        ...
 
 
 def open_device(kind: str) -> Device:

@@ -25,6 +25,7 @@ from opara_server.engine.launch import Launch, LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cpu
 from opara_server.engine.program import Environment, Program
+from opara_server.engine.simulate import Latency
 from opara_server.engine.trace import Interval, Trace
 
 Job = Callable[[], None]
@@ -65,6 +66,7 @@ class CpuDevice:
     """Worker threads are made as captures need them and shared by all graphs of the device."""
 
     kind: DeviceKind = "cpu"
+    latency = Latency(dependency_us=0.0)
 
     def __init__(self, threads: int | None = None) -> None:
         """``threads``: how many of PyTorch's threads all streams together may use; default: PyTorch's own number."""
@@ -105,6 +107,9 @@ class CpuDevice:
             "torch": torch.__version__,
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
+
+    def trim(self) -> None:
+        """Nothing is cached."""
 
     def close(self) -> None:
         for worker in self._workers:

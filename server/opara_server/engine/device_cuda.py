@@ -21,6 +21,7 @@ from opara_server.engine.launch import LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cuda, trace_cuda
 from opara_server.engine.program import Environment, Program
+from opara_server.engine.simulate import Latency
 from opara_server.engine.trace import Trace
 
 
@@ -39,6 +40,7 @@ class CudaDevice:
     """One model's streams and graph memory on the current GPU."""
 
     kind: DeviceKind = "cuda"
+    latency = Latency()
 
     def __init__(self) -> None:
         self._index = torch.cuda.current_device()
@@ -105,6 +107,10 @@ class CudaDevice:
             "driver": str(driver),
             "tf32": f"{torch.backends.cuda.matmul.fp32_precision} {torch.backends.cudnn.conv.fp32_precision}",
         }
+
+    def trim(self) -> None:
+        torch.cuda.synchronize(self._index)
+        torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Close the graphs and destroy the streams."""

@@ -38,7 +38,11 @@ class FlatModule:
             raise ModelError("the model returns no tensor")
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(leaf for leaf in pytree.tree_leaves(self.module(*inputs)) if isinstance(leaf, Tensor))
+        return self.run(self.module, inputs)
+
+    def run(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same for another copy of the module."""
+        return tuple(leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor))
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         """The module's own output structure around ``tensors``, one for each of ``outputs``."""

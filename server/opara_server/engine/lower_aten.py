@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import Any
 
 import torch
@@ -182,7 +183,7 @@ class _Trial:
             value = call.result
         else:
             value = self._new_value(tensor)
-            event.views.append(Call(_take, (Ref(call.result), index), {}, value))
+            event.views.append(Call(getitem, (Ref(call.result), index), {}, value))
         self._storages.append(_Storage(Kind.ACTIVATION, tensor.untyped_storage().nbytes(), value))
         if index is not None and call.result not in self._storages[storage].views:
             self._storages[storage].views.append(call.result)  # the tuple itself keeps the storage alive
@@ -293,10 +294,6 @@ class _Trial:
             if not any(self._storages[s].mutated or s in outputs for s in event.creates):
                 constant.update(event.creates)
         return constant
-
-
-def _take(results: Sequence[Any], index: int) -> Any:
-    return results[index]
 
 
 def _refs(arguments: Any) -> Iterator[Ref]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import getitem
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def lower_whole(function: Callable[..., tuple[Tensor, ...]], weights: Sequence[T
     results = forward(*inputs)
     count = len(inputs)
     whole = count + len(results)  # the value that holds the tuple of results
-    takes = [Call(_take, (Ref(whole), i), {}, count + i) for i in range(len(results))]
+    takes = [Call(getitem, (Ref(whole), i), {}, count + i) for i in range(len(results))]
     buffers = [Buffer(t.untyped_storage().nbytes(), Kind.INPUT) for t in inputs]
     buffers += [Buffer(t.untyped_storage().nbytes(), Kind.OUTPUT) for t in results]
     operator = Operator("forward", "module", tuple(range(count)), tuple(range(count, whole)))
@@ -36,7 +37,3 @@ def lower_whole(function: Callable[..., tuple[Tensor, ...]], weights: Sequence[T
         tuple(range(count, whole)),
         (sum(t.numel() * t.element_size() for t in (*weights, *inputs, *results)),),
     )
-
-
-def _take(results: tuple[Tensor, ...], index: int) -> Tensor:
-    return results[index]

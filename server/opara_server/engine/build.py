@@ -1,0 +1,230 @@
+"""Module → compiled model: export, lower, profile, select, capture, verify; one graph per bucket, one plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from opara_server.engine.capture import capture
+from opara_server.engine.device import CapturedGraph, Device, open_device
+from opara_server.engine.errors import CaptureError, LoweringError, VerificationError
+from opara_server.engine.export import export_dynamic, export_static
+from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.lower_aten import lower
+from opara_server.engine.lower_whole import lower_whole
+from opara_server.engine.plan import BucketPlan, Plan, PlanStore
+from opara_server.engine.program import Program
+from opara_server.engine.schedule import Schedule
+from opara_server.engine.select import AUTO, Choice, contenders, select
+from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import static_inputs
+from opara_server.engine.verify import Verifier
+
+log = logging.getLogger(__name__)
+
+PLAN_FORMAT = 1  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
+
+Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """``policy``: a name from POLICIES, or "auto" to measure them all. ``tolerance``: the verification bound instead of
+    the dtype's own. ``cache_dir``: where plans are saved and looked for; None: nowhere."""
+
+    batch_sizes: tuple[int, ...]
+    policy: str = AUTO
+    channels_last: bool = False
+    tolerance: float | None = None
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
+            raise ValueError(f"batch sizes must be positive and at least one: {list(self.batch_sizes)}")
+
+
+class CompiledModel:
+    """A model that is ready to run. All use from one thread at a time, inside ``device.bind()``."""
+
+    def __init__(self, flat: FlatModule, device: Device, graphs: Mapping[int, CapturedGraph], plan: Plan) -> None:
+        self.inputs = flat.inputs
+        self.outputs = flat.outputs
+        self.device = device
+        self.buckets = tuple(sorted(graphs))
+        self.plan = plan
+        self.rebuild = flat.rebuild  # a flat tuple of outputs → the module's own structure
+        self._graphs = dict(graphs)
+
+    def graph(self, bucket: int) -> CapturedGraph:
+        return self._graphs[bucket]
+
+    def close(self) -> None:
+        """Free graphs, their memory and streams. The device must be idle."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self.device.close()
+
+
+def compile_model(
+    name: str,
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    device: str,
+    options: BuildOptions,
+    progress: Progress = lambda _what, _share: None,
+) -> CompiledModel:
+    """Make ``module`` ready to run on ``device`` ("auto", "cuda", "cpu") at each of the options' batch sizes.
+
+    The module is moved to the device (and to channels_last where asked for), not copied. Raises EngineError: ModelError
+    where the module cannot be served, DeviceError, CaptureError, VerificationError.
+    """
+    opened = open_device(device)
+    try:
+        with opened.bind():
+            return _Build(name, module, inputs, opened, options, progress).run()
+    except BaseException:
+        opened.close()
+        raise
+
+
+class _Build:
+    """One model's way through the engine; attributes are what later stages share."""
+
+    def __init__(
+        self, name: str, module: nn.Module, inputs: Sequence[TensorSpec], device: Device, options: BuildOptions, progress: Progress
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.options = options
+        self.progress = progress
+        self.buckets = sorted(set(options.batch_sizes), reverse=True)  # largest first: smaller graphs reuse its memory
+        module.to(device.torch_device())
+        if options.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
+        self.verifier = Verifier(self.flat, device, options.tolerance)
+        self.fallback_reason = ""
+        self._dynamic: ExportedProgram | None = None
+
+    def run(self) -> CompiledModel:
+        self.progress("exporting", 0.0)
+        self._dynamic = export_dynamic(self.flat.module, self._static_inputs(self.buckets[0]))
+        programs = self._lower_all()
+        key = self._key(programs)
+        store = PlanStore(self.options.cache_dir) if self.options.cache_dir else None
+        saved = store.load(self.name, key) if store else None
+        chosen = {bucket: self._choose(bucket, programs[bucket], saved) for bucket in self._announced("measuring", 0.1, 0.7)}
+        graphs: dict[int, CapturedGraph] = {}
+        for bucket in self._announced("capturing and verifying", 0.7, 1.0):
+            graphs[bucket], chosen[bucket] = self._finish(programs[bucket], chosen[bucket])
+        buckets = tuple(self._bucket_plan(bucket, programs[bucket], chosen[bucket], saved) for bucket in reversed(self.buckets))
+        plan = Plan(self.name, self.device.kind, self.device.name, buckets, self.fallback_reason)
+        if store and saved is None:
+            store.save(key, plan)
+        self.device.trim()
+        return CompiledModel(self.flat, self.device, graphs, plan)
+
+    def _announced(self, what: str, begin: float, end: float) -> Iterator[int]:
+        for position, bucket in enumerate(self.buckets):
+            self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
+            yield bucket
+
+    def _static_inputs(self, bucket: int) -> tuple[Tensor, ...]:
+        return static_inputs(self.flat.inputs, bucket, self.device.torch_device(), self.options.channels_last)
+
+    def _lower_all(self) -> dict[int, Program]:
+        """All buckets by their operators, or, where that fails for one, all as a whole."""
+        try:
+            return {bucket: self._lower(bucket) for bucket in self.buckets}
+        except LoweringError as error:
+            self.fallback_reason = str(error)
+            log.warning("%s runs as one sequential graph: %s", self.name, error)
+            weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
+            return {bucket: lower_whole(self.flat, weights, self._static_inputs(bucket)) for bucket in self.buckets}
+
+    def _lower(self, bucket: int) -> Program:
+        inputs = self._static_inputs(bucket)
+        return lower(self._dynamic or export_static(self.flat.module, inputs), inputs)
+
+    def _choose(self, bucket: int, program: Program, saved: Plan | None) -> Choice:
+        """Of all candidates; with a saved plan, of its choice and sequential, which are timed again."""
+        profile = self.device.profile(program)
+        entrants = contenders(program, profile, self.options.policy, self.device.max_streams)
+        if saved is not None:
+            kept = saved.bucket(bucket)
+            entrants = [e for i, e in enumerate(entrants) if i == 0 or (e.schedule.policy, e.compact) == (kept.policy, kept.compact)]
+        return select(program, profile, self.device, entrants)
+
+    def _finish(self, program: Program, choice: Choice) -> tuple[CapturedGraph, Choice]:
+        """The graph that will serve, verified; sequential where the chosen one fails that."""
+        try:
+            return self._capture_verified(program, choice.schedule), choice
+        except (CaptureError, VerificationError) as error:
+            if choice.winner == 0:
+                raise
+            log.warning("%s: %s failed, sequential runs instead: %s", self.name, choice.chosen.policy, error)
+            choice = choice.falling_back("wrong numbers" if isinstance(error, VerificationError) else "cannot be captured")
+            return self._capture_verified(program, choice.schedule), choice
+
+    def _capture_verified(self, program: Program, schedule: Schedule) -> CapturedGraph:
+        graph = capture(program, schedule, self.device)
+        try:
+            error = self.verifier.check(graph)
+        except BaseException:
+            graph.close()
+            raise
+        log.debug("%s, %s: error %.1e against float64", self.name, schedule.policy, error)
+        return graph
+
+    def _bucket_plan(self, bucket: int, program: Program, choice: Choice, saved: Plan | None) -> BucketPlan:
+        chosen, graph = choice.chosen, program.graph
+        measured = {(c.policy, c.compact) for c in choice.candidates}
+        earlier = saved.bucket(bucket).candidates if saved else ()
+        return BucketPlan(
+            batch_size=bucket,
+            policy=chosen.policy,
+            compact=chosen.compact,
+            lowering=program.lowering,
+            operators=len(graph),
+            width=graph.width,
+            depth=graph.depth,
+            longest_path_us=graph.longest_path(choice.profile.durations),
+            streams=chosen.streams,
+            synchronisations=chosen.synchronisations,
+            measured_us=chosen.measured_us,
+            sequential_us=choice.sequential.measured_us,
+            peak_bytes=chosen.peak_bytes,
+            candidates=(*choice.candidates, *(c for c in earlier if (c.policy, c.compact) not in measured)),
+            reused=saved is not None,
+        )
+
+    def _key(self, programs: Mapping[int, Program]) -> dict[str, Any]:
+        """Everything a measurement depends on."""
+        return {
+            "format": PLAN_FORMAT,
+            "engine": version("opara-serve"),
+            "device": self.device.fingerprint(),
+            "inputs": [asdict(spec) for spec in self.flat.inputs],
+            "graphs": {str(bucket): sha256(program.graph.dumps().encode()).hexdigest() for bucket, program in programs.items()},
+            "weights": _digest([*self.flat.module.parameters(), *self.flat.module.buffers()]),
+            "options": {"policy": self.options.policy, "channels_last": self.options.channels_last, "tolerance": self.options.tolerance},
+        }
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """Of the tensors' bytes, shapes, strides and dtypes."""
+    digest = sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

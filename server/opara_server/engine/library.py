@@ -1,0 +1,105 @@
+"""The engine as a library: a module in, a callable of the same signature out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opara_server.engine.build import BuildOptions, CompiledModel, compile_model
+from opara_server.engine.plan import Plan
+from opara_server.engine.select import AUTO
+from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import dtype_name
+
+
+class OptimizedModel:
+    """Calls run on captured graphs. Outputs are the caller's own tensors, in the module's own structure.
+
+    Calls from several threads take turns; on a GPU they must share one current stream.
+    """
+
+    def __init__(self, compiled: CompiledModel) -> None:
+        self._compiled = compiled
+        self._lock = threading.Lock()
+
+    @property
+    def plan(self) -> Plan:
+        """What was measured and what was chosen, per batch size."""
+        return self._compiled.plan
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """``inputs``: tensors of any number of rows, [rows, ...]; more than the largest batch size run in parts.
+
+        Raises ValueError on tensors that do not fit the example inputs: nothing is broadcast or converted.
+        """
+        rows = self._checked_rows(inputs)
+        parts = []
+        with self._lock, self._compiled.device.bind():
+            for start in range(0, rows, self._compiled.buckets[-1]):
+                parts.append(self._run([tensor[start : start + self._compiled.buckets[-1]] for tensor in inputs]))
+        outputs = parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        return self._compiled.rebuild(outputs)
+
+    def close(self) -> None:
+        """Free the graphs and their memory."""
+        with self._lock:
+            self._compiled.close()
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        rows = len(inputs[0])
+        bucket = next(b for b in self._compiled.buckets if b >= rows)
+        graph = self._compiled.graph(bucket)
+        for static, given in zip(graph.inputs, inputs, strict=True):
+            static[:rows].copy_(given)
+            static[rows:].zero_()
+        graph.replay()
+        return tuple(output[:rows].clone() for output in graph.outputs)
+
+    def _checked_rows(self, inputs: Sequence[Tensor]) -> int:
+        specs = self._compiled.inputs
+        if len(inputs) != len(specs):
+            raise ValueError(f"{len(specs)} inputs expected, {len(inputs)} given")
+        rows = inputs[0].shape[0] if inputs[0].dim() else 0
+        for spec, given in zip(specs, inputs, strict=True):
+            if tuple(given.shape) != (rows, *spec.shape) or dtype_name(given.dtype) != spec.dtype or rows == 0:
+                raise ValueError(f"{spec.name}: {spec.dtype} [rows, {', '.join(map(str, spec.shape))}] expected, {given.dtype} {list(given.shape)} given")
+        return rows
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    batch_sizes: Sequence[int] = (1,),
+    *,
+    device: str | None = None,
+    policy: str = AUTO,
+    channels_last: bool = False,
+    tolerance: float | None = None,
+    cache_dir: Path | None = None,
+) -> OptimizedModel:
+    """Schedule the model's operators on streams, per batch size, and keep what measures fastest.
+
+    ``example_inputs``: the forward's arguments, tensors [rows, ...]; they give element types, shapes and the range of
+    integers that random test inputs are drawn from. ``device``: default where the model's weights are. The other
+    options are BuildOptions'. The model must be in eval mode; its weights are used in place and must not change.
+    Raises EngineError (engine.errors).
+    """
+    examples = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    specs = [_spec(f"input{number}", example) for number, example in enumerate(examples)]
+    weight = next(model.parameters(), None)
+    options = BuildOptions(tuple(batch_sizes), policy, channels_last, tolerance, cache_dir)
+    where = device or (weight.device.type if weight is not None else AUTO)
+    return OptimizedModel(compile_model(type(model).__name__, model, specs, where, options))
+
+
+def _spec(name: str, example: Tensor) -> TensorSpec:
+    if example.dim() == 0:
+        raise ValueError(f"{name}: an example input needs a batch dimension")
+    integers = not example.is_floating_point() and example.dtype != torch.bool
+    low, high = (float(example.min()), float(example.max()) + 1) if integers and example.numel() else (None, None)
+    return TensorSpec(name, dtype_name(example.dtype), tuple(example.shape[1:]), low, high)

@@ -1,0 +1,141 @@
+"""Does a captured graph compute what the module computes, every time?
+
+Against eager: on fresh random inputs the error norm |out - ref| / |ref| against a float64 run of the module must not
+exceed the larger of the dtype's bound and three times eager PyTorch's own error. Integer and bool outputs must equal
+eager's. Against itself: 100 replays must repeat the first, with the outputs poisoned before each; a missing
+dependency shows there.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from opara_server.engine.device import CapturedGraph, Device
+from opara_server.engine.errors import VerificationError
+from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.tensors import fill_random
+
+log = logging.getLogger(__name__)
+
+FRESH_INPUTS = 3
+REPLAYS = 100
+OVER_EAGER = 3.0
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+TF32_BOUND = 2e-3
+
+
+class Verifier:
+    """Knows one module's right answers. ``tolerance`` replaces the dtype's bound."""
+
+    def __init__(self, flat: FlatModule, device: Device, tolerance: float | None) -> None:
+        self._flat = flat
+        self._device = device
+        self._exact: nn.Module | None = None
+        self.bound = default_bound(flat.module, device) if tolerance is None else tolerance
+
+    def check(self, graph: CapturedGraph) -> float:
+        """Returns the largest error norm over the fresh inputs. Raises VerificationError."""
+        worst = max(self._check_fresh(graph) for _ in range(FRESH_INPUTS))
+        self._check_repeats(graph)
+        return worst
+
+    def _check_fresh(self, graph: CapturedGraph) -> float:
+        fill_random(graph.inputs, self._flat.inputs)
+        inputs = [tensor.clone() for tensor in graph.inputs]
+        poison(graph.outputs)
+        graph.replay()
+        self._device.synchronize()
+        eager = self._flat(*[tensor.clone() for tensor in inputs])
+        exact = self._run_exact(inputs)
+        errors = [0.0]
+        for spec, out, own, ref in zip(self._flat.outputs, graph.outputs, eager, exact, strict=True):
+            if not out.is_floating_point():
+                if not torch.equal(out, own):
+                    raise VerificationError(f"output {spec.name!r}: {int((out != own).sum())} of {out.numel()} values differ from eager's")
+                continue
+            error, allowed = error_norm(out, ref), max(self.bound, OVER_EAGER * error_norm(own, ref))
+            if not error <= allowed:  # also when NaN
+                raise VerificationError(f"output {spec.name!r}: error {error:.2e} against float64, allowed {allowed:.2e}")
+            errors.append(error)
+        return max(errors)
+
+    def _check_repeats(self, graph: CapturedGraph) -> None:
+        inputs = [tensor.clone() for tensor in graph.inputs]
+        self._replay(graph, inputs)
+        first = [out.clone() for out in graph.outputs]
+        worst = torch.zeros(len(first), dtype=torch.float64, device=first[0].device)
+        for _ in range(REPLAYS):
+            self._replay(graph, inputs)
+            now = [_difference(out, ref) for out, ref in zip(graph.outputs, first, strict=True)]
+            worst = torch.maximum(worst, torch.stack(now))
+        for spec, error in zip(self._flat.outputs, worst.tolist(), strict=True):
+            if not error <= self.bound:
+                raise VerificationError(f"output {spec.name!r} differs by {error:.2e} between replays of the same input")
+
+    def _replay(self, graph: CapturedGraph, inputs: Sequence[Tensor]) -> None:
+        for static, value in zip(graph.inputs, inputs, strict=True):
+            static.copy_(value)  # a module may write to its inputs
+        poison(graph.outputs)
+        graph.replay()
+
+    def _run_exact(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The module in float64; where it has an operator without float64, eager PyTorch as it is."""
+        doubles = [tensor.double() if tensor.is_floating_point() else tensor.clone() for tensor in inputs]
+        benchmark = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = False  # nobody waits for the reference to be fast
+        try:
+            self._exact = self._exact or copy.deepcopy(self._flat.module).double()
+            return self._flat.run(self._exact, doubles)
+        except (RuntimeError, TypeError) as error:
+            log.warning("no float64 reference (%s): comparing with eager alone", str(error).splitlines()[0])
+            return self._flat(*[tensor.clone() for tensor in inputs])
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+
+
+def default_bound(module: nn.Module, device: Device) -> float:
+    """By the coarsest floating-point dtype of the module's parameters (float32 where it has none)."""
+    dtypes = {tensor.dtype for tensor in _weights(module) if tensor.dtype in BOUNDS} or {torch.float32}
+    bound = max(BOUNDS[dtype] for dtype in dtypes)
+    return max(bound, TF32_BOUND) if torch.float32 in dtypes and device.kind == "cuda" and _tf32() else bound
+
+
+def _weights(module: nn.Module) -> Iterable[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _tf32() -> bool:
+    return "tf32" in {torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision}
+
+
+def poison(tensors: Iterable[Tensor]) -> None:
+    """Overwrite with values that no right answer has: NaN, the largest integer, the opposite bool."""
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+        elif tensor.dtype == torch.bool:
+            tensor.logical_not_()
+        else:
+            tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+
+def error_norm(out: Tensor, ref: Tensor) -> float:
+    """|out - ref| / |ref| over the values that are finite in ``ref``; infinite when the others are not the same."""
+    return float(_difference(out, ref))
+
+
+def _difference(out: Tensor, ref: Tensor) -> Tensor:
+    """The error norm as a float64 scalar on the tensors' device, so that nothing waits for it."""
+    out, ref = out.double(), ref.double()
+    finite = torch.isfinite(ref)
+    odd = ~(finite | (out == ref) | (torch.isnan(out) & torch.isnan(ref)))
+    norm = torch.linalg.vector_norm(torch.where(finite, ref, 0.0))
+    error = torch.linalg.vector_norm(torch.where(finite, out - ref, 0.0))
+    relative = torch.where(norm > 0, error / norm, error)
+    return torch.where(odd.any() | torch.isnan(relative), torch.inf, relative)
