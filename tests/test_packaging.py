@@ -113,9 +113,8 @@ def test_the_client_command_asks_a_server(bare: Path) -> None:
     with FakeServer(default_models()) as server:
         asked = "--target", server.target
         assert succeed(bare / "opara-client", "health", *asked) == "SERVING\n"
-        assert succeed(bare / "opara-client", "infer", "double", "--input", "x=[[1, 2]]", *asked).endswith(
-            "[[2. 4.]]\n"
-        )
+        printed = succeed(bare / "opara-client", "infer", "double", "--input", "x=[[1, 2]]", *asked)
+        assert printed == "x  float32 [1, 2]\n[[2. 4.]]\n"
         missing = run(bare / "opara-client", "infer", "nobody", "--input", "x=[1]", *asked)
     assert (missing.returncode, missing.stderr) == (1, "opara-client: NOT_FOUND: no model 'nobody'\n")
     assert succeed(bare / "opara-client", "--version").startswith("opara-client 0.")
