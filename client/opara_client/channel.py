@@ -37,7 +37,7 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         # A call that outgrows this buffer is never tried again; gRPC's default is 256 KiB, less than two images.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 4096),
-        # While calls are in flight; opara-serve allows a ping every 10 s. A keepalive also sets TCP_USER_TIMEOUT: a dead
+        # While calls are in flight; opara-serve allows one every 10 s. A keepalive also sets TCP_USER_TIMEOUT: a dead
         # peer is noticed 20 s after something was sent to it.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
