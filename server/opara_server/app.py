@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _MESSAGE_SLACK = 64 * 1024  # bytes of a message beside its tensors' data: names, shapes, the id
-_STREAM_IN_FLIGHT = 64
+_LOAD_GRACE_S = 1.0  # a load can be ended only where it reports progress, which may be far away
+STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
 
 
 class StartError(Exception):
@@ -53,14 +54,14 @@ class Application:
         self.grpc_address = ""
         self.metrics_address = ""
         self.serving = False
-        self.finished = True  # whether ``stop`` left no work behind
+        self.stuck = False  # whether ``stop`` ran out of time: the device's thread may still be at work
         self._config = config
         self._progress = progress
-        self._metrics = Metrics()
+        self.metrics = Metrics()
         self._executor = Executor()
-        self._registry = Registry(config, self._executor, self._metrics, compile_with)
+        self._registry = Registry(config, self._executor, self.metrics, compile_with)
         self._health = Health()
-        self._service = InferenceService(self._registry, self._metrics, _STREAM_IN_FLIGHT)
+        self._service = InferenceService(self._registry, self.metrics, STREAM_IN_FLIGHT)
         self._server = grpc.aio.server(options=_options(config, _message_limit(config)))
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
@@ -106,15 +107,17 @@ class Application:
         """Tell who asks, keep serving for the drain delay, refuse new calls, finish those in flight, free the models:
         in this order, or requests are lost. Takes the drain delay and twice the grace at most."""
         self._health.drain()
-        if self.serving:
+        served = self.serving
+        if served:
             log.info("draining", extra={"seconds": self._config.drain_delay_s})
             await asyncio.sleep(self._config.drain_delay_s)
         self._service.close_streams()
         self._health.close()
         await self._server.stop(self._config.grace_s)
-        self.finished = await asyncio.to_thread(self._executor.stop, self._config.grace_s)
-        self._metrics.stop()
-        log.info("stopped", extra={"finished": self.finished})
+        grace_s = self._config.grace_s if served else _LOAD_GRACE_S
+        self.stuck = not await asyncio.to_thread(self._executor.stop, grace_s)
+        self.metrics.stop()
+        log.info("stopped")
 
     def handle_signals(self) -> None:
         """The first SIGTERM or SIGINT asks to stop; the second ends the process at once, with 128 + its number."""
@@ -130,7 +133,7 @@ class Application:
     def _metrics_listen(self) -> None:
         host, port = self._config.metrics_host, self._config.metrics_port
         try:
-            port = self._metrics.start(host, port)
+            port = self.metrics.start(host, port)
         except OSError as error:
             raise StartError(f"cannot serve metrics on {_address(host, port)}: {error.strerror or error}") from None
         self.metrics_address = _address(host, port)
@@ -170,24 +173,24 @@ def run(config: ServerConfig, progress: Progress) -> int:
     """Serve until told to stop. Returns the exit status; what went wrong is one line on stderr."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            finished = runner.run(_serve(config, progress))
+            stuck = runner.run(_serve(config, progress))
     except (ConfigError, LoadError, StartError) as error:
         print(f"opara-server: {error}", file=sys.stderr)
         return 1
-    if not finished:
-        os._exit(1)  # the device's thread is stuck in native code, which the interpreter's own end would not survive
+    if stuck:
+        os._exit(0)  # the interpreter's own end might not survive a thread that is in native code
     return 0
 
 
 async def _serve(config: ServerConfig, progress: Progress) -> bool:
-    """Whether all work was finished at the end."""
+    """Whether the device's thread may still be at work at the end."""
     app = Application(config, progress=progress)
     app.handle_signals()
     async with app:
         if app.serving:
             print(f"READY grpc={app.grpc_address} metrics={app.metrics_address}", flush=True)
         await app.wait()
-    return app.finished
+    return app.stuck
 
 
 def _message_limit(config: ServerConfig) -> int:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -37,6 +38,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print()
         console.print(_graph_line(bucket))
         console.print(_bucket_table(bucket))
+        for rejection in _rejections(bucket):
+            console.print(rejection)
 
 
 def _graph_line(bucket: BucketPlan) -> RenderableType:
@@ -47,30 +50,40 @@ def _graph_line(bucket: BucketPlan) -> RenderableType:
 
 
 def _bucket_table(bucket: BucketPlan) -> Table:
-    table = Table()
+    """80 columns are enough for it. What is rejected is told below it, where its reason has room."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    table.add_column("policy", no_wrap=True)
-    for title in ("streams", "syncs", "predicted µs", "measured µs", "peak memory", "over sequential"):
-        table.add_column(title, justify="right")
-    table.add_column("rejected", overflow="fold")
+    table.add_column("policy")
+    for title in ("streams", "syncs", "predicted µs", "measured µs", "peak MiB", "speed-up"):
+        table.add_column(title, justify="right", no_wrap=True)
     for candidate in bucket.candidates:
-        table.add_row(*_cells(bucket, candidate), style="bold green" if _chosen(bucket, candidate) else None)
+        style = "bold green" if _chosen(bucket, candidate) else "dim" if candidate.rejected else None
+        table.add_row(*_cells(bucket, candidate), style=style)
     return table
+
+
+def _rejections(bucket: BucketPlan) -> Iterator[Text]:
+    for candidate in bucket.candidates:
+        if candidate.rejected:
+            yield Text(f"✗ {_label(candidate)}: {candidate.rejected}", style="red")
 
 
 def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
     measured = candidate.measured_us > 0  # what was refused before it was timed has no time
     return (
-        "→" if _chosen(bucket, candidate) else "",
-        f"{candidate.policy}{' compact' if candidate.compact else ''}",
+        "→" if _chosen(bucket, candidate) else "✗" if candidate.rejected else "",
+        _label(candidate),
         str(candidate.streams),
         str(candidate.synchronisations),
         f"{candidate.predicted_us:.1f}",
         f"{candidate.measured_us:.1f}" if measured else "",
-        f"{candidate.peak_bytes / 2**20:.2f} MiB",
+        f"{candidate.peak_bytes / 2**20:.2f}",
         f"{bucket.sequential_us / candidate.measured_us:.2f}×" if measured else "",
-        escape(candidate.rejected),
     )
+
+
+def _label(candidate: Candidate) -> str:
+    return f"{candidate.policy}{', compact' if candidate.compact else ''}"
 
 
 def _chosen(bucket: BucketPlan, candidate: Candidate) -> bool:

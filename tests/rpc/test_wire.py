@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 from opara_server.rpc import wire
@@ -23,7 +24,7 @@ MAX_ROWS = 4
 
 def tensor(spec: TensorSpec, rows: int = 2, **changes: Any) -> pb.Tensor:
     """A good tensor for ``spec``, but for ``changes``."""
-    fields = {
+    fields: dict[str, Any] = {
         "name": spec.name,
         "data_type": wire.DATA_TYPES[spec.dtype],
         "shape": (rows, *spec.shape),

@@ -1,0 +1,129 @@
+"""A whole server in this process, but for the engine: its one model doubles, on a device with a gate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
+from opara_server.app import Application
+from opara_server.config import ServerConfig
+from opara_server.serving.registry import Compile
+from tests.serving.fakes import FakeCompiled, FakeDevice
+
+if TYPE_CHECKING:
+    from opara_protos.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+
+PATIENCE_S = 20.0
+MODEL = "double"
+MAX_ROWS, MAX_QUEUE_ROWS = 16, 96
+MODEL_TOML = f"""
+source = "python:torch.nn:Identity"
+batch_sizes = [1, 4, 8]
+
+[[inputs]]
+name = "x"
+dtype = "float32"
+shape = [2]
+
+[batching]
+max_rows = {MAX_ROWS}
+max_queue_rows = {MAX_QUEUE_ROWS}
+"""
+
+
+@dataclass
+class Served:
+    """``device.gate`` closed holds every replay; ``device.entered`` counts those that began since the start."""
+
+    app: Application
+    device: FakeDevice
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> InferenceServiceAsyncStub:
+        return cast("InferenceServiceAsyncStub", InferenceServiceStub(self.channel))
+
+    async def infer(self, *values: float, timeout: float | None = PATIENCE_S) -> list[float]:
+        """The doubled ``values``, one per row."""
+        response = await self.stub.Infer(request(*values), timeout=timeout)
+        return doubled(response)
+
+    async def raw(self, method: str, message: bytes) -> bytes:
+        """Sends bytes as they are."""
+        call: Any = self.channel.unary_unary(f"/opara.v1.InferenceService/{method}", None, None)
+        answer: bytes = await call(message, timeout=PATIENCE_S)
+        return answer
+
+    async def hold(self) -> asyncio.Task[list[float]]:
+        """Close the gate and have one replay wait at it: whatever comes now queues up. Returns its request."""
+        self.device.gate.clear()
+        while self.device.entered.acquire(blocking=False):
+            pass
+        held = asyncio.create_task(self.infer(1.0))
+        await eventually(lambda: self.device.entered.acquire(blocking=False))
+        return held
+
+    async def health(self, name: str = "") -> int:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S)
+        return int(answer.status)
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def request(*values: float, **fields: object) -> pb.InferRequest:
+    """One row of two equal numbers for each of ``values``."""
+    data = np.repeat(np.asarray(values, dtype=np.float32), 2).tobytes()
+    tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(len(values), 2), data=data)
+    return pb.InferRequest(**({"model": MODEL, "inputs": [tensor]} | fields))  # type: ignore[arg-type]
+
+
+def doubled(response: pb.InferResponse) -> list[float]:
+    (output,) = response.outputs
+    rows = np.frombuffer(output.data, dtype=np.float32).reshape(tuple(output.shape))
+    assert np.array_equal(rows[:, 0], rows[:, 1], equal_nan=True)
+    return [float(value) for value in rows[:, 0]]
+
+
+def write_model(folder: Path, name: str = MODEL, toml: str = MODEL_TOML) -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "model.toml").write_text(toml)
+    return folder
+
+
+def config(models: Path, **options: object) -> ServerConfig:
+    return ServerConfig.of(models=models, port=0, metrics_port=0, cache_dir=models / "plans", **options)
+
+
+@asynccontextmanager
+async def serve(models: Path, compile_with: Compile | None = None, **options: object) -> AsyncIterator[Served]:
+    device = FakeDevice()
+    compile_with = compile_with or (lambda name, _module, _config, _progress: FakeCompiled(name, device=device))
+    async with (
+        Application(config(models, **options), compile_with=compile_with) as app,
+        grpc.aio.insecure_channel(app.grpc_address) as channel,
+    ):
+        try:
+            yield Served(app, device, channel)
+        finally:
+            device.gate.set()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Until it holds; fails when it does not within PATIENCE_S."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.002)
