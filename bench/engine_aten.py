@@ -61,13 +61,21 @@ def main(
         output.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
         if graphs:
             graphs.mkdir(parents=True, exist_ok=True)
-            data = {"model": name, "dtype": dtype, "batch": batch, "graph": program.graph.to_json(), "profile": _slim(profile)}
+            data = {
+                "model": name,
+                "dtype": dtype,
+                "batch": batch,
+                "graph": program.graph.to_json(),
+                "profile": _slim(profile),
+            }
             (graphs / f"{name}.json").write_text(json.dumps(data, separators=(",", ":")) + "\n")
         sys.stdout.write(table([result]) + "\n")
     output.with_suffix(".md").write_text(table(results) + "\n")
 
 
-def run(name: str, bench: BenchModel, dtype: str, batch: int, device: Device, repeat: int) -> tuple[Row, Program, Profile]:
+def run(
+    name: str, bench: BenchModel, dtype: str, batch: int, device: Device, repeat: int
+) -> tuple[Row, Program, Profile]:
     torch.manual_seed(0)
     module = bench.build().to(device.torch_device(), torch_dtype(dtype))
     if bench.channels_last:
@@ -156,14 +164,18 @@ def _slim(profile: Profile) -> Row:
 
 
 def table(results: list[Row]) -> str:
-    lines = ["| model | policy | streams | syncs | predicted µs | measured µs | over sequential | memory | verified |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | policy | streams | syncs | predicted µs | measured µs | over sequential | memory | verified |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for result in results:
         for row in result["candidates"]:
             name = row["policy"] + (", compacted" if row["compact"] else "")
             verified = f"{row['error']:.1e}" if row["verified"] else f"NO: {row['error']}"
+            times = f"{row['predicted_us']:.0f} | {row['measured_us']:.1f} | {row['speedup']:.2f}"
             lines.append(
-                f"| {result['model']} {result['dtype']} ×{result['batch']} | {name} | {row['streams']} | {row['synchronisations']} "
-                f"| {row['predicted_us']:.0f} | {row['measured_us']:.1f} | {row['speedup']:.2f} | {row['peak_over_sequential']:.2f} | {verified} |"
+                f"| {result['model']} {result['dtype']} ×{result['batch']} | {name} | {row['streams']} "
+                f"| {row['synchronisations']} | {times} | {row['peak_over_sequential']:.2f} | {verified} |"
             )
     return "\n".join(lines)
 

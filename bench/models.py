@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from opara_server.engine.spec import TensorSpec
 
 @dataclass(frozen=True)
 class BenchModel:
-    """``build`` makes the module in eval mode, float32, on the CPU; ``inputs`` are one row's, for the dtype it is run in."""
+    """``build`` makes the module in eval mode, float32, on the CPU; ``inputs``: one row's, for the dtype it runs in."""
 
     build: Callable[[], nn.Module]
     inputs: Callable[[str], tuple[TensorSpec, ...]]
@@ -21,15 +22,17 @@ class BenchModel:
 
 
 class DeepFM(nn.Module):
-    """DeepFM (Guo et al., 2017): first-order weights, factorisation machine and MLP over 26 categorical fields (as in Criteo)."""
+    """DeepFM (Guo et al., 2017) over 26 categorical fields, as in Criteo: first order, factorisation machine, MLP."""
 
     def __init__(self, fields: int = 26, vocabulary: int = 10_000, dim: int = 16, hidden: int = 400) -> None:
         super().__init__()
         self.weights = nn.ModuleList(nn.Embedding(vocabulary, 1) for _ in range(fields))
         self.factors = nn.ModuleList(nn.Embedding(vocabulary, dim) for _ in range(fields))
         layers = [fields * dim, hidden, hidden, hidden]
-        self.deep = nn.Sequential(*(part for a, b in zip(layers, layers[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())))
+        self.deep = nn.Sequential(*(part for a, b in pairwise(layers) for part in (nn.Linear(a, b), nn.ReLU())))
         self.head = nn.Linear(hidden, 1)
+        for weight in self.factors.parameters():
+            nn.init.normal_(weight, std=0.1)  # PyTorch's unit variance would saturate the sigmoid
 
     def forward(self, ids: Tensor) -> Tensor:
         columns = ids.unbind(1)
@@ -101,8 +104,12 @@ def _tokens(**lengths: int) -> Callable[[str], tuple[TensorSpec, ...]]:
 
 
 MODELS = {
-    "googlenet": BenchModel(_torchvision("googlenet", aux_logits=False, init_weights=False), _image(224), channels_last=True),
-    "inception_v3": BenchModel(_torchvision("inception_v3", aux_logits=False, init_weights=False), _image(299), channels_last=True),
+    "googlenet": BenchModel(
+        _torchvision("googlenet", aux_logits=False, init_weights=False), _image(224), channels_last=True
+    ),
+    "inception_v3": BenchModel(
+        _torchvision("inception_v3", aux_logits=False, init_weights=False), _image(299), channels_last=True
+    ),
     "nasnet_a_large": BenchModel(_timm("nasnetalarge"), _image(331), channels_last=True),
     "hrnet_w18_small_v2": BenchModel(_timm("hrnet_w18_small_v2"), _image(224), channels_last=True),
     "deepfm": BenchModel(lambda: DeepFM().eval(), _tokens(ids=26)),

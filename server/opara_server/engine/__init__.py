@@ -1,8 +1,8 @@
 """Operator-parallel execution of PyTorch modules: a library of its own, below the server.
 
-    from opara_server.engine import optimize
-    fast = optimize(model, example_inputs, batch_sizes=[1, 8])
-    y = fast(x)
+from opara_server.engine import optimize
+fast = optimize(model, example_inputs, batch_sizes=[1, 8])
+y = fast(x)
 """
 
 from __future__ import annotations

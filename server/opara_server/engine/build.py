@@ -101,7 +101,13 @@ class _Build:
     """One model's way through the engine; attributes are what later stages share."""
 
     def __init__(
-        self, name: str, module: nn.Module, inputs: Sequence[TensorSpec], device: Device, options: BuildOptions, progress: Progress
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: Sequence[TensorSpec],
+        device: Device,
+        options: BuildOptions,
+        progress: Progress,
     ) -> None:
         self.name = name
         self.device = device
@@ -123,11 +129,15 @@ class _Build:
         key = self._key(programs)
         store = PlanStore(self.options.cache_dir) if self.options.cache_dir else None
         saved = store.load(self.name, key) if store else None
-        chosen = {bucket: self._choose(bucket, programs[bucket], saved) for bucket in self._announced("measuring", 0.1, 0.7)}
+        chosen = {
+            bucket: self._choose(bucket, programs[bucket], saved) for bucket in self._announced("measuring", 0.1, 0.7)
+        }
         graphs: dict[int, CapturedGraph] = {}
         for bucket in self._announced("capturing and verifying", 0.7, 1.0):
             graphs[bucket], chosen[bucket] = self._finish(programs[bucket], chosen[bucket])
-        buckets = tuple(self._bucket_plan(bucket, programs[bucket], chosen[bucket], saved) for bucket in reversed(self.buckets))
+        buckets = tuple(
+            self._bucket_plan(bucket, programs[bucket], chosen[bucket], saved) for bucket in reversed(self.buckets)
+        )
         plan = Plan(self.name, self.device.kind, self.device.name, buckets, self.fallback_reason)
         if store and saved is None:
             store.save(key, plan)
@@ -162,7 +172,11 @@ class _Build:
         entrants = contenders(program, profile, self.options.policy, self.device.max_streams)
         if saved is not None:
             kept = saved.bucket(bucket)
-            entrants = [e for i, e in enumerate(entrants) if i == 0 or (e.schedule.policy, e.compact) == (kept.policy, kept.compact)]
+            entrants = [
+                e
+                for i, e in enumerate(entrants)
+                if i == 0 or (e.schedule.policy, e.compact) == (kept.policy, kept.compact)
+            ]
         return select(program, profile, self.device, entrants)
 
     def _finish(self, program: Program, choice: Choice) -> tuple[CapturedGraph, Choice]:
@@ -173,7 +187,9 @@ class _Build:
             if choice.winner == 0:
                 raise
             log.warning("%s: %s failed, sequential runs instead: %s", self.name, choice.chosen.policy, error)
-            choice = choice.falling_back("wrong numbers" if isinstance(error, VerificationError) else "cannot be captured")
+            choice = choice.falling_back(
+                "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
+            )
             return self._capture_verified(program, choice.schedule), choice
 
     def _capture_verified(self, program: Program, schedule: Schedule) -> CapturedGraph:
@@ -215,9 +231,15 @@ class _Build:
             "engine": version("opara-serve"),
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
-            "graphs": {str(bucket): sha256(program.graph.dumps().encode()).hexdigest() for bucket, program in programs.items()},
+            "graphs": {
+                str(bucket): sha256(program.graph.dumps().encode()).hexdigest() for bucket, program in programs.items()
+            },
             "weights": _digest([*self.flat.module.parameters(), *self.flat.module.buffers()]),
-            "options": {"policy": self.options.policy, "channels_last": self.options.channels_last, "tolerance": self.options.tolerance},
+            "options": {
+                "policy": self.options.policy,
+                "channels_last": self.options.channels_last,
+                "tolerance": self.options.tolerance,
+            },
         }
 
 

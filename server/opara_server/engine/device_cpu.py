@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from opara_server.engine.launch import Launch, LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cpu
 from opara_server.engine.program import Environment, Program
+from opara_server.engine.schedule import MAX_STREAMS
 from opara_server.engine.simulate import Latency
 from opara_server.engine.trace import Interval, Trace
 
@@ -72,7 +74,7 @@ class CpuDevice:
         """``threads``: how many of PyTorch's threads all streams together may use; default: PyTorch's own number."""
         self.name = _processor_name()
         self.threads = threads or torch.get_num_threads()
-        self.max_streams = 32
+        self.max_streams = max(2, min(MAX_STREAMS, self.threads))
         self._workers: list[Worker] = []
 
     def torch_device(self) -> torch.device:
@@ -151,17 +153,21 @@ class CpuGraph:
     def _traced(self) -> tuple[Interval, ...]:
         intervals: list[Interval] = []  # list.append is atomic
         begin = time.perf_counter()
-        self._run(lambda launch, start, end: intervals.append(Interval(launch.stream, (start - begin) * 1e6, (end - begin) * 1e6)))
+        self._run(
+            lambda launch, start, end: intervals.append(
+                Interval(launch.stream, (start - begin) * 1e6, (end - begin) * 1e6)
+            )
+        )
         return tuple(intervals)
 
     def _run(self, observe: Callable[[Launch, float, float], None] | None = None) -> tuple[torch.Tensor, ...]:
         run = _Run(self._program, [launch for stream in self._streams for launch in stream if launch.awaited], observe)
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for worker, launches in zip(self._workers, self._streams[1:], strict=True):
-            worker.submit(lambda launches=launches: (run.stream(launches, self._threads), ended.put(None)))  # type: ignore[misc]
+            worker.submit(partial(run.stream, launches, self._threads, ended))
         callers_threads = torch.get_num_threads()
-        run.stream(self._streams[0], self._threads)
-        for _ in self._workers:
+        run.stream(self._streams[0], self._threads, ended)
+        for _ in self._streams:
             ended.get()
         if torch.get_num_threads() != callers_threads:
             torch.set_num_threads(callers_threads)
@@ -173,14 +179,16 @@ class CpuGraph:
 class _Run:
     """One replay in progress: its values, its events, and the first thing that went wrong."""
 
-    def __init__(self, program: Program, awaited: Sequence[Launch], observe: Callable[[Launch, float, float], None] | None) -> None:
+    def __init__(
+        self, program: Program, awaited: Sequence[Launch], observe: Callable[[Launch, float, float], None] | None
+    ) -> None:
         self.environment: Environment = program.new_environment()
         self.error: Exception | None = None
         self._program = program
         self._events = {launch.operator: threading.Event() for launch in awaited}
         self._observe = observe
 
-    def stream(self, launches: Sequence[Launch], threads: int) -> None:
+    def stream(self, launches: Sequence[Launch], threads: int, ended: queue.SimpleQueue[None]) -> None:
         """Run one stream's launches in order. After an error anywhere the rest only sets its events: nobody hangs."""
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
@@ -191,6 +199,7 @@ class _Run:
                 self._launch(launch)
             if launch.awaited:
                 self._events[launch.operator].set()
+        ended.put(None)
 
     def _launch(self, launch: Launch) -> None:
         for buffer in launch.frees:
@@ -225,5 +234,9 @@ class _Memory:
 
 def _processor_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()} ({os.cpu_count()} cores)"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from cuda.bindings import runtime
@@ -21,7 +22,9 @@ from opara_server.engine.launch import LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cuda, trace_cuda
 from opara_server.engine.program import Environment, Program
+from opara_server.engine.schedule import MAX_STREAMS
 from opara_server.engine.simulate import Latency
+from opara_server.engine.tensors import float32_precision
 from opara_server.engine.trace import Trace
 
 
@@ -46,7 +49,7 @@ class CudaDevice:
         self._index = torch.cuda.current_device()
         self._properties = torch.cuda.get_device_properties(self._index)
         self.name: str = self._properties.name
-        self.max_streams = 32  # as many as the hardware's work queues (CUDA_DEVICE_MAX_CONNECTIONS goes no higher)
+        self.max_streams = MAX_STREAMS  # as many as the hardware's work queues
         self._streams: dict[tuple[int, bool], torch.cuda.ExternalStream] = {}
         self._graphs: set[CudaGraph] = set()
 
@@ -67,7 +70,9 @@ class CudaDevice:
         """The same stream for the same number, so that graph after graph reuses its blocks of memory."""
         if (number, urgent) not in self._streams:
             _, greatest = _checked(runtime.cudaDeviceGetStreamPriorityRange())
-            (stream,) = _checked(runtime.cudaStreamCreateWithPriority(runtime.cudaStreamNonBlocking, greatest if urgent else 0))
+            (stream,) = _checked(
+                runtime.cudaStreamCreateWithPriority(runtime.cudaStreamNonBlocking, greatest if urgent else 0)
+            )
             self._streams[number, urgent] = torch.cuda.ExternalStream(int(stream), device=self._index)
         return self._streams[number, urgent]
 
@@ -105,7 +110,7 @@ class CudaDevice:
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
             "driver": str(driver),
-            "tf32": f"{torch.backends.cuda.matmul.fp32_precision} {torch.backends.cudnn.conv.fp32_precision}",
+            "float32": " ".join(float32_precision()),
         }
 
     def trim(self) -> None:
@@ -145,7 +150,7 @@ class CudaGraph:
             with _without_garbage_collection():
                 before = torch.cuda.memory_stats()["allocated_bytes.all.current"]
                 torch.cuda.reset_peak_memory_stats()
-                self._graph.capture_begin(*([pool] if pool else []), capture_error_mode="thread_local")
+                self._graph.capture_begin(pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
                 try:
                     self.outputs = _issue(program, launches, streams)
                 finally:
@@ -166,7 +171,9 @@ class CudaGraph:
         self._on_close(self)
 
 
-def _issue(program: Program, launches: LaunchList, streams: list[torch.cuda.ExternalStream]) -> tuple[torch.Tensor, ...]:
+def _issue(
+    program: Program, launches: LaunchList, streams: list[torch.cuda.ExternalStream]
+) -> tuple[torch.Tensor, ...]:
     """Launch everything once, from and back to streams[0], which is the current stream."""
     environment: Environment = program.new_environment()
     events: dict[int, torch.cuda.Event] = {}
@@ -203,7 +210,8 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _checked(result: tuple[object, ...]) -> tuple[object, ...]:
+def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call of CUDA's runtime returned besides its error code. Raises DeviceError unless that is success."""
     error, *values = result
     if error != runtime.cudaError_t.cudaSuccess:
         raise DeviceError(f"CUDA: {error}")

@@ -51,7 +51,9 @@ def export_static(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgra
 def model_line(error: BaseException) -> str:
     """Where in the model's own code the error arose: the innermost frame outside PyTorch and this package."""
     ours = str(Path(__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH_FOLDER, ours, "<"))]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH_FOLDER, ours, "<"))
+    ]
     return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: {frames[-1].line}" if frames else ""
 
 

@@ -21,7 +21,9 @@ class FlatModule:
     its first dimension: rows of one request could not be told from another's.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool
+    ) -> None:
         if any(part.training for part in module.modules()):
             raise ModelError("the model is in training mode: call model.eval() first")
         self.module = module
@@ -58,7 +60,9 @@ def _output_spec(leaf: tuple[tuple[Any, ...], Tensor], rows: int, count: int) ->
     if not name or name.isdigit():
         name = f"output{name}" if count > 1 else "output"
     if tensor.dim() == 0 or tensor.shape[0] != rows:
-        raise ModelError(f"output {name!r} has shape {list(tensor.shape)} for {rows} rows: its first dimension must count rows")
+        raise ModelError(
+            f"output {name!r} has shape {list(tensor.shape)} for {rows} rows: its first dimension must count rows"
+        )
     if dtype_name(tensor.dtype) not in ELEMENT_BYTES:
         raise ModelError(f"output {name!r} is {dtype_name(tensor.dtype)}, not one of {', '.join(ELEMENT_BYTES)}")
     return TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape[1:]))

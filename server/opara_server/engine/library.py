@@ -38,10 +38,9 @@ class OptimizedModel:
         Raises ValueError on tensors that do not fit the example inputs: nothing is broadcast or converted.
         """
         rows = self._checked_rows(inputs)
-        parts = []
+        most = self._compiled.buckets[-1]
         with self._lock, self._compiled.device.bind():
-            for start in range(0, rows, self._compiled.buckets[-1]):
-                parts.append(self._run([tensor[start : start + self._compiled.buckets[-1]] for tensor in inputs]))
+            parts = [self._run([tensor[at : at + most] for tensor in inputs]) for at in range(0, rows, most)]
         outputs = parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
         return self._compiled.rebuild(outputs)
 
@@ -67,7 +66,8 @@ class OptimizedModel:
         rows = inputs[0].shape[0] if inputs[0].dim() else 0
         for spec, given in zip(specs, inputs, strict=True):
             if tuple(given.shape) != (rows, *spec.shape) or dtype_name(given.dtype) != spec.dtype or rows == 0:
-                raise ValueError(f"{spec.name}: {spec.dtype} [rows, {', '.join(map(str, spec.shape))}] expected, {given.dtype} {list(given.shape)} given")
+                expected = f"{spec.dtype} [rows, {', '.join(map(str, spec.shape))}]"
+                raise ValueError(f"{spec.name}: {expected} expected, {given.dtype} {list(given.shape)} given")
         return rows
 
 

@@ -11,7 +11,9 @@ from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.program import Call, Program, Ref
 
 
-def lower_whole(function: Callable[..., tuple[Tensor, ...]], weights: Sequence[Tensor], inputs: Sequence[Tensor]) -> Program:
+def lower_whole(
+    function: Callable[..., tuple[Tensor, ...]], weights: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> Program:
     """One operator that calls ``function(*inputs)``. Outputs that alias an input or one of ``weights`` are copied."""
     foreign = {tensor.untyped_storage()._cdata for tensor in (*weights, *inputs)}
 

@@ -87,7 +87,9 @@ def _cuda_roofline(dtype: torch.dtype) -> Roofline:
     return _measure_roofline(torch.device("cuda"), dtype, 4096, 512 << 20, torch.cuda.synchronize)
 
 
-def _measure_roofline(device: torch.device, dtype: torch.dtype, side: int, nbytes: int, wait: Callable[[], None]) -> Roofline:
+def _measure_roofline(
+    device: torch.device, dtype: torch.dtype, side: int, nbytes: int, wait: Callable[[], None]
+) -> Roofline:
     """The best of a few square matrix products, and of a few copies (bytes read plus bytes written)."""
     square = torch.randn(side, side, device=device).to(dtype)
     source = torch.randint(255, (nbytes,), dtype=torch.uint8, device=device)
@@ -138,7 +140,9 @@ def kernels_by_operator(events: Iterable[Event], count: int) -> list[tuple[Kerne
     for event in events:
         category, args = event.get("cat"), event.get("args", {})
         if category == "user_annotation" and event["name"].startswith(ANNOTATION):
-            annotations[event["tid"]].append((event["ts"], event["ts"] + event["dur"], int(event["name"][len(ANNOTATION) :])))
+            annotations[event["tid"]].append(
+                (event["ts"], event["ts"] + event["dur"], int(event["name"][len(ANNOTATION) :]))
+            )
         elif category in LAUNCHES and "correlation" in args:
             launches.append((event["ts"], event["tid"], args["correlation"]))
         elif category in DEVICE_WORK:
@@ -179,21 +183,21 @@ def _kernel(same: Sequence[Event], duration_us: float) -> Kernel:
 def _cuda_operator(kernels: tuple[Kernel, ...], flops: int, traffic: int, properties: Any) -> OperatorProfile:
     duration = sum(k.duration_us for k in kernels)
     shares = [_block_share(k, properties) for k in kernels]
-    resident = [k.blocks / (properties.multi_processor_count * max(1, int(1 / s))) for k, s in zip(kernels, shares, strict=True)]
+    resident = [
+        k.blocks / (properties.multi_processor_count * max(1, int(1 / s))) for k, s in zip(kernels, shares, strict=True)
+    ]
     busy = sum(k.duration_us * min(1.0, r) for k, r in zip(kernels, resident, strict=True))
-    return OperatorProfile(duration, flops, traffic, max(shares, default=0.0), busy / duration if duration else 0.0, kernels)
+    return OperatorProfile(
+        duration, flops, traffic, max(shares, default=0.0), busy / duration if duration else 0.0, kernels
+    )
 
 
 def _block_share(kernel: Kernel, properties: Any) -> float:
     """The largest share of one multiprocessor's shared memory, registers or threads that one block takes."""
-    return min(
-        1.0,
-        max(
-            kernel.shared_memory / properties.shared_memory_per_multiprocessor,
-            kernel.registers_per_thread * kernel.threads_per_block / properties.regs_per_multiprocessor,
-            kernel.threads_per_block / properties.max_threads_per_multi_processor,
-        ),
-    )
+    shared_memory = kernel.shared_memory / float(properties.shared_memory_per_multiprocessor)
+    registers = kernel.registers_per_thread * kernel.threads_per_block / float(properties.regs_per_multiprocessor)
+    threads = kernel.threads_per_block / float(properties.max_threads_per_multi_processor)
+    return min(1.0, max(shared_memory, registers, threads))
 
 
 def trace_cuda(replay: Callable[[], None], replays: int) -> Trace:
@@ -216,7 +220,8 @@ def _intervals(events: Sequence[Event], numbers: dict[int, int]) -> tuple[Interv
     ordered = sorted(events, key=lambda e: e["ts"])
     begin = ordered[0]["ts"]
     return tuple(
-        Interval(numbers.setdefault(e["args"]["stream"], len(numbers)), e["ts"] - begin, e["ts"] - begin + e["dur"]) for e in ordered
+        Interval(numbers.setdefault(e["args"]["stream"], len(numbers)), e["ts"] - begin, e["ts"] - begin + e["dur"])
+        for e in ordered
     )
 
 

@@ -41,7 +41,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Choice:
-    """Of the ``entrants`` (sequential first), each with its measurements in ``candidates``, the one numbered ``winner``."""
+    """``entrants[winner]`` was chosen; ``candidates`` are the entrants' measurements. The first is sequential."""
 
     profile: Profile
     entrants: tuple[Contender, ...]
@@ -118,7 +118,7 @@ def select(program: Program, profile: Profile, device: Device, entrants: Sequenc
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """``median`` in µs; ``spread``: how uncertain it is, as a share of it (the interquartile range over the square root of the count)."""
+    """``median`` in µs; ``spread``: how uncertain it is, as a share of it: interquartile range / sqrt(count)."""
 
     median: float
     spread: float

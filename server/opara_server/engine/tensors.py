@@ -20,14 +20,24 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def static_inputs(specs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool) -> tuple[Tensor, ...]:
+def static_inputs(
+    specs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool
+) -> tuple[Tensor, ...]:
     """Per spec a tensor [rows, *shape] of random values; images in channels_last layout where asked for."""
     tensors = []
     for spec in specs:
         layout = torch.channels_last if channels_last and len(spec.shape) == 3 else torch.contiguous_format
-        tensors.append(torch.empty((rows, *spec.shape), dtype=torch_dtype(spec.dtype), device=device, memory_format=layout))
+        tensors.append(
+            torch.empty((rows, *spec.shape), dtype=torch_dtype(spec.dtype), device=device, memory_format=layout)
+        )
     fill_random(tensors, specs)
     return tuple(tensors)
+
+
+def float32_precision() -> tuple[str, str]:
+    """How a GPU computes float32 matrix products and convolutions: "tf32", "ieee" or "none" (PyTorch's default)."""
+    convolutions: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision, convolutions
 
 
 def fill_random(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:

@@ -72,9 +72,10 @@ def _merge(ordered: list[Interval]) -> list[Interval]:
     merged: list[Interval] = []
     for interval in ordered:
         if merged and interval.start_us <= merged[-1].end_us:
-            last = merged.pop()
-            interval = Interval(last.stream, last.start_us, max(last.end_us, interval.end_us))
-        merged.append(interval)
+            last = merged[-1]
+            merged[-1] = Interval(last.stream, last.start_us, max(last.end_us, interval.end_us))
+        else:
+            merged.append(interval)
     return merged
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import VerificationError
 from opara_server.engine.flat_module import FlatModule
-from opara_server.engine.tensors import fill_random
+from opara_server.engine.tensors import fill_random, float32_precision
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,15 @@ class Verifier:
         for spec, out, own, ref in zip(self._flat.outputs, graph.outputs, eager, exact, strict=True):
             if not out.is_floating_point():
                 if not torch.equal(out, own):
-                    raise VerificationError(f"output {spec.name!r}: {int((out != own).sum())} of {out.numel()} values differ from eager's")
+                    raise VerificationError(
+                        f"output {spec.name!r}: {int((out != own).sum())} of {out.numel()} values differ from eager's"
+                    )
                 continue
             error, allowed = error_norm(out, ref), max(self.bound, OVER_EAGER * error_norm(own, ref))
             if not error <= allowed:  # also when NaN
-                raise VerificationError(f"output {spec.name!r}: error {error:.2e} against float64, allowed {allowed:.2e}")
+                raise VerificationError(
+                    f"output {spec.name!r}: error {error:.2e} against float64, allowed {allowed:.2e}"
+                )
             errors.append(error)
         return max(errors)
 
@@ -75,7 +79,9 @@ class Verifier:
             worst = torch.maximum(worst, torch.stack(now))
         for spec, error in zip(self._flat.outputs, worst.tolist(), strict=True):
             if not error <= self.bound:
-                raise VerificationError(f"output {spec.name!r} differs by {error:.2e} between replays of the same input")
+                raise VerificationError(
+                    f"output {spec.name!r} differs by {error:.2e} between replays of the same input"
+                )
 
     def _replay(self, graph: CapturedGraph, inputs: Sequence[Tensor]) -> None:
         for static, value in zip(graph.inputs, inputs, strict=True):
@@ -102,16 +108,13 @@ def default_bound(module: nn.Module, device: Device) -> float:
     """By the coarsest floating-point dtype of the module's parameters (float32 where it has none)."""
     dtypes = {tensor.dtype for tensor in _weights(module) if tensor.dtype in BOUNDS} or {torch.float32}
     bound = max(BOUNDS[dtype] for dtype in dtypes)
-    return max(bound, TF32_BOUND) if torch.float32 in dtypes and device.kind == "cuda" and _tf32() else bound
+    tf32 = torch.float32 in dtypes and device.kind == "cuda" and "tf32" in float32_precision()
+    return max(bound, TF32_BOUND) if tf32 else bound
 
 
 def _weights(module: nn.Module) -> Iterable[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
-
-
-def _tf32() -> bool:
-    return "tf32" in {torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision}
 
 
 def poison(tensors: Iterable[Tensor]) -> None:

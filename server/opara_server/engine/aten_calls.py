@@ -1,0 +1,79 @@
+"""What an ATen call reads, writes and moves, and where in the model it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from opara_server.engine.program import Call, Ref
+
+aten = torch.ops.aten
+ALLOCATIONS = {
+    aten.empty,
+    aten.empty_like,
+    aten.empty_strided,
+    aten.empty_permuted,
+    aten.new_empty,
+    aten.new_empty_strided,
+}
+CHECKS = {
+    aten._assert_tensor_metadata,
+    aten._assert_scalar,
+    aten.sym_constrain_range,
+    aten.sym_constrain_range_for_size,
+}
+SHAPE_READS = {aten.sym_size, aten.sym_stride, aten.sym_numel, aten.sym_storage_offset}
+
+
+def refs(arguments: Any) -> Iterator[Ref]:
+    if isinstance(arguments, Ref):
+        yield arguments
+    elif isinstance(arguments, (list, tuple)):
+        for item in arguments:
+            yield from refs(item)
+    elif isinstance(arguments, dict):
+        yield from refs(list(arguments.values()))
+
+
+def written(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Ref]:
+    """The arguments that the operator's schema says it writes to."""
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = kwargs.get(argument.name) if argument.kwarg_only or position >= len(args) else args[position]
+            yield from refs(given)
+
+
+def bytes_moved(value: Any) -> int:
+    """What reading or writing the tensor moves: expanded dimensions count once."""
+    return (
+        min(value.numel() * value.element_size(), value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
+    )
+
+
+def source_line(node: Node) -> str:
+    """The model's own line that made the node: the innermost frame of its stack trace outside PyTorch."""
+    trace: str = node.meta.get("stack_trace", "")
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    own = [frame for frame in frames if "/torch/" not in frame]
+    return (own or frames or ["unknown line"])[-1].removeprefix("File ")
+
+
+def without_idle_mask(call: Call, content: Callable[[Ref], Tensor | None]) -> Call:
+    """Attention without its mask where that is all True in every run (``content`` tells what is known beforehand).
+
+    An export cannot skip such a mask as the model would (transformers looks into it, which a trace must not), and with
+    a mask PyTorch may not choose its fastest attention kernels.
+    """
+    if call.target is not aten.scaled_dot_product_attention.default:
+        return call
+    mask = call.args[3] if len(call.args) > 3 else call.kwargs.get("attn_mask")
+    known = content(mask) if isinstance(mask, Ref) else None
+    if known is None or known.dtype != torch.bool or not bool(known.all()):
+        return call
+    kwargs = {name: value for name, value in call.kwargs.items() if name != "attn_mask"}
+    return replace(call, args=(*call.args[:3], None, *call.args[4:]), kwargs=kwargs)

@@ -1,0 +1,231 @@
+"""One run of an exported module on real tensors, which finds out what each call reads, writes, makes or only views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.fx import GraphModule, Node
+
+from opara_server.engine.aten_calls import ALLOCATIONS, CHECKS, SHAPE_READS, bytes_moved, refs, source_line, written
+from opara_server.engine.errors import LoweringError, ModelError
+from opara_server.engine.graph import Kind
+from opara_server.engine.program import Call, Ref
+
+
+@dataclass
+class Storage:
+    """One storage seen in the trial run, and the first value that covers it."""
+
+    kind: Kind
+    size: int
+    value: int
+    views: list[int] = field(default_factory=list)
+    name: str = ""  # of the weight, to name it in errors
+    mutated: bool = False  # written by somebody other than the call that made it
+
+
+@dataclass
+class Event:
+    """One call of the trial run that makes or changes storages."""
+
+    node: Node
+    call: Call
+    reads: list[int]
+    writes: list[int]
+    creates: list[int]
+    traffic: int
+    views: list[Call] = field(default_factory=list)
+
+    @property
+    def target(self) -> OpOverload:
+        target = self.call.target
+        assert isinstance(target, OpOverload)
+        return target
+
+    @property
+    def allocation(self) -> bool:
+        return self.target.overloadpacket in ALLOCATIONS
+
+
+class Trial:
+    """The run on real tensors, and what it found out. Values and storages are numbered as they appear."""
+
+    def __init__(self, exported: ExportedProgram, inputs: Sequence[Tensor]) -> None:
+        """Runs at once. Raises LoweringError, and ModelError where the module writes to its own weights."""
+        self.inputs = tuple(inputs)
+        self.values: list[Any] = []
+        self.storages: list[Storage] = []
+        self.events: list[Event] = []
+        self._exported = exported
+        self._storage_of: dict[int, int] = {}  # address of the StorageImpl → index; all storages stay alive meanwhile
+        self._creator: dict[int, Event] = {}  # by storage
+        results = self._interpret(exported.graph_module, dict(self._placeholders()))
+        self.outputs = [self._output(result) for result in results if isinstance(result, Ref)]  # the rest is constant
+
+    def storage(self, value: int) -> int:
+        """The storage that a value lies in."""
+        return self._storage_of[self.values[value].untyped_storage()._cdata]
+
+    def _placeholders(self) -> Iterator[tuple[Node, Any]]:
+        user_inputs = iter(self.inputs)
+        nodes = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(nodes, self._exported.graph_signature.input_specs, strict=True):
+            if isinstance(spec.arg, ConstantArgument):
+                yield node, spec.arg.value
+            elif spec.kind is InputKind.USER_INPUT:
+                yield node, self._value(next(user_inputs), Kind.INPUT, node.name)
+            elif spec.kind in {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}:
+                yield node, self._value(self._weight(str(spec.target)), Kind.CONSTANT, str(spec.target))
+            else:
+                raise LoweringError(f"input {node.name} is a {spec.kind.name.lower()}, not a tensor")
+
+    def _weight(self, target: str) -> Tensor:
+        found = self._exported.state_dict.get(target)
+        weight = self._exported.constants[target] if found is None else found
+        if not isinstance(weight, Tensor):
+            raise LoweringError(f"constant {target} is not a tensor")
+        return weight
+
+    def _interpret(self, module: GraphModule, environment: dict[Node, Any]) -> Sequence[Any]:
+        """Run a graph; a value in ``environment`` is a Ref, a tuple of them, or a plain number."""
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), environment.__getitem__)
+            if node.op == "output":
+                return list(args[0])
+            if node.op == "get_attr":
+                attribute = getattr(module, str(node.target))
+                known = isinstance(attribute, Tensor)
+                environment[node] = self._value(attribute, Kind.CONSTANT, str(node.target)) if known else attribute
+            elif node.op == "call_function":
+                environment[node] = self._call_function(node, args, kwargs)
+            else:
+                raise LoweringError(f"a {node.op} node", source_line(node))
+        raise LoweringError("a graph without outputs")
+
+    def _call_function(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        target = node.target
+        if isinstance(target, OpOverload):
+            return self._call_operator(node, target, args, kwargs)
+        if isinstance(target, HigherOrderOperator):
+            return self._call_inline(node, target, args)
+        assert callable(target)
+        return target(*args, **kwargs)  # getitem on results, arithmetic on sizes
+
+    def _call_inline(self, node: Node, target: HigherOrderOperator, args: tuple[Any, ...]) -> Any:
+        """`with torch.no_grad()` in a forward is a subgraph; inference has no gradients, so it is just inlined."""
+        if str(target) != "wrap_with_set_grad_enabled":
+            raise LoweringError(f"{target} cannot be taken apart into operators", source_line(node))
+        body, operands = args[1], args[2:]
+        placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
+        return self._interpret(body, dict(zip(placeholders, operands, strict=True)))
+
+    def _call_operator(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        packet = target.overloadpacket
+        if packet in CHECKS:
+            return None
+        call = Call(target, args, kwargs, self._new_value(None))
+        operands = [ref.value for ref in refs((args, kwargs))]
+        writes = [self._write(ref.value, node) for ref in written(target, args, kwargs)]
+        call.run(self.values)  # they are numbered as in an environment
+        result = self.values[call.result]
+        tensors = [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]
+        if not tensors and (packet in SHAPE_READS or not operands):
+            return result
+        if not tensors and result is not None:
+            raise LoweringError(f"{target} makes a number from data that a capture does not have", source_line(node))
+        if writes or not tensors or any(t.untyped_storage()._cdata not in self._storage_of for t in tensors):
+            reads = [self.storage(value) for value in operands]
+            traffic = sum(bytes_moved(t) for t in [*(self.values[value] for value in operands), *tensors])
+            self.events.append(Event(node, call, reads, writes, [], traffic))
+        return self._name_results(call, result)
+
+    def _write(self, value: int, node: Node) -> int:
+        storage = self.storage(value)
+        name = self.storages[storage].name
+        if name and self.storages[storage].kind is Kind.CONSTANT:
+            raise ModelError(f"the model writes to {name!r} while it runs (at {source_line(node)})")
+        self.storages[storage].mutated = True
+        return storage
+
+    def _name_results(self, call: Call, result: Any) -> Any:
+        """Number the tensors a call returned; views of a storage become as_strided of the value that covers it."""
+        if isinstance(result, (list, tuple)):
+            return tuple(
+                self._item(call, index, item) if isinstance(item, Tensor) else item for index, item in enumerate(result)
+            )
+        return self._item(call, None, result) if isinstance(result, Tensor) else result
+
+    def _item(self, call: Call, index: int | None, tensor: Tensor) -> Ref:
+        known = self._storage_of.get(tensor.untyped_storage()._cdata)
+        if known is not None:
+            return self._view(known, call, index, tensor)
+        event = self.events[-1]
+        storage = len(self.storages)
+        if index is None:
+            value = call.result
+        else:
+            value = self._new_value(tensor)
+            event.views.append(Call(getitem, (Ref(call.result), index), {}, value))
+        self.storages.append(Storage(Kind.ACTIVATION, tensor.untyped_storage().nbytes(), value))
+        if index is not None:
+            self.storages[storage].views.append(call.result)  # the tuple of results keeps the storage alive, too
+        self._storage_of[tensor.untyped_storage()._cdata] = storage
+        event.creates.append(storage)
+        self._creator[storage] = event
+        return Ref(value)
+
+    def _view(self, storage: int, call: Call, index: int | None, tensor: Tensor) -> Ref:
+        covered = self.storages[storage]
+        covered.views.append(call.result)  # what an in-place operator returns keeps the storage alive, too
+        base = self.values[covered.value]
+        layout = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        if tensor.dtype == base.dtype and layout == (tuple(base.shape), base.stride(), base.storage_offset()):
+            return Ref(covered.value)
+        value = self._new_value(tensor)
+        covered.views.append(value)
+        if storage in self._creator:
+            if tensor.dtype == base.dtype and tensor.is_conj() == base.is_conj() and tensor.is_neg() == base.is_neg():
+                again = Call(torch.as_strided, (Ref(covered.value), *layout), {}, value)
+            elif index is None and len(set(refs((call.args, call.kwargs)))) == 1:
+                again = Call(call.target, call.args, call.kwargs, value)
+            else:
+                raise LoweringError(f"{call.target} reinterprets the element type of a view")
+            self._creator[storage].views.append(again)
+        return Ref(value)
+
+    def _new_value(self, tensor: Any) -> int:
+        self.values.append(tensor)
+        return len(self.values) - 1
+
+    def _value(self, tensor: Tensor, kind: Kind, name: str) -> Ref:
+        """A tensor that is there before the run. Weights may share a storage (tied weights), inputs never do."""
+        value = self._new_value(tensor)
+        key = tensor.untyped_storage()._cdata
+        if key in self._storage_of:
+            self.storages[self._storage_of[key]].views.append(value)
+        else:
+            self._storage_of[key] = len(self.storages)
+            self.storages.append(Storage(kind, tensor.untyped_storage().nbytes(), value, name=name))
+        return Ref(value)
+
+    def _output(self, result: Ref) -> int:
+        """An output has a storage of its own: what aliases an input or a weight, or overlaps itself, is copied."""
+        tensor = self.values[result.value]
+        storage = self.storages[self.storage(result.value)]
+        overlaps = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if storage.kind is Kind.ACTIVATION and not overlaps:
+            return result.value
+        last = next(iter(reversed(self._exported.graph.nodes)))
+        contiguous = {"memory_format": torch.contiguous_format}
+        copy: Ref = self._call_operator(last, torch.ops.aten.clone.default, (result,), contiguous)
+        return copy.value
