@@ -1,0 +1,148 @@
+"""How a server process starts, stops, and fails to start."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.e2e.server_process import PATIENCE_S, ROOT, command, environment, running
+
+SERVING, NOT_SERVING = 1, 2
+ROWS = 32
+
+
+def request(value: float) -> pb.InferRequest:
+    data = np.full((ROWS, 4), value, np.float32).tobytes()
+    tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(ROWS, 4), data=data)
+    return pb.InferRequest(model="small", inputs=[tensor])
+
+
+def answered(response: pb.InferResponse) -> float:
+    values = np.frombuffer(response.outputs[0].data, np.float32)
+    assert values.shape == (4 * ROWS,)
+    assert (values == values[0]).all()
+    return float(values[0])
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, env=environment(), cwd=cwd, check=False
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: signal.Signals) -> None:
+    with running(small, "--drain-delay=1") as server, grpc.insecure_channel(server.grpc) as channel:
+        stub = InferenceServiceStub(channel)
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert next(watching).status == SERVING
+        calls = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(100)]
+        assert answered(calls[0].result()) == 1.0
+        server.process.send_signal(number)
+        assert next(watching).status == NOT_SERVING
+        late = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(10)]
+        assert [answered(call.result()) for call in calls] == [value + 1.0 for value in range(100)]
+        assert [answered(call.result()) for call in late] == [value + 1.0 for value in range(10)]
+        assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path) -> None:
+    with running(small, "--grace=100") as server, grpc.insecure_channel(server.grpc) as channel:
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watching).status == SERVING
+        enough = threading.Event()
+
+        def requests() -> Iterator[pb.InferStreamRequest]:
+            yield pb.InferStreamRequest(request=request(1.0))
+            enough.wait(PATIENCE_S)  # the client keeps its stream open
+
+        stream: Any = InferenceServiceStub(channel).InferStream(requests())
+        assert answered(next(stream).response) == 2.0
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(50) == 0  # half the grace
+        with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+            next(stream)
+        enough.set()
+
+
+def test_a_second_signal_ends_the_process_at_once(small: Path) -> None:
+    with running(small, "--drain-delay=1000") as server, grpc.insecure_channel(server.grpc) as channel:
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert next(watching).status == SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watching).status == NOT_SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ('source = "python:torch.nn:Identity"\nbach_sizes = [1]', "unknown key 'bach_sizes'"),
+        ("source = ", "model.toml: "),
+    ],
+)
+def test_a_bad_model_is_one_readable_line(tmp_path: Path, toml: str, says: str) -> None:
+    (tmp_path / "models" / "bad").mkdir(parents=True)
+    (tmp_path / "models" / "bad" / "model.toml").write_text(toml)
+    ended = run("serve", "--models=models", "--strict", "--port=0", "--metrics-port=0", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("opara-server: ")]
+    assert says in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_is_one_readable_line(small: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("serve", f"--models={small}", f"--port={port}", "--metrics-port=0", cwd=small)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"opara-server: cannot listen on 127.0.0.1:{port}: is the port in use?" in ended.stderr.splitlines()
+
+
+def test_a_bad_option_is_one_readable_line(small: Path) -> None:
+    ended = run("serve", f"--models={small}", "--port=many", cwd=small)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("opara-server: port: ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_plan_prints_what_was_measured(small: Path, as_json: bool) -> None:
+    options = ["--json"] if as_json else []
+    ended = run("plan", str(small / "small"), f"--app-dir={ROOT}", *options, cwd=small)
+    assert ended.returncode == 0, ended.stderr
+    if as_json:
+        assert '"operators": 2' in ended.stdout
+    else:
+        assert "batch size 4: 2 operators (aten), width 1, depth 2" in ended.stdout
+        assert re.search(r"→ +sequential +1 +0 .* 1\.00×", ended.stdout)
+
+
+def test_without_its_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(\"No module named 'typer'\", name='typer')")
+    paths = f"{tmp_path}:{environment()['PYTHONPATH']}"
+    ended = subprocess.run(
+        [sys.executable, "-m", "opara_server.cli", "--version"],
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": paths},
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "opara-server needs: pip install 'opara-serve[server]'\n"
