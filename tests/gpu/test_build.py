@@ -1,0 +1,83 @@
+"""Whole models on the GPU: compiled, chosen, verified, reused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_server.engine import optimize
+from opara_server.engine.build import BuildOptions, compile_model
+from opara_server.engine.errors import CaptureError
+from opara_server.engine.spec import TensorSpec
+from tests.gpu.nets import make
+
+
+def test_an_optimized_model_answers_as_eager_does() -> None:
+    module, _ = make("inceptions")
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = optimize(module, torch.randn(2, 3, 32, 32).half(), batch_sizes=[1, 4, 8], channels_last=True)
+    assert fast.plan.device == "cuda"
+    for bucket in fast.plan.buckets:
+        assert bucket.measured_us <= bucket.sequential_us
+        assert {c.policy for c in bucket.candidates} >= {"sequential", "opara", "nimble", "wavefront"}
+    for rows in (1, 2, 3, 4, 7, 8, 21):
+        x = torch.randn(rows, 3, 32, 32, device="cuda").half()
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(x)["logits"], module(x)["logits"], rtol=2e-2, atol=2e-2)
+    fast.close()
+
+
+def test_a_saved_plan_is_verified_and_timed_again(tmp_path: Path) -> None:
+    module, specs = make("attention")
+    options = BuildOptions((1, 4), cache_dir=tmp_path)
+    first = compile_model("attention", module, specs, "cuda", options)
+    second = compile_model("attention", module, specs, "cuda", options)
+    assert not first.plan.reused
+    assert second.plan.reused
+    assert [b.sequential_us for b in second.plan.buckets] != [b.sequential_us for b in first.plan.buckets]
+    first.close()
+    graph = second.graph(4)  # survives the end of the other model
+    graph.replay()
+    torch.testing.assert_close(graph.outputs[0], module(*graph.inputs), rtol=2e-2, atol=2e-2)
+    second.close()
+
+
+SPEC = TensorSpec("x", "float32", (4,))
+
+
+class Breaks(nn.Module):
+    """What torch.export refuses, while CUDA captures the whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.cuda.nvtx.range("untraceable"):
+            return x * 2
+
+
+class LooksAtData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def test_what_cannot_be_exported_runs_as_one_graph(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        compiled = compile_model(
+            "breaks", Breaks().eval(), [TensorSpec("x", "float32", (4,))], "cuda", BuildOptions((2,))
+        )
+    assert compiled.plan.fallback_reason
+    assert "one sequential graph" in caplog.text
+    assert compiled.plan.buckets[0].lowering == "whole"
+    graph = compiled.graph(2)
+    graph.replay()
+    assert torch.equal(graph.outputs[0], graph.inputs[0] * 2)
+    compiled.close()
+
+
+def test_what_cannot_be_captured_fails() -> None:
+    with pytest.raises(CaptureError):
+        compile_model("looks", LooksAtData().eval(), [SPEC], "cuda", BuildOptions((2,)))
+    x = torch.ones(4, device="cuda")
+    assert float(x.sum()) == 4  # the GPU is as it was

@@ -1,0 +1,50 @@
+"""A real server on the GPU: concurrent requests, every answer compared with eager."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opara_client import OparaClient
+from tests.e2e.server_process import running
+from tests.gpu.nets import googlenet
+
+GOOGLENET = """
+source = "python:tests.gpu.nets:googlenet"
+batch_sizes = [1, 4, 8]
+dtype = "float16"
+device = "cuda"
+channels_last = true
+
+[[inputs]]
+name = "image"
+dtype = "float16"
+shape = [3, 224, 224]
+"""
+REQUESTS = 300
+
+
+def test_concurrent_requests_to_googlenet_are_answered_as_eager_would(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    folder = tmp_path / "models" / "googlenet"
+    folder.mkdir(parents=True)
+    (folder / "model.toml").write_text(GOOGLENET)
+    module = googlenet().half().cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    random = np.random.default_rng(0)
+    images = [random.standard_normal((1 + i % 3, 3, 224, 224)).astype(np.float16) for i in range(REQUESTS)]
+    with running(tmp_path / "models") as server, OparaClient(server.grpc) as client:
+        model = client.model("googlenet")
+        assert model.device == "cuda"
+        with ThreadPoolExecutor(32) as pool:
+            answers = list(pool.map(lambda image: client.infer("googlenet", {"image": image}), images))
+        assert server.sample('opara_stream_concurrency{bucket="1",model="googlenet"}') > 0
+        assert server.stop() == 0
+    for image, answer in zip(images, answers, strict=True):
+        with torch.inference_mode():
+            expected = module(torch.from_numpy(image).cuda()).cpu().float().numpy()
+        (logits,) = answer.outputs.values()
+        assert np.linalg.norm(logits.astype(np.float32) - expected) <= 2e-2 * np.linalg.norm(expected)
