@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -51,10 +50,10 @@ def _graph_line(bucket: BucketPlan) -> RenderableType:
 
 def _bucket_table(bucket: BucketPlan) -> Table:
     """80 columns are enough for it. What is rejected is told below it, where its reason has room."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    table.add_column("policy")
-    for title in ("streams", "syncs", "predicted µs", "measured µs", "peak MiB", "speed-up"):
+    table.add_column("policy", no_wrap=True)
+    for title in ("streams", "syncs", "predicted\nµs", "measured\nµs", "peak\nMiB", "speed-up"):
         table.add_column(title, justify="right", no_wrap=True)
     for candidate in bucket.candidates:
         style = "bold green" if _chosen(bucket, candidate) else "dim" if candidate.rejected else None
@@ -83,7 +82,7 @@ def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
 
 
 def _label(candidate: Candidate) -> str:
-    return f"{candidate.policy}{', compact' if candidate.compact else ''}"
+    return f"{candidate.policy}{' compact' if candidate.compact else ''}"
 
 
 def _chosen(bucket: BucketPlan, candidate: Candidate) -> bool:
