@@ -50,8 +50,8 @@ def _graph_line(bucket: BucketPlan) -> RenderableType:
 
 def _bucket_table(bucket: BucketPlan) -> Table:
     """80 columns are enough for it. What is rejected is told below it, where its reason has room."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, min_width=1)
     table.add_column("policy", no_wrap=True)
     for title in ("streams", "syncs", "predicted\nµs", "measured\nµs", "peak\nMiB", "speed-up"):
         table.add_column(title, justify="right", no_wrap=True)
