@@ -48,7 +48,8 @@ def ask(client: OparaClient, images: NDArray[np.float32]) -> tuple[NDArray[np.in
 def ask_all(client: OparaClient, requests: Sequence[NDArray[np.float32]], title: str, console: Console) -> Answers:
     """Send every request, CALLERS at a time."""
     start = time.perf_counter()
-    with Progress(console=console, transient=True) as progress, ThreadPoolExecutor(CALLERS) as callers:
+    shown = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with shown as progress, ThreadPoolExecutor(CALLERS) as callers:
         answers = callers.map(lambda images: ask(client, images), requests)
         seen = list(progress.track(answers, total=len(requests), description=title))
     elapsed = time.perf_counter() - start
@@ -71,36 +72,39 @@ def measured_opara(bucket: Bucket) -> Candidate | None:
 
 
 def verdict(bucket: Bucket, opara: Candidate) -> str:
-    """What became of the paper's policy in this bucket."""
+    """Why the paper's policy does not run in this bucket."""
     if opara.rejected:
         return f"refused: {opara.rejected}"
-    if bucket.policy == opara.policy:
-        return "chosen"
     if opara.measured_us > bucket.sequential_us:
         return "slower: not chosen"
-    return f"faster, but not than {bucket.policy}" if bucket.policy != "sequential" else "no clear gain: not chosen"
+    if bucket.policy == "sequential":
+        return "hardly faster: not chosen"
+    return "faster, but not the fastest"
 
 
 def plan_table(model: ModelInfo) -> Table:
-    """Per bucket what runs and, beside it, what ``opara`` measured."""
-    table = Table(title=f"{model.name} on {model.device} ({model.device_name}); speed-ups are over sequential")
+    """Per bucket the policy that runs and, under it, what ``opara`` measured where that is another."""
+    table = Table(box=None)
     table.add_column("bucket", justify="right")
-    table.add_column("runs")
-    for heading in ("streams", "µs", "speed-up", "opara: streams", "µs", "speed-up"):
-        table.add_column(heading, justify="right")
-    table.add_column("opara was")
+    table.add_column("policy", no_wrap=True)
+    for heading in ("streams", "µs", "speed-up"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
     for bucket in model.buckets:
-        runs = (bucket.policy, str(bucket.streams), f"{bucket.measured_us:.0f}", f"{bucket.speedup:.2f} x")
-        table.add_row(str(bucket.batch_size), *runs, *_opara_cells(bucket))
+        figures = _figures(bucket, bucket.streams, bucket.measured_us)
+        table.add_row(str(bucket.batch_size), bucket.policy, *figures, "runs", style="bold")
+        opara = measured_opara(bucket)
+        if opara is None:
+            table.add_row("", "opara", "", "", "", "not measured")
+        elif bucket.policy != opara.policy:
+            table.add_row("", opara.policy, *_figures(bucket, opara.streams, opara.measured_us), verdict(bucket, opara))
     return table
 
 
-def _opara_cells(bucket: Bucket) -> tuple[str, str, str, str]:
-    opara = measured_opara(bucket)
-    if opara is None:
-        return "-", "-", "-", "not measured"
-    speedup = f"{bucket.sequential_us / opara.measured_us:.2f} x" if opara.measured_us > 0 else "-"
-    return str(opara.streams), f"{opara.measured_us:.0f}", speedup, verdict(bucket, opara)
+def _figures(bucket: Bucket, streams: int, measured_us: float) -> tuple[str, str, str]:
+    measured = measured_us > 0  # what cannot be captured has no time
+    speedup = f"{bucket.sequential_us / measured_us:.2f} x" if measured else ""
+    return str(streams), f"{measured_us:.0f}" if measured else "", speedup
 
 
 def metric_lines(url: str) -> list[str]:
@@ -139,13 +143,17 @@ def demo(console: Console) -> bool:
             console.print(
                 f"batches     of {min(BATCHES)} to {max(BATCHES)} images: {'the same' if same else 'OTHER'} answers"
             )
+            console.print(f"device      {model.device} ({model.device_name})")
+            console.print(
+                "plan        measured in turns; speed-ups are over the sequential graph of the same operators"
+            )
             console.print(plan_table(model))
             if model.fallback_reason:
                 console.print(f"one sequential graph, because {model.fallback_reason}")
             url = f"http://{server.metrics}/metrics"
             console.print(f"metrics     {url}, for example:")
             for line in metric_lines(url):
-                console.print(f"  {line}", highlight=False, markup=False)
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     finally:
         waiting.stop()
     console.print("the server has stopped cleanly")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def running_server(models: Path = MODELS) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as plans, tempfile.TemporaryFile("w+") as log:
         options = [f"--models={models}", f"--app-dir={ROOT}", "--port=0", "--metrics-port=0", f"--cache-dir={plans}"]
         command = [sys.executable, "-m", "opara_server.cli", "serve", *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()) as process:
             try:
                 server = _ready(process)
                 if server is not None:
@@ -51,6 +52,15 @@ def running_server(models: Path = MODELS) -> Iterator[Server]:
             raise ServerError(
                 f"the server ended with exit status {status} {when}; it wrote last:\n{log.read()[-2000:]}"
             )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and half of the processors for the model's operators: the client needs some too.
+
+    More threads than idle processors would be worse than few: OpenMP's spin while they wait for each other.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def _ready(process: subprocess.Popen[str]) -> Server | None:
