@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from opara_server.engine.program import Call, Ref
 
@@ -27,6 +28,7 @@ CHECKS = {
     aten.sym_constrain_range,
     aten.sym_constrain_range_for_size,
 }
+DETACHES = {aten.detach_}  # writes nothing, whatever its schema says: it forgets gradients, of which there are none
 SHAPE_READS = {aten.sym_size, aten.sym_stride, aten.sym_numel, aten.sym_storage_offset}
 
 
@@ -46,6 +48,11 @@ def written(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[s
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = kwargs.get(argument.name) if argument.kwarg_only or position >= len(args) else args[position]
             yield from refs(given)
+
+
+def depends_on_data(node: Node) -> bool:
+    """Whether the result is a number, or has a shape, that the export could not know: ``x.item()``, ``x[mask]``."""
+    return bool(free_unbacked_symbols(node.meta.get("val")))
 
 
 def bytes_moved(value: Any) -> int:

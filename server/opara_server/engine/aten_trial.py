@@ -14,8 +14,18 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import GraphModule, Node
 
-from opara_server.engine.aten_calls import ALLOCATIONS, CHECKS, SHAPE_READS, bytes_moved, refs, source_line, written
-from opara_server.engine.errors import LoweringError, ModelError
+from opara_server.engine.aten_calls import (
+    ALLOCATIONS,
+    CHECKS,
+    DETACHES,
+    SHAPE_READS,
+    bytes_moved,
+    depends_on_data,
+    refs,
+    source_line,
+    written,
+)
+from opara_server.engine.errors import LoweringError, ModelError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.program import Call, Ref
 
@@ -122,10 +132,16 @@ class Trial:
         return target(*args, **kwargs)  # getitem on results, arithmetic on sizes
 
     def _call_inline(self, node: Node, target: HigherOrderOperator, args: tuple[Any, ...]) -> Any:
-        """`with torch.no_grad()` in a forward is a subgraph; inference has no gradients, so it is just inlined."""
-        if str(target) != "wrap_with_set_grad_enabled":
+        """`with torch.no_grad()` in a forward is a subgraph; inference has no gradients, so it is just inlined.
+
+        So is `with torch.autocast(..., enabled=False)`: nobody enables it around a program.
+        """
+        if str(target) == "wrap_with_set_grad_enabled":
+            body, operands = args[1], args[2:]
+        elif str(target) == "wrap_with_autocast" and not args[2]:
+            body, operands = args[4], args[5:]
+        else:
             raise LoweringError(f"{target} cannot be taken apart into operators", source_line(node))
-        body, operands = args[1], args[2:]
         placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
         return self._interpret(body, dict(zip(placeholders, operands, strict=True)))
 
@@ -133,16 +149,23 @@ class Trial:
         packet = target.overloadpacket
         if packet in CHECKS:
             return None
+        if packet in DETACHES:
+            return args[0]
+        if depends_on_data(node):
+            raise LoweringError(f"{target} makes a number or a shape of data", source_line(node))
         call = Call(target, args, kwargs, self._new_value(None))
         operands = [ref.value for ref in refs((args, kwargs))]
         writes = [self._write(ref.value, node) for ref in written(target, args, kwargs)]
-        call.run(self.values)  # they are numbered as in an environment
+        try:
+            call.run(self.values)  # they are numbered as in an environment
+        except Exception as error:
+            raise LoweringError(f"{target} fails: {first_line(error)}", source_line(node)) from error
         result = self.values[call.result]
         tensors = [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]
         if not tensors and (packet in SHAPE_READS or not operands):
             return result
         if not tensors and result is not None:
-            raise LoweringError(f"{target} makes a number from data that a capture does not have", source_line(node))
+            raise LoweringError(f"{target} makes a number of data", source_line(node))
         if writes or not tensors or any(t.untyped_storage()._cdata not in self._storage_of for t in tensors):
             reads = [self.storage(value) for value in operands]
             traffic = sum(bytes_moved(t) for t in [*(self.values[value] for value in operands), *tensors])

@@ -164,7 +164,8 @@ class _Build:
 
     def _lower(self, bucket: int) -> Program:
         inputs = self._static_inputs(bucket)
-        return lower(self._dynamic or export_static(self.flat.module, inputs), inputs)
+        dynamic = self._dynamic if bucket > 1 else None
+        return lower(dynamic or export_static(self.flat.module, inputs), inputs)
 
     def _choose(self, bucket: int, program: Program, saved: Plan | None) -> Choice:
         """Of all candidates; with a saved plan, of its choice and sequential, which are timed again."""

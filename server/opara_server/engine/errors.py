@@ -9,6 +9,11 @@ The texts are for logs and for the person who loads the model, never for the wir
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's text, which for PyTorch's may run to pages; its type where there is no text."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class EngineError(Exception):
     """Anything that keeps the engine from making a module ready to run."""
 

@@ -12,23 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from opara_server.engine.errors import LoweringError
+from opara_server.engine.errors import LoweringError, first_line
 
 log = logging.getLogger(__name__)
 TORCH_FOLDER = str(Path(torch.__file__).parent)
 
 
 def export_dynamic(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram | None:
-    """One program for every batch size from 1 to that of ``inputs``; None where the model fixes its batch size."""
+    """One program for every batch size from 2 to that of ``inputs``; None where the model fixes its batch size.
+
+    Not for 1: torch.export takes a dynamic size to differ from 1 and would settle `if len(x) == 1` without a word.
+    """
     rows = inputs[0].shape[0]
-    if rows < 2:  # an example with one row would make the export believe that 1 is a constant
+    if rows < 3:
         return None
-    batch = Dim("batch", min=1, max=rows)
+    batch = Dim("batch", min=2, max=rows)
     try:
         with torch.no_grad():
             return export(module, tuple(inputs), dynamic_shapes=_batch_first(module, inputs, batch))
     except Exception as error:  # noqa: BLE001 - torch.export raises whatever the traced model or its tracer raises
-        log.info("no export with a dynamic batch (%s); one per batch size instead", _first_line(error))
+        log.info("no export with a dynamic batch (%s); one per batch size instead", first_line(error))
         return None
 
 
@@ -45,7 +48,7 @@ def export_static(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgra
         with torch.no_grad():
             return export(module, tuple(inputs))
     except Exception as error:
-        raise LoweringError(f"torch.export: {_first_line(error)}", model_line(error)) from error
+        raise LoweringError(f"torch.export: {first_line(error)}", model_line(error)) from error
 
 
 def model_line(error: BaseException) -> str:
@@ -55,7 +58,3 @@ def model_line(error: BaseException) -> str:
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH_FOLDER, ours, "<"))
     ]
     return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: {frames[-1].line}" if frames else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -52,7 +52,7 @@ def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
         bodies=tuple(bodies),
         value_count=len(trial.values),
         fixed={value: trial.values[value] for s in lasting for value in (s.value, *s.views)},
-        buffer_values=tuple((s.value, *s.views) for s in trial.storages),
+        buffer_values=tuple(_distinct((s.value, *s.views)) for s in trial.storages),
         inputs=trial.inputs,
         outputs=tuple(trial.outputs),
         traffic=tuple(traffic),
@@ -76,8 +76,9 @@ def _constant_storages(trial: Trial) -> set[int]:
 
 
 def _operators(trial: Trial, constant: set[int]) -> list[tuple[Event, list[Event]]]:
-    """The calls to schedule, each with the allocations that it is the first to use."""
-    found = []
+    """The calls to schedule, each with the allocations that it is the first to use. An output that is allocated and
+    never written is a call of its own."""
+    found: list[tuple[Event, list[Event]]] = []
     pending: dict[int, Event] = {}
     for event in trial.events:
         if event.creates and constant.issuperset(event.creates):
@@ -86,7 +87,8 @@ def _operators(trial: Trial, constant: set[int]) -> list[tuple[Event, list[Event
             pending.update(dict.fromkeys(event.creates, event))
         else:
             found.append((event, [pending.pop(s) for s in _distinct([*event.reads, *event.writes]) if s in pending]))
-    return found
+    outputs = {trial.storage(value) for value in trial.outputs}
+    return found + [(event, []) for s, event in pending.items() if s in outputs]
 
 
 def _buffers(trial: Trial, constant: set[int]) -> list[Buffer]:
@@ -97,5 +99,5 @@ def _buffers(trial: Trial, constant: set[int]) -> list[Buffer]:
     ]
 
 
-def _distinct(storages: Sequence[int]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(storages))
+def _distinct(numbers: Sequence[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(numbers))
