@@ -145,7 +145,7 @@ def demo(console: Console) -> bool:
             )
             console.print(f"device      {model.device} ({model.device_name})")
             console.print(
-                "plan        measured in turns; speed-ups are over the sequential graph of the same operators"
+                "plan        measured in turns; speed-ups are over the sequential graph"
             )
             console.print(plan_table(model))
             if model.fallback_reason:
