@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
 
 import grpc
+import torch
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -58,6 +60,7 @@ class Application:
         self._config = config
         self._progress = progress
         self.metrics = Metrics()
+        self.metrics.build_info(version=_version(), torch=torch.__version__, grpc=grpc.__version__)
         self._executor = Executor()
         self._registry = Registry(config, self._executor, self.metrics, compile_with)
         self._health = Health()
@@ -191,6 +194,13 @@ async def _serve(config: ServerConfig, progress: Progress) -> bool:
             print(f"READY grpc={app.grpc_address} metrics={app.metrics_address}", flush=True)
         await app.wait()
     return app.stuck
+
+
+def _version() -> str:
+    try:
+        return version("opara-serve")
+    except PackageNotFoundError:  # runs from its sources
+        return "unknown"
 
 
 def _message_limit(config: ServerConfig) -> int:

@@ -89,6 +89,7 @@ def plan(
     folder = model_dir.resolve()
     entry = Entry(folder.name, folder)
     try:
+        ServerConfig.of(models=folder.parent, policy=policy)  # checks the name
         config = entry.config()
         options = BuildOptions(config.batch_sizes, policy or config.policy, config.channels_last, config.tolerance)
         inputs = [i.spec for i in config.inputs]

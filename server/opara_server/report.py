@@ -19,14 +19,21 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """Takes what is being done and the share done, from any thread: a bar on a terminal, else a log line per step."""
+    """Takes what is being done and the share done, from any thread: a log line per step, or on a terminal a bar, which
+    goes away when all is done. stdout is left alone."""
     if not console.is_terminal:
         yield lambda what, share: log.info("%3.0f %% %s", 100 * share, what)
         return
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
         task = bars.add_task("starting", total=1.0)
-        yield lambda what, share: bars.update(task, description=escape(what), completed=share)
+
+        def show(what: str, share: float) -> None:
+            bars.update(task, description=escape(what), completed=share)
+            if share >= 1.0:
+                bars.stop()
+
+        yield show
 
 
 def print_plan(console: Console, plan: Plan) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -52,16 +52,17 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(models: Path, *options: str) -> Iterator[ServerProcess]:
-    """Serve ``models`` on free ports; killed at the end if it still runs."""
+def running(models: Path, *options: str, stderr: int | None = None) -> Iterator[ServerProcess]:
+    """Serve ``models`` on free ports; killed at the end if it still runs. ``stderr``: None: a file of its own."""
     log = models.parent / "server.log"
+    log.touch()
     arguments = ("serve", f"--models={models}", "--port=0", "--metrics-port=0", f"--app-dir={ROOT}")
     with (
-        log.open("w") as stderr,
+        log.open("w") if stderr is None else nullcontext(stderr) as errors,
         subprocess.Popen(
             command(*arguments, f"--cache-dir={models.parent / 'plans'}", *options),
             stdout=subprocess.PIPE,
-            stderr=stderr,
+            stderr=errors,
             text=True,
             env=environment(),
             cwd=models.parent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,26 @@ def test_a_second_signal_ends_the_process_at_once(small: Path) -> None:
         assert next(watching).status == NOT_SERVING
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+def test_on_a_terminal_a_bar_shows_the_loading_and_the_ready_line_stays_alone(small: Path) -> None:
+    master, slave = os.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(master, 1024):
+                shown.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with running(small, stderr=slave) as server:
+        assert server.stop() == 0
+    os.close(slave)
+    reader.join(PATIENCE_S)
+    os.close(master)
+    assert b"small: " in b"".join(shown)
+    assert b"READY grpc=" not in b"".join(shown)
 
 
 @pytest.mark.parametrize(

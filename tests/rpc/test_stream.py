@@ -117,6 +117,21 @@ async def test_a_stream_that_is_over_frees_all_its_places(served: Served, ended_
     assert served.sample("opara_rows_total", model=MODEL) == 2
 
 
+async def test_a_client_that_is_gone_in_mid_answer_is_no_error_of_ours(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(10):
+        stream = Stream(served)
+        for value in range(200):
+            await stream.send(streamed(float(value)))
+        await stream.answer()
+        stream.call.cancel()
+    assert await served.infer(1.0) == [2.0]
+    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    await served.app.stop()
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
 async def test_stopping_answers_what_was_read_and_ends_the_stream(served: Served) -> None:
     held = await served.hold()
     stream = Stream(served)
