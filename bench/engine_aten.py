@@ -23,13 +23,14 @@ import typer
 from bench.environment import environment
 from bench.models import MODELS, BenchModel
 from opara_server.engine.capture import capture
-from opara_server.engine.device import Device, open_device
+from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.errors import VerificationError
 from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
+from opara_server.engine.schedule import Schedule, memory_bytes
 from opara_server.engine.select import AUTO, contenders, measure
 from opara_server.engine.simulate import simulate
 from opara_server.engine.tensors import static_inputs, torch_dtype
@@ -87,7 +88,11 @@ def run(
     profile = device.profile(program)
     verifier = Verifier(flat, device, None)
     entrants = contenders(program, profile, AUTO, device.max_streams)
-    captured = [capture(program, entrant.schedule, device) for entrant in entrants]
+    captured, allocated = [], []
+    for entrant in entrants:
+        graph, peak = _capture_and_count(program, entrant.schedule, device)
+        captured.append(graph)
+        allocated.append(peak)
     profiled = time.perf_counter()
     rows: list[Row] = []
     medians = [[timing.median for timing in measure(captured, device)] for _ in range(repeat)]
@@ -104,8 +109,11 @@ def run(
                 "measured_us": measured,
                 "runs_us": [times[number] for times in medians],
                 "speedup": statistics.median(times[0] for times in medians) / measured,
-                "peak_bytes": graph.peak_bytes,
-                "peak_over_sequential": graph.peak_bytes / captured[0].peak_bytes,
+                "streams_bytes": memory_bytes(program.graph, entrant.schedule),
+                "streams_bytes_over_sequential": memory_bytes(program.graph, entrant.schedule)
+                / memory_bytes(program.graph, entrants[0].schedule),
+                "allocated_peak_bytes": allocated[number],
+                "allocated_peak_over_sequential": allocated[number] / allocated[0] if allocated[0] else None,
                 "concurrency": seen.concurrency,
                 **_verified(verifier, graph),
             }
@@ -133,6 +141,16 @@ def _lower(flat: FlatModule, batch: int, device: Device, channels_last: bool) ->
     example = static_inputs(flat.inputs, max(batch, 2), device.torch_device(), channels_last)
     inputs = static_inputs(flat.inputs, batch, device.torch_device(), channels_last)
     return lower(export_dynamic(flat.module, example) or export_static(flat.module, inputs), inputs)
+
+
+def _capture_and_count(program: Program, schedule: Schedule, device: Device) -> tuple[CapturedGraph, int]:
+    """The graph, and the most bytes that PyTorch's allocator had handed out at once while it was captured."""
+    if device.kind != "cuda":
+        return capture(program, schedule, device), 0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    graph = capture(program, schedule, device)
+    return graph, torch.cuda.max_memory_allocated() - before
 
 
 def _verified(verifier: Verifier, graph: Any) -> Row:
@@ -165,17 +183,20 @@ def _slim(profile: Profile) -> Row:
 
 def table(results: list[Row]) -> str:
     lines = [
-        "| model | policy | streams | syncs | predicted µs | measured µs | over sequential | memory | verified |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | policy | streams | syncs | predicted µs | measured µs | over sequential | streams' memory | allocated peak | verified |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         for row in result["candidates"]:
             name = row["policy"] + (", compacted" if row["compact"] else "")
             verified = f"{row['error']:.1e}" if row["verified"] else f"NO: {row['error']}"
+            peak = (
+                "–" if row["allocated_peak_over_sequential"] is None else f"{row['allocated_peak_over_sequential']:.2f}"
+            )
             times = f"{row['predicted_us']:.0f} | {row['measured_us']:.1f} | {row['speedup']:.2f}"
             lines.append(
                 f"| {result['model']} {result['dtype']} ×{result['batch']} | {name} | {row['streams']} "
-                f"| {row['synchronisations']} | {times} | {row['peak_over_sequential']:.2f} | {verified} |"
+                f"| {row['synchronisations']} | {times} | {row['streams_bytes_over_sequential']:.2f} | {peak} | {verified} |"
             )
     return "\n".join(lines)
 

@@ -23,11 +23,13 @@ from opara_server.engine.aten_calls import (
     depends_on_data,
     refs,
     source_line,
+    without_idle_mask,
     written,
 )
 from opara_server.engine.errors import LoweringError, ModelError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.program import Call, Ref
+from opara_server.engine.tensors import overlaps_itself
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Storage:
     value: int
     views: list[int] = field(default_factory=list)
     name: str = ""  # of the weight, to name it in errors
-    mutated: bool = False  # written by somebody other than the call that made it
+    steady: bool = False  # the same content in every run so far: a weight, or computed from steady ones alone
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Event:
     writes: list[int]
     creates: list[int]
     traffic: int
+    steady: bool  # what it makes is the same in every run
     views: list[Call] = field(default_factory=list)
 
     @property
@@ -153,8 +156,8 @@ class Trial:
             return args[0]
         if depends_on_data(node):
             raise LoweringError(f"{target} makes a number or a shape of data", source_line(node))
-        call = Call(target, args, kwargs, self._new_value(None))
-        operands = [ref.value for ref in refs((args, kwargs))]
+        call = without_idle_mask(Call(target, args, kwargs, self._new_value(None)), self._steady_content)
+        operands = [ref.value for ref in refs((call.args, call.kwargs))]
         writes = [self._write(ref.value, node) for ref in written(target, args, kwargs)]
         try:
             call.run(self.values)  # they are numbered as in an environment
@@ -169,15 +172,21 @@ class Trial:
         if writes or not tensors or any(t.untyped_storage()._cdata not in self._storage_of for t in tensors):
             reads = [self.storage(value) for value in operands]
             traffic = sum(bytes_moved(t) for t in [*(self.values[value] for value in operands), *tensors])
-            self.events.append(Event(node, call, reads, writes, [], traffic))
+            random = torch.Tag.nondeterministic_seeded in target.tags
+            steady = not (random or writes or packet in ALLOCATIONS) and all(self.storages[s].steady for s in reads)
+            self.events.append(Event(node, call, reads, writes, [], traffic, steady))
         return self._name_results(call, result)
+
+    def _steady_content(self, ref: Ref) -> Tensor | None:
+        value: Tensor = self.values[ref.value]
+        return value if self.storages[self.storage(ref.value)].steady else None
 
     def _write(self, value: int, node: Node) -> int:
         storage = self.storage(value)
         name = self.storages[storage].name
         if name and self.storages[storage].kind is Kind.CONSTANT:
             raise ModelError(f"the model writes to {name!r} while it runs (at {source_line(node)})")
-        self.storages[storage].mutated = True
+        self.storages[storage].steady = False
         return storage
 
     def _name_results(self, call: Call, result: Any) -> Any:
@@ -199,7 +208,7 @@ class Trial:
         else:
             value = self._new_value(tensor)
             event.views.append(Call(getitem, (Ref(call.result), index), {}, value))
-        self.storages.append(Storage(Kind.ACTIVATION, tensor.untyped_storage().nbytes(), value))
+        self.storages.append(Storage(Kind.ACTIVATION, tensor.untyped_storage().nbytes(), value, steady=event.steady))
         if index is not None:
             self.storages[storage].views.append(call.result)  # the tuple of results keeps the storage alive, too
         self._storage_of[tensor.untyped_storage()._cdata] = storage
@@ -238,15 +247,15 @@ class Trial:
             self.storages[self._storage_of[key]].views.append(value)
         else:
             self._storage_of[key] = len(self.storages)
-            self.storages.append(Storage(kind, tensor.untyped_storage().nbytes(), value, name=name))
+            size, steady = tensor.untyped_storage().nbytes(), kind is Kind.CONSTANT
+            self.storages.append(Storage(kind, size, value, name=name, steady=steady))
         return Ref(value)
 
     def _output(self, result: Ref) -> int:
         """An output has a storage of its own: what aliases an input or a weight, or overlaps itself, is copied."""
         tensor = self.values[result.value]
         storage = self.storages[self.storage(result.value)]
-        overlaps = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if storage.kind is Kind.ACTIVATION and not overlaps:
+        if storage.kind is Kind.ACTIVATION and not overlaps_itself(tensor):
             return result.value
         last = next(iter(reversed(self._exported.graph.nodes)))
         contiguous = {"memory_format": torch.contiguous_format}

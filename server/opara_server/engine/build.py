@@ -126,8 +126,8 @@ class _Build:
         self.progress("exporting", 0.0)
         self._dynamic = export_dynamic(self.flat.module, self._static_inputs(self.buckets[0]))
         programs = self._lower_all()
-        key = self._key(programs)
         store = PlanStore(self.options.cache_dir) if self.options.cache_dir else None
+        key = self._key(programs) if store else {}  # reads every weight
         saved = store.load(self.name, key) if store else None
         chosen = {
             bucket: self._choose(bucket, programs[bucket], saved) for bucket in self._announced("measuring", 0.1, 0.7)
@@ -170,14 +170,12 @@ class _Build:
     def _choose(self, bucket: int, program: Program, saved: Plan | None) -> Choice:
         """Of all candidates; with a saved plan, of its choice and sequential, which are timed again."""
         profile = self.device.profile(program)
-        entrants = contenders(program, profile, self.options.policy, self.device.max_streams)
-        if saved is not None:
-            kept = saved.bucket(bucket)
-            entrants = [
-                e
-                for i, e in enumerate(entrants)
-                if i == 0 or (e.schedule.policy, e.compact) == (kept.policy, kept.compact)
-            ]
+        kept = saved.bucket(bucket) if saved else None
+        policy = kept.policy if kept else self.options.policy
+        sequential, *others = contenders(program, profile, policy, self.device.max_streams)
+        # The schedule is made anew from today's profile: compacted or not may have become the same.
+        same = [other for other in others if kept is None or other.compact == kept.compact]
+        entrants = [sequential, *(same or others)]
         return select(program, profile, self.device, entrants)
 
     def _finish(self, program: Program, choice: Choice) -> tuple[CapturedGraph, Choice]:

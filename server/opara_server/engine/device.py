@@ -33,7 +33,6 @@ class CapturedGraph(Protocol):
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
-    peak_bytes: int  # the largest sum of activations alive at once while the graph runs
 
     def replay(self) -> None:
         """Enqueue one run. On cuda it returns before the device is done, on cpu afterwards."""

@@ -11,6 +11,7 @@ import platform
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ import torch
 
 from opara_server.engine.device import CapturedGraph, DeviceKind
 from opara_server.engine.errors import CaptureError
-from opara_server.engine.graph import Kind
 from opara_server.engine.launch import Launch, LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cpu
@@ -44,24 +44,27 @@ class CpuStamp:
 
 
 class Worker:
-    """A thread that runs jobs in order; one stream."""
+    """A thread that runs jobs in order; one stream. It ends on close(), or once nobody holds the worker."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
+        self._end = weakref.finalize(self, self._jobs.put, None)
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)
 
     def close(self) -> None:
-        self._jobs.put(None)
+        self._end()
         self._thread.join()
 
-    def _run(self) -> None:
-        with torch.inference_mode():
-            while (job := self._jobs.get()) is not None:
-                job()
+
+def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
+    with torch.inference_mode():
+        while (job := jobs.get()) is not None:
+            job()
+            del job  # it holds the run's tensors
 
 
 class CpuDevice:
@@ -126,14 +129,13 @@ class CpuGraph:
         self.inputs = program.inputs
         self._program = program
         self._streams = [[x for x in launches.launches if x.stream == s] for s in range(launches.streams)]
+        self._awaited = [launch.operator for launch in launches.launches if launch.awaited]
         self._workers = workers
         self._threads = max(1, threads // launches.streams)
-        memory = _Memory(program)
         try:
-            results = self._run(memory.after)
+            results = self._run()
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {error}") from error
-        self.peak_bytes = memory.peak
         self.outputs = tuple(torch.empty_like(result) for result in results)
         self._store(results)
 
@@ -161,7 +163,7 @@ class CpuGraph:
         return tuple(intervals)
 
     def _run(self, observe: Callable[[Launch, float, float], None] | None = None) -> tuple[torch.Tensor, ...]:
-        run = _Run(self._program, [launch for stream in self._streams for launch in stream if launch.awaited], observe)
+        run = _Run(self._program, self._awaited, observe)
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for worker, launches in zip(self._workers, self._streams[1:], strict=True):
             worker.submit(partial(run.stream, launches, self._threads, ended))
@@ -180,12 +182,12 @@ class _Run:
     """One replay in progress: its values, its events, and the first thing that went wrong."""
 
     def __init__(
-        self, program: Program, awaited: Sequence[Launch], observe: Callable[[Launch, float, float], None] | None
+        self, program: Program, awaited: Sequence[int], observe: Callable[[Launch, float, float], None] | None
     ) -> None:
         self.environment: Environment = program.new_environment()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._program = program
-        self._events = {launch.operator: threading.Event() for launch in awaited}
+        self._events = {operator: threading.Event() for operator in awaited}
         self._observe = observe
 
     def stream(self, launches: Sequence[Launch], threads: int, ended: queue.SimpleQueue[None]) -> None:
@@ -193,10 +195,13 @@ class _Run:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         for launch in launches:
-            for awaited in launch.waits:
-                self._events[awaited].wait()
-            if self.error is None:
-                self._launch(launch)
+            try:
+                for awaited in launch.waits:
+                    self._events[awaited].wait()
+                if self.error is None:
+                    self._launch(launch)
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that replays
+                self.error = self.error or error
             if launch.awaited:
                 self._events[launch.operator].set()
         ended.put(None)
@@ -205,31 +210,9 @@ class _Run:
         for buffer in launch.frees:
             self._program.release(buffer, self.environment)
         start = time.perf_counter()
-        try:
-            self._program.run(launch.operator, self.environment)
-        except Exception as error:  # noqa: BLE001 - raised again by the thread that replays
-            self.error = error
+        self._program.run(launch.operator, self.environment)
         if self._observe is not None:
             self._observe(launch, start, time.perf_counter())
-
-
-class _Memory:
-    """Adds up the activations alive during one run, from the buffers' sizes: what CUDA's allocator reports itself."""
-
-    def __init__(self, program: Program) -> None:
-        self._graph = program.graph
-        self._alive: set[int] = set()
-        self._lock = threading.Lock()
-        self.peak = 0
-
-    def after(self, launch: Launch, start: float, end: float) -> None:  # noqa: ARG002 - an observer of launches
-        with self._lock:
-            self._alive.difference_update(launch.frees)
-            self._alive.update(b for b in self._graph.operators[launch.operator].writes if self._made_in_run(b))
-            self.peak = max(self.peak, sum(self._graph.buffers[b].size for b in self._alive))
-
-    def _made_in_run(self, buffer: int) -> bool:
-        return self._graph.buffers[buffer].kind in {Kind.ACTIVATION, Kind.OUTPUT}
 
 
 def _processor_name() -> str:

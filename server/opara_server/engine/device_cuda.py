@@ -148,14 +148,11 @@ class CudaGraph:
             _issue(program, launches, streams)
             torch.cuda.synchronize()
             with _without_garbage_collection():
-                before = torch.cuda.memory_stats()["allocated_bytes.all.current"]
-                torch.cuda.reset_peak_memory_stats()
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
                 try:
                     self.outputs = _issue(program, launches, streams)
                 finally:
                     self._graph.capture_end()
-        self.peak_bytes = torch.cuda.memory_stats()["allocated_bytes.all.peak"] - before
         self.pool: tuple[int, int] = self._graph.pool()
         torch.cuda.synchronize()
 

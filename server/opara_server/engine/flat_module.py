@@ -26,6 +26,8 @@ class FlatModule:
     ) -> None:
         if any(part.training for part in module.modules()):
             raise ModelError("the model is in training mode: call model.eval() first")
+        if not inputs:
+            raise ModelError("the model takes no tensor: there are no rows to batch")
         self.module = module
         self.inputs = tuple(inputs)
         try:

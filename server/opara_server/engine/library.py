@@ -57,7 +57,8 @@ class OptimizedModel:
             static[:rows].copy_(given)
             static[rows:].zero_()
         graph.replay()
-        return tuple(output[:rows].clone() for output in graph.outputs)
+        with torch.inference_mode(False):  # the caller may write to them, or train on them
+            return tuple(output[:rows].clone() for output in graph.outputs)
 
     def _checked_rows(self, inputs: Sequence[Tensor]) -> int:
         specs = self._compiled.inputs

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opara_server.engine.aten_calls import without_idle_mask
 from opara_server.engine.aten_trial import Event, Trial
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
-from opara_server.engine.program import Call, Program, Ref
+from opara_server.engine.program import Call, Program
 
 
 def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
@@ -26,23 +24,19 @@ def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
     where the module writes to its own weights.
     """
     trial = Trial(exported, inputs)
-    constant = _constant_storages(trial)
-
-    def content(ref: Ref) -> Tensor | None:
-        known: Tensor = trial.values[ref.value]
-        return known if trial.storage(ref.value) in constant else None
-
+    outputs = {trial.storage(value) for value in trial.outputs}
+    constant = {i for i, storage in enumerate(trial.storages) if storage.steady} - outputs
     operators: list[Operator] = []
     bodies: list[tuple[Call, ...]] = []
     traffic: list[int] = []
-    for event, allocations in _operators(trial, constant):
+    for event, allocations in _operators(trial, constant, outputs):
         prepared = [call for allocation in allocations for call in (allocation.call, *allocation.views)]
-        bodies.append((*prepared, without_idle_mask(event.call, content), *event.views))
+        bodies.append((*prepared, event.call, *event.views))
         writes = [*event.writes, *event.creates, *(s for allocation in allocations for s in allocation.creates)]
         target = str(event.call.target)
         operators.append(Operator(event.node.name, target, _distinct(event.reads), _distinct(writes)))
         traffic.append(event.traffic)
-    buffers = _buffers(trial, constant)
+    buffers = _buffers(trial, constant, outputs)
     lasting = [
         s for s, buffer in zip(trial.storages, buffers, strict=True) if buffer.kind in {Kind.INPUT, Kind.CONSTANT}
     ]
@@ -59,23 +53,7 @@ def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
     )
 
 
-def _constant_storages(trial: Trial) -> set[int]:
-    """Storages whose content never changes between runs: weights, and what is computed from them alone.
-
-    Not: what is later written in place (it must start afresh in every run), random numbers, and outputs.
-    """
-    constant = {i for i, storage in enumerate(trial.storages) if storage.kind is Kind.CONSTANT}
-    outputs = {trial.storage(value) for value in trial.outputs}
-    for event in trial.events:
-        random = torch.Tag.nondeterministic_seeded in event.target.tags
-        if random or event.allocation or event.writes or not constant.issuperset(event.reads):
-            continue
-        if not any(trial.storages[s].mutated or s in outputs for s in event.creates):
-            constant.update(event.creates)
-    return constant
-
-
-def _operators(trial: Trial, constant: set[int]) -> list[tuple[Event, list[Event]]]:
+def _operators(trial: Trial, constant: set[int], outputs: set[int]) -> list[tuple[Event, list[Event]]]:
     """The calls to schedule, each with the allocations that it is the first to use. An output that is allocated and
     never written is a call of its own."""
     found: list[tuple[Event, list[Event]]] = []
@@ -87,12 +65,10 @@ def _operators(trial: Trial, constant: set[int]) -> list[tuple[Event, list[Event
             pending.update(dict.fromkeys(event.creates, event))
         else:
             found.append((event, [pending.pop(s) for s in _distinct([*event.reads, *event.writes]) if s in pending]))
-    outputs = {trial.storage(value) for value in trial.outputs}
     return found + [(event, []) for s, event in pending.items() if s in outputs]
 
 
-def _buffers(trial: Trial, constant: set[int]) -> list[Buffer]:
-    outputs = {trial.storage(value) for value in trial.outputs}
+def _buffers(trial: Trial, constant: set[int], outputs: set[int]) -> list[Buffer]:
     return [
         Buffer(s.size, Kind.OUTPUT if i in outputs else Kind.CONSTANT if i in constant else s.kind)
         for i, s in enumerate(trial.storages)

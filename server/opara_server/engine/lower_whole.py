@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from operator import getitem
 
-from torch import Tensor
+from torch import Tensor, contiguous_format
 
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.program import Call, Program, Ref
+from opara_server.engine.tensors import overlaps_itself
 
 
 def lower_whole(
     function: Callable[..., tuple[Tensor, ...]], weights: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Program:
-    """One operator that calls ``function(*inputs)``. Outputs that alias an input or one of ``weights`` are copied."""
+    """One operator that calls ``function(*inputs)``. Outputs that alias an input or one of ``weights``, or overlap
+    themselves, are copied."""
     foreign = {tensor.untyped_storage()._cdata for tensor in (*weights, *inputs)}
 
     def forward(*arguments: Tensor) -> tuple[Tensor, ...]:
         results = function(*arguments)
-        return tuple(r.clone() if r.untyped_storage()._cdata in foreign else r for r in results)
+        return tuple(
+            r.clone(memory_format=contiguous_format)
+            if r.untyped_storage()._cdata in foreign or overlaps_itself(r)
+            else r
+            for r in results
+        )
 
     results = forward(*inputs)
     count = len(inputs)

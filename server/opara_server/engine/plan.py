@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +19,8 @@ SEQUENTIAL = "sequential"
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One schedule that was captured and measured. ``compact``: its streams were reduced to what its order needs.
-    ``rejected``: why it could not be chosen whatever it measured; else empty."""
+    ``measured_us``: 0 where it could not be captured. ``rejected``: why it could not be chosen whatever it measured;
+    else empty."""
 
     policy: str
     compact: bool
@@ -28,7 +28,7 @@ class Candidate:
     synchronisations: int
     predicted_us: float
     measured_us: float
-    peak_bytes: int  # activations while the graph runs
+    peak_bytes: int  # for activations: schedule.memory_bytes
     rejected: str = ""
 
 
@@ -115,9 +115,9 @@ class PlanStore:
         path = self.path(plan.model, key)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._directory, suffix=".tmp")
-            with os.fdopen(handle, "w") as file:
-                json.dump({"key": key, "plan": plan.to_json()}, file, indent=1)
-            Path(temporary).replace(path)
-        except OSError as error:
+            with tempfile.TemporaryDirectory(dir=self._directory) as folder:
+                whole = Path(folder) / path.name
+                whole.write_text(json.dumps({"key": key, "plan": plan.to_json()}, indent=1, allow_nan=False))
+                whole.replace(path)
+        except (OSError, ValueError) as error:
             log.warning("the plan of %s is not saved: %s", plan.model, error)

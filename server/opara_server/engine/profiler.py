@@ -8,7 +8,6 @@ them by position in a list.)
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -32,7 +31,7 @@ PASSES = 5
 ANNOTATION = "opara::operator::"
 DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 LAUNCHES = {"cuda_runtime", "cuda_driver"}
-FALLBACK_CACHE_BYTES = 32 << 20  # where the system does not tell its last-level cache
+CACHE_BYTES = 32 << 20  # of a CPU's last level, as servers have it
 
 Event = Mapping[str, Any]
 
@@ -61,14 +60,13 @@ def profile_cpu(program: Program) -> Profile:
             busy[operator] += time.process_time() - cpu
             walls[operator].append(time.perf_counter() - start)
     cores = torch.get_num_threads()
-    cache_bytes = os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names else 0
     return Profile(
         tuple(
             OperatorProfile(
                 duration_us=statistics.median(walls[i]) * 1e6,
                 flops=flops[i],
                 bytes=program.traffic[i],
-                demand=min(1.0, program.traffic[i] / (cache_bytes or FALLBACK_CACHE_BYTES)),
+                demand=min(1.0, program.traffic[i] / CACHE_BYTES),
                 footprint=min(1.0, max(1 / cores, busy[i] / (sum(walls[i]) * cores))),
             )
             for i in range(len(program.graph))

@@ -223,3 +223,20 @@ def _first_after(before: HappensBefore, users: Sequence[int], stream: Sequence[i
     """The first operator of a stream that starts after all ``users`` have finished; all later ones do so too."""
     found = bisect_left(stream, True, key=lambda operator: all(before(user, operator) for user in users))
     return stream[found] if found < len(stream) else None
+
+
+def memory_bytes(graph: OperatorGraph, schedule: Schedule) -> int:
+    """What a run of the schedule needs for activations and outputs under ``plan_releases``: the sum of each stream's
+    largest need, because streams keep blocks of their own."""
+    owner: dict[int, int] = {}
+    need = [0] * schedule.streams
+    most = [0] * schedule.streams
+    for step, releases in zip(schedule.steps, plan_releases(graph, schedule), strict=True):
+        for buffer in releases:
+            need[owner[buffer]] -= graph.buffers[buffer].size
+        for buffer in graph.operators[step.operator].writes:
+            if buffer not in owner and graph.buffers[buffer].kind in {Kind.ACTIVATION, Kind.OUTPUT}:
+                owner[buffer] = step.stream
+                need[step.stream] += graph.buffers[buffer].size
+        most[step.stream] = max(most[step.stream], need[step.stream])
+    return sum(most)

@@ -40,6 +40,11 @@ def float32_precision() -> tuple[str, str]:
     return torch.backends.cuda.matmul.fp32_precision, convolutions
 
 
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether it was expanded: such a tensor cannot be written to."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def fill_random(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:
     """Fresh values in each spec's range, in place; without a range standard normal, for integers 0 and 1."""
     for tensor, spec in zip(tensors, specs, strict=True):
