@@ -123,9 +123,10 @@ def _winner(candidates: Sequence[Candidate], times: dict[int, Timing]) -> int:
     able = [number for number, candidate in enumerate(candidates) if not candidate.rejected]
     best = min(able, key=lambda number: times[number].median)
     margin = max(LEAST_MARGIN, times[0].spread, times[best].spread)
-    if times[best].median >= times[0].median * (1 - margin):
+    faster = [number for number in able if times[number].median < times[0].median * (1 - margin)]
+    as_fast = [number for number in faster if times[number].median <= times[best].median * (1 + AS_FAST)]
+    if not as_fast:
         return 0
-    as_fast = [number for number in able if times[number].median <= times[best].median * (1 + AS_FAST)]
     return min(as_fast, key=lambda number: (candidates[number].peak_bytes, times[number].median))
 
 
