@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +24,7 @@ from opara_server.rpc.service import SERVICE, InferenceService
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
 from opara_server.serving.repository import scan
+from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Application:
         self._config = config
         self._progress = progress
         self.metrics = Metrics()
-        self.metrics.build_info(version=_version(), torch=torch.__version__, grpc=grpc.__version__)
+        self.metrics.build_info(version=VERSION, torch=torch.__version__, grpc=grpc.__version__)
         self._executor = Executor()
         self._registry = Registry(config, self._executor, self.metrics, compile_with)
         self._health = Health()
@@ -194,13 +194,6 @@ async def _serve(config: ServerConfig, progress: Progress) -> bool:
             print(f"READY grpc={app.grpc_address} metrics={app.metrics_address}", flush=True)
         await app.wait()
     return app.stuck
-
-
-def _version() -> str:
-    try:
-        return version("opara-serve")
-    except PackageNotFoundError:  # runs from its sources
-        return "unknown"
 
 
 def _message_limit(config: ServerConfig) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,6 +14,7 @@ from rich.console import Console
 from opara_server.config import ConfigError, ServerConfig
 from opara_server.observe import logs
 from opara_server.report import print_plan, progress_on
+from opara_server.version import VERSION
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 AppDir = Annotated[Path, typer.Option(help="Folder put first on Python's path, where 'python:' sources are found.")]
@@ -22,10 +22,7 @@ AppDir = Annotated[Path, typer.Option(help="Folder put first on Python's path, w
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print(version("opara-serve"))
-        except PackageNotFoundError:
-            print("not installed: runs from its sources")
+        print(VERSION)
         raise typer.Exit
 
 

@@ -53,8 +53,7 @@ class Breaks(nn.Module):
     """What torch.export refuses, while CUDA captures the whole."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.cuda.nvtx.range("untraceable"):
-            return x * 2
+        return x * 2 if x.data_ptr() % 4 == 0 else x
 
 
 class LooksAtData(nn.Module):

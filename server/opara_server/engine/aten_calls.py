@@ -71,7 +71,7 @@ def source_line(node: Node) -> str:
 
 
 def without_idle_mask(call: Call, content: Callable[[Ref], Tensor | None]) -> Call:
-    """Attention without its mask where that is all True in every run (``content``: of a tensor that is the same in each).
+    """Attention without its mask where that is all True in every run. ``content``: of a tensor the same in all runs.
 
     An export cannot skip such a mask as the model would (transformers looks into it, which a trace must not), and with
     a mask PyTorch may not choose its fastest attention kernels.

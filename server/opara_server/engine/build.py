@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from opara_server.engine.select import AUTO, Choice, contenders, select
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import Verifier
+from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class _Build:
         """Everything a measurement depends on."""
         return {
             "format": PLAN_FORMAT,
-            "engine": version("opara-serve"),
+            "engine": VERSION,
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
             "graphs": {

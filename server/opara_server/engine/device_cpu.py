@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import platform
 import queue
+import statistics
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,6 +33,9 @@ from opara_server.engine.simulate import Latency
 from opara_server.engine.trace import Interval, Trace
 
 Job = Callable[[], None]
+
+TRIAL_RUNS = 3
+HANDOVERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,13 @@ class CpuDevice:
     """Worker threads are made as captures need them and shared by all graphs of the device."""
 
     kind: DeviceKind = "cpu"
-    latency = Latency(dependency_us=0.0)
 
     def __init__(self, threads: int | None = None) -> None:
         """``threads``: how many of PyTorch's threads all streams together may use; default: PyTorch's own number."""
         self.name = _processor_name()
         self.threads = threads or torch.get_num_threads()
         self.max_streams = max(2, min(MAX_STREAMS, self.threads))
+        self.latency = Latency(dependency_us=0.0, wait_us=_handover_us())
         self._workers: list[Worker] = []
 
     def torch_device(self) -> torch.device:
@@ -123,7 +128,11 @@ class CpuDevice:
 
 
 class CpuGraph:
-    """A launch list bound to threads. Every replay fills a fresh environment and copies the results to ``outputs``."""
+    """A launch list bound to threads. Every replay fills a fresh environment and copies the results to ``outputs``.
+
+    An operator uses the stream's share of PyTorch's threads, or one alone where the whole runs faster so: for small
+    operators, or on a machine with other work, threads cost more than they bring.
+    """
 
     def __init__(self, program: Program, launches: LaunchList, workers: Sequence[Worker], threads: int) -> None:
         self.inputs = program.inputs
@@ -131,13 +140,13 @@ class CpuGraph:
         self._streams = [[x for x in launches.launches if x.stream == s] for s in range(launches.streams)]
         self._awaited = [launch.operator for launch in launches.launches if launch.awaited]
         self._workers = workers
-        self._threads = max(1, threads // launches.streams)
+        self._threads = 1
         try:
             results = self._run()
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {error}") from error
         self.outputs = tuple(torch.empty_like(result) for result in results)
-        self._store(results)
+        self._threads = min((max(1, threads // launches.streams), 1), key=self._seconds_with)
 
     def replay(self) -> None:
         self._store(self._run())
@@ -151,6 +160,15 @@ class CpuGraph:
     def _store(self, results: tuple[torch.Tensor, ...]) -> None:
         for static, result in zip(self.outputs, results, strict=True):
             static.copy_(result)
+
+    def _seconds_with(self, threads: int) -> float:
+        """The median of a few runs, after one to warm up."""
+        self._threads = threads
+        stamps = [time.perf_counter()]
+        for _ in range(TRIAL_RUNS + 1):
+            self.replay()
+            stamps.append(time.perf_counter())
+        return statistics.median(end - start for start, end in pairwise(stamps[1:]))
 
     def _traced(self) -> tuple[Interval, ...]:
         intervals: list[Interval] = []  # list.append is atomic
@@ -213,6 +231,30 @@ class _Run:
         self._program.run(launch.operator, self.environment)
         if self._observe is not None:
             self._observe(launch, start, time.perf_counter())
+
+
+@cache
+def _handover_us() -> float:
+    """From one thread's Event.set to the other's return from wait, the median of many."""
+    there, back = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        for _ in range(HANDOVERS):
+            there.wait()
+            there.clear()
+            back.set()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    seconds = []
+    for _ in range(HANDOVERS):
+        start = time.perf_counter()
+        there.set()
+        back.wait()
+        back.clear()
+        seconds.append((time.perf_counter() - start) / 2)
+    thread.join()
+    return statistics.median(seconds) * 1e6
 
 
 def _processor_name() -> str:

@@ -9,6 +9,7 @@ and cuBLAS choose algorithms, make handles and take their workspaces there, outs
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -145,7 +146,8 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(streams[0]):
-            _issue(program, launches, streams)
+            with _refusing_synchronisation():
+                _issue(program, launches, streams)
             torch.cuda.synchronize()
             with _without_garbage_collection():
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
@@ -192,6 +194,20 @@ def _issue(
     for last in launches.joins:
         streams[0].wait_event(events[last])
     return program.results(environment)
+
+
+@contextmanager
+def _refusing_synchronisation() -> Iterator[None]:
+    """An operator that waits for the GPU cannot be captured: raise RuntimeError before a capture is begun, because
+    PyTorch's random number generators and allocator do not recover from one that is broken off."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode does not detect everything
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager

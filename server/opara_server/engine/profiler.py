@@ -112,7 +112,7 @@ def profile_cuda(program: Program) -> Profile:
     """Run the program alone, operator by operator, under the profiler; per operator its kernels and their sum."""
     flops = count_flops(program)
     program.run_in_order()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(PASSES):
             environment = program.new_environment()
             for operator in range(len(program.graph)):
@@ -202,7 +202,7 @@ def trace_cuda(replay: Callable[[], None], replays: int) -> Trace:
     """Profile graph replays: the kernels of one replay share its launch's correlation id and carry hardware streams."""
     replay()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(replays):
             replay()
             torch.cuda.synchronize()

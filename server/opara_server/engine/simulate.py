@@ -16,9 +16,11 @@ from opara_server.engine.schedule import Schedule, ScheduleError
 @dataclass(frozen=True, slots=True)
 class Latency:
     """``dependency_us``: from the end of an operator to the start of the next one that depends on it or follows it on
-    its stream. The default is what dependent kernels of a CUDA Graph were seen to take on an H200."""
+    its stream; the default is what dependent kernels of a CUDA Graph were seen to take on an H200. ``wait_us``: what it
+    takes in addition where the two are on different streams."""
 
     dependency_us: float = 1.2
+    wait_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,13 @@ class Simulation:
 def simulate(graph: OperatorGraph, schedule: Schedule, profile: Profile, latency: Latency) -> Simulation:
     """Run ``schedule`` in the model; exact up to rounding. Raises ScheduleError if an operator could never start.
 
-    An operator starts ``latency.dependency_us`` after the last of its waits and of its stream's previous operator.
+    An operator starts ``latency`` after the last of its waits and of its stream's previous operator.
     While the footprints of the running ones add up to more than 1, all of them run slower by that factor. Since all
     share one speed, an operator ends when the *work* done since the run began (µs at full speed) has grown by its
     duration: what runs beside it never reorders the ends, so one heap holds them. O(n * (log n + streams)).
     """
-    missing, followers = _dependencies(schedule)
+    missing, followers = _dependencies(schedule, latency)
+    ready = [0.0] * len(graph)
     start = [0.0] * len(graph)
     end = [0.0] * len(graph)
     starting = [(0.0, step.operator) for step in schedule.steps if missing[step.operator] == 0]  # heap: by time
@@ -60,25 +63,28 @@ def simulate(graph: OperatorGraph, schedule: Schedule, profile: Profile, latency
             now = end[operator] = until_end
             finished += 1
             del footprints[operator]
-            for follower in followers[operator]:
+            for follower, hop_us in followers[operator]:
                 missing[follower] -= 1
+                ready[follower] = max(ready[follower], now + hop_us)
                 if missing[follower] == 0:
-                    heappush(starting, (now + latency.dependency_us, follower))
+                    heappush(starting, (ready[follower], follower))
         slowdown = max(1.0, sum(footprints.values()))  # summed anew: no rounding is carried along
     if finished != len(graph):
         raise ScheduleError(f"{schedule.policy}: {len(graph) - finished} operators never start")
     return Simulation(max(end, default=0.0), tuple(zip(start, end, strict=True)))
 
 
-def _dependencies(schedule: Schedule) -> tuple[dict[int, int], dict[int, list[int]]]:
-    """Per operator how many it follows directly (waits and its stream's previous one), and those that follow it."""
+def _dependencies(schedule: Schedule, latency: Latency) -> tuple[dict[int, int], dict[int, list[tuple[int, float]]]]:
+    """Per operator how many it follows directly (waits and its stream's previous one), and those that follow it, each
+    with the time between the two."""
     missing: dict[int, int] = {}
-    followers: dict[int, list[int]] = {step.operator: [] for step in schedule.steps}
+    followers: dict[int, list[tuple[int, float]]] = {step.operator: [] for step in schedule.steps}
     previous: dict[int, int] = {}
     for step in schedule.steps:
-        sources = (*step.waits, previous[step.stream]) if step.stream in previous else step.waits
-        missing[step.operator] = len(sources)
-        for source in sources:
-            followers.setdefault(source, []).append(step.operator)
+        missing[step.operator] = len(step.waits) + (step.stream in previous)
+        for source in step.waits:
+            followers[source].append((step.operator, latency.dependency_us + latency.wait_us))
+        if step.stream in previous:
+            followers[previous[step.stream]].append((step.operator, latency.dependency_us))
         previous[step.stream] = step.operator
     return missing, followers
