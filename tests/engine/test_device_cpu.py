@@ -1,0 +1,266 @@
+"""The CPU as a device: schedules run with true concurrency and random delays, and whether that would show a race."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from opara_server.engine.capture import capture
+from opara_server.engine.device import CapturedGraph, open_device
+from opara_server.engine.device_cpu import CpuDevice
+from opara_server.engine.errors import CaptureError, DeviceError
+from opara_server.engine.graph import OperatorGraph
+from opara_server.engine.launch import launch_list
+from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.program import Program
+from opara_server.engine.schedule import Schedule, ScheduleError, Step, assemble, compact, fold
+from opara_server.engine.verify import poison
+from tests.engine.dags import programs, random_profile
+from tests.engine.programs import mixing_program, observable, program_of
+from tests.engine.test_schedule import random_schedule
+
+REPLAYS = 4
+
+
+@pytest.fixture
+def device() -> Iterator[CpuDevice]:
+    opened = CpuDevice(threads=8)
+    with opened.bind():
+        yield opened
+    opened.close()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until, "still not so after 10 s"
+        time.sleep(0.001)
+
+
+def schedules(graph: OperatorGraph, seed: int) -> Iterator[Schedule]:
+    """All policies, compacted, folded, and one at random."""
+    random = Random(seed)
+    profile = random_profile(graph, random)
+    for policy in POLICIES:
+        schedule = make_schedule(graph, profile, policy)
+        yield from (schedule, compact(graph, schedule), fold(graph, schedule, 2))
+    yield random_schedule(graph, random, 5)
+
+
+def right_answer(program: Program) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The inputs as they are before a run, and the outputs of a run in program order."""
+    inputs = tuple(tensor.clone() for tensor in program.inputs)
+    outputs = program.run_in_order()
+    return inputs, outputs
+
+
+def replayed(graph: CapturedGraph, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    for static, value in zip(graph.inputs, inputs, strict=True):
+        static.copy_(value)
+    poison(graph.outputs)
+    graph.replay()
+    return [output.clone() for output in graph.outputs]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(programs(largest=30), st.integers(0, 2**32 - 1))
+def test_every_schedule_gives_what_program_order_gives(device: CpuDevice, graph: OperatorGraph, seed: int) -> None:
+    program = mixing_program(observable(graph))
+    inputs, expected = right_answer(program)
+    for schedule in {s.steps: s for s in schedules(program.graph, seed)}.values():
+        captured = capture(program, schedule, device)
+        assert captured.inputs is program.inputs
+        where = [output.data_ptr() for output in captured.outputs]
+        for _ in range(REPLAYS):
+            torch.testing.assert_close(replayed(captured, inputs), list(expected))
+        assert [output.data_ptr() for output in captured.outputs] == where
+
+
+def without_waits(program: Program, schedule: Schedule, device: CpuDevice, operator: int) -> CapturedGraph:
+    launches = launch_list(program.graph, schedule)
+    hasty = tuple(replace(x, waits=()) if x.operator == operator else x for x in launches.launches)
+    return device.capture(program, replace(launches, launches=hasty))
+
+
+def test_a_missing_wait_is_refused_and_would_run_too_early(device: CpuDevice) -> None:
+    early = threading.Event()
+
+    def slow(x: Tensor) -> Tensor:
+        early.wait(10)
+        return x + 1
+
+    def reader(x: Tensor | None) -> Tensor:
+        early.set()
+        assert x is not None, "read before it was written"
+        return x * 2
+
+    program = program_of((slow, [0]), (reader, [1]))
+    with pytest.raises(ScheduleError, match="1 may start before 0"):
+        capture(program, Schedule("missing", (Step(0, 0), Step(1, 1))), device)
+    with pytest.raises(CaptureError, match="read before it was written"):
+        without_waits(program, assemble("test", program.graph, [0, 1], [0, 1]), device, operator=1)
+
+
+def test_a_missing_wait_of_an_in_place_writer_shows_in_the_numbers(device: CpuDevice) -> None:
+    overwritten = threading.Event()
+    ordered = False
+
+    def reader(y: Tensor) -> Tensor:
+        if not ordered:
+            assert overwritten.wait(10)
+            overwritten.clear()
+        return y.clone()
+
+    def writer(y: Tensor, other: Tensor) -> Tensor:
+        y.add_(100)
+        overwritten.set()
+        return other + 1
+
+    program = program_of(
+        (lambda x: x + 1, [0]), (reader, [1]), (lambda x: x * 2, [0]), (writer, [1, 3]), outputs=[2, 4]
+    )
+    writes = [replace(o, writes=(*o.writes, 1)) if o.name == "op3" else o for o in program.graph.operators]
+    program = replace(program, graph=OperatorGraph.from_accesses(writes, program.graph.buffers))
+    schedule = assemble("test", program.graph, range(4), [0, 1, 0, 0])
+    racy = without_waits(program, schedule, device, operator=3)
+    assert racy.outputs[0].unique().item() == 102
+    ordered = True
+    assert capture(program, schedule, device).outputs[0].unique().item() == 2
+
+
+def test_released_tensors_are_gone_while_the_run_goes_on(device: CpuDevice) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def step(x: Tensor) -> Tensor:
+        alive.append(sum(ref() is not None for ref in made))  # what is made now is not yet among them
+        y = x + 1
+        made.append(weakref.ref(y))
+        return y
+
+    program = program_of(*((step, [i]) for i in range(20)))
+    order = range(20)
+    for streams, most in (([0] * 20, 2), ([i // 5 for i in order], 20)):
+        graph = capture(program, assemble("test", program.graph, order, streams), device)
+        eventually(lambda: all(ref() is None for ref in made))  # a worker lets go just after it has reported
+        alive.clear()
+        graph.replay()
+        assert len(alive) == 20
+        assert max(alive) <= most
+        assert graph.outputs[0].unique().item() == 21
+
+
+def test_one_stream_holds_two_links_of_a_chain(device: CpuDevice) -> None:
+    program = program_of(*((lambda x: x + 1, [i]) for i in range(20)))
+    launches = launch_list(
+        program.graph, make_schedule(program.graph, random_profile(program.graph, Random(1)), "opara")
+    )
+    assert [launch.frees for launch in launches.launches] == [(), (), *((i,) for i in range(1, 19))]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", range(4))
+def test_a_failing_operator_hangs_nobody(device: CpuDevice, failing: int, error: type[BaseException]) -> None:
+    broken = False
+
+    def operator(number: int) -> Callable[..., Tensor]:
+        def run(*operands: Tensor) -> Tensor:
+            if broken and number == failing:
+                raise error(f"operator {number} breaks")
+            return torch.stack(operands).sum(0) + number
+
+        return run
+
+    program = program_of((operator(0), [0]), (operator(1), [1]), (operator(2), [1]), (operator(3), [2, 3]))
+    graph = capture(program, assemble("test", program.graph, range(4), [0, 1, 2, 1]), device)
+    expected = graph.outputs[0].clone()
+    for _ in range(3):
+        broken = True
+        with pytest.raises(error, match=f"operator {failing} breaks"):
+            graph.replay()
+        broken = False
+        poison(graph.outputs)
+        graph.replay()
+        assert torch.equal(graph.outputs[0], expected)
+
+
+def test_what_fails_at_once_is_a_capture_error(device: CpuDevice) -> None:
+    program = program_of((lambda x: x.view(3), [0]))
+    with pytest.raises(CaptureError, match=r"the model's operators fail: shape '\[3\]' is invalid"):
+        capture(program, assemble("test", program.graph, [0], [0]), device)
+
+
+def test_a_trace_has_each_operator_once_on_its_stream(device: CpuDevice) -> None:
+    graph = OperatorGraph.from_edges(12, [(i, j) for j in range(1, 12) for i in range(max(0, j - 3), j, 2)])
+    program = mixing_program(observable(graph))
+    schedule = assemble("test", program.graph, range(12), [i % 3 for i in range(12)])
+    trace = capture(program, schedule, device).trace(5)
+    assert len(trace.replays) == 5
+    for replay in trace.replays:
+        assert sorted(i.stream for i in replay) == [0] * 4 + [1] * 4 + [2] * 4
+        assert all(0 <= i.start_us <= i.end_us for i in replay)
+        for stream in range(3):
+            own = sorted((i.start_us, i.end_us) for i in replay if i.stream == stream)
+            assert all(end <= start for (_, end), (start, _) in pairwise(own))
+
+
+def test_streams_share_the_threads_and_the_caller_keeps_its_own(device: CpuDevice) -> None:
+    seen: dict[str, int] = {}
+
+    def operator(x: Tensor) -> Tensor:
+        seen[threading.current_thread().name] = torch.get_num_threads()
+        return x + 1
+
+    program = program_of(*((operator, [0]) for _ in range(3)), outputs=[1, 2, 3])
+    before = torch.get_num_threads()
+    graph = capture(program, assemble("test", program.graph, range(3), range(3)), device)
+    graph.replay()
+    assert sorted(seen) == sorted([threading.current_thread().name, "opara-stream-1", "opara-stream-2"])
+    assert set(seen.values()) <= {1, 8 // 3}
+    assert torch.get_num_threads() == before
+
+
+def stream_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("opara-stream")}
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "forgotten"])
+def test_threads_end_with_the_device(closed: bool) -> None:
+    before = stream_threads()
+    device = CpuDevice(threads=4)
+    program = program_of(*((lambda x: x + 1, [0]) for _ in range(3)), outputs=[1, 2, 3])
+    graph = capture(program, assemble("test", program.graph, range(3), range(3)), device)
+    graph.replay()
+    assert len(stream_threads() - before) == 2
+    if closed:
+        device.close()
+        assert stream_threads() <= before
+    del device, graph
+    gc.collect()
+    eventually(lambda: stream_threads() <= before)
+
+
+def test_open_device() -> None:
+    device = open_device("cpu")
+    assert (device.kind, device.torch_device().type) == ("cpu", "cpu")
+    assert device.name
+    start = device.stamp()
+    assert start.elapsed_us(device.stamp()) >= 0
+    with pytest.raises(DeviceError, match="unknown device 'tpu'"):
+        open_device("tpu")
+    if not torch.cuda.is_available():
+        assert open_device("auto").kind == "cpu"
+        with pytest.raises(DeviceError, match="no GPU"):
+            open_device("cuda")
