@@ -1,0 +1,120 @@
+"""Plans as JSON, and the store that finds them again only under their whole key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opara_server.engine.plan import BucketPlan, Candidate, Plan, PlanStore
+
+SEQUENTIAL = Candidate("sequential", False, 1, 0, 90.0, 100.0, 4096)
+OPARA = Candidate("opara", True, 4, 7, 40.5, 50.0, 6000)
+UNCAPTURED = Candidate("wavefront", False, 9, 20, 45.0, 0.0, 9000, rejected="cannot be captured")
+BUCKET = BucketPlan(8, "opara", True, "aten", 12, 4, 5, 33.3, 4, 7, 50.0, 100.0, 6000, (SEQUENTIAL, OPARA, UNCAPTURED))
+PLAN = Plan("digits", "cpu", "A processor", (replace(BUCKET, batch_size=1), BUCKET))
+KEY: dict[str, Any] = {"graph": "abc", "buckets": [1, 8], "options": {"tolerance": None}}
+
+
+def test_round_trip_in_strict_json() -> None:
+    text = json.dumps(PLAN.to_json(), allow_nan=False)
+    assert Plan.from_json(json.loads(text)) == PLAN
+
+
+def test_properties() -> None:
+    assert (BUCKET.speedup, PLAN.bucket(8), PLAN.reused) == (2.0, BUCKET, False)
+    assert replace(PLAN, buckets=(replace(BUCKET, reused=True),)).reused
+
+
+def test_a_saved_plan_is_found_under_its_whole_key(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path / "made" / "for it")
+    assert store.load("digits", KEY) is None
+    store.save(KEY, PLAN)
+    assert store.load("digits", dict(reversed(KEY.items()))) == PLAN
+    for other in ({**KEY, "graph": "abd"}, {**KEY, "buckets": [1, 4]}, {**KEY, "options": {"tolerance": 0.1}}, {}):
+        assert store.load("digits", other) is None
+    assert store.load("letters", KEY) is None
+
+
+def test_saving_again_replaces_and_leaves_one_file(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path)
+    store.save(KEY, PLAN)
+    later = replace(PLAN, device_name="Another")
+    store.save(KEY, later)
+    assert store.load("digits", KEY) == later
+    assert [path.name for path in tmp_path.iterdir()] == [store.path("digits", KEY).name]
+
+
+def without(*names: str) -> Callable[[Any], Any]:
+    def change(data: Any) -> Any:
+        inner = data
+        for name in names[:-1]:
+            inner = inner[name]
+        del inner[int(names[-1]) if isinstance(inner, list) else names[-1]]
+        return data
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without("plan"),
+        without("key"),
+        without("plan", "model"),
+        without("plan", "buckets"),
+        lambda data: {**data, "plan": {**data["plan"], "surprise": 1}},
+        lambda data: {**data, "plan": {**data["plan"], "buckets": [{"batch_size": 1}]}},
+        lambda data: {**data, "plan": {**data["plan"], "buckets": [7]}},
+        lambda data: {**data, "plan": []},
+        lambda data: {**data, "key": {**KEY, "graph": "of another"}},
+        lambda data: [data],
+        lambda _data: None,
+        lambda _data: "a plan",
+    ],
+)
+def test_a_damaged_or_foreign_file_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Any], Any]
+) -> None:
+    store = PlanStore(tmp_path)
+    store.save(KEY, PLAN)
+    path = store.path("digits", KEY)
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    assert store.load("digits", KEY) is None
+    assert f"ignoring the saved plan {path.name}" in caplog.text
+    store.save(KEY, PLAN)
+    assert store.load("digits", KEY) == PLAN
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"key": {"graph"'])
+def test_a_broken_file_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    store = PlanStore(tmp_path)
+    store.path("digits", KEY).write_bytes(content)
+    assert store.load("digits", KEY) is None
+    assert "ignoring the saved plan" in caplog.text
+
+
+def test_a_directory_in_the_plans_place_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = PlanStore(tmp_path)
+    (store.path("digits", KEY) / "inside").mkdir(parents=True)
+    assert store.load("digits", KEY) is None
+    store.save(KEY, PLAN)
+    assert "ignoring the saved plan" in caplog.text
+    assert "the plan of digits is not saved" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    store = PlanStore(tmp_path / "file" / "cache")
+    store.save(KEY, PLAN)
+    assert "the plan of digits is not saved" in caplog.text
+    assert store.load("digits", KEY) is None
