@@ -1,15 +1,18 @@
 """The GPU as a device: CUDA streams, events, and graphs captured over several streams.
 
-A device owns the streams it captures on, creates them and destroys them: PyTorch's pool hands out the same 32 to
-everybody, and cuBLAS keeps a workspace per stream, which must not be shared with graphs of other owners
-(pytorch/pytorch#193402). Every capture is preceded by an ordinary run of the same launches on the same streams: cuDNN
-and cuBLAS choose algorithms, make handles and take their workspaces there, outside the graph's memory.
+A device owns the streams it captures on: PyTorch's pool hands out the same 32 to everybody, and cuBLAS keeps a
+workspace per stream, which must not be shared with graphs of other owners (pytorch/pytorch#193402). PyTorch never frees
+such a workspace, so a closed device's streams are not destroyed but handed to the next one. Every capture is preceded
+by an ordinary run of the same launches on the same streams: cuDNN and cuBLAS choose algorithms, make handles and take
+their workspaces there, outside the graph's memory.
 """
 
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +41,31 @@ class CudaStamp:
 
     def elapsed_us(self, later: CudaStamp) -> float:
         return float(self._event.elapsed_time(later._event)) * 1e3
+
+
+class StreamStore:
+    """CUDA streams by GPU and priority, each with one owner at a time. They live as long as the process."""
+
+    def __init__(self) -> None:
+        self._spare: dict[tuple[int, bool], list[torch.cuda.ExternalStream]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def take(self, gpu: int, urgent: bool) -> torch.cuda.ExternalStream:
+        with self._lock:
+            if self._spare[gpu, urgent]:
+                return self._spare[gpu, urgent].pop()
+        _, greatest = _checked(runtime.cudaDeviceGetStreamPriorityRange())
+        priority = greatest if urgent else 0
+        (stream,) = _checked(runtime.cudaStreamCreateWithPriority(runtime.cudaStreamNonBlocking, priority))
+        return torch.cuda.ExternalStream(int(stream), device=gpu)
+
+    def give_back(self, gpu: int, urgent: bool, stream: torch.cuda.ExternalStream) -> None:
+        """``stream`` must be idle, and no graph captured on it alive."""
+        with self._lock:
+            self._spare[gpu, urgent].append(stream)
+
+
+STREAMS = StreamStore()
 
 
 class CudaDevice:
@@ -70,11 +98,7 @@ class CudaDevice:
     def _stream(self, number: int, urgent: bool) -> torch.cuda.ExternalStream:
         """The same stream for the same number, so that graph after graph reuses its blocks of memory."""
         if (number, urgent) not in self._streams:
-            _, greatest = _checked(runtime.cudaDeviceGetStreamPriorityRange())
-            (stream,) = _checked(
-                runtime.cudaStreamCreateWithPriority(runtime.cudaStreamNonBlocking, greatest if urgent else 0)
-            )
-            self._streams[number, urgent] = torch.cuda.ExternalStream(int(stream), device=self._index)
+            self._streams[number, urgent] = STREAMS.take(self._index, urgent)
         return self._streams[number, urgent]
 
     def profile(self, program: Program) -> Profile:
@@ -119,12 +143,12 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Close the graphs and destroy the streams."""
+        """Close the graphs and give the streams back."""
         torch.cuda.synchronize(self._index)
         for graph in list(self._graphs):
             graph.close()
-        for stream in self._streams.values():
-            _checked(runtime.cudaStreamDestroy(stream.cuda_stream))
+        for (_, urgent), stream in reversed(self._streams.items()):
+            STREAMS.give_back(self._index, urgent, stream)
         self._streams.clear()
 
 

@@ -83,7 +83,7 @@ def _dependencies(schedule: Schedule, latency: Latency) -> tuple[dict[int, int],
     for step in schedule.steps:
         missing[step.operator] = len(step.waits) + (step.stream in previous)
         for source in step.waits:
-            followers[source].append((step.operator, latency.dependency_us + latency.wait_us))
+            followers.setdefault(source, []).append((step.operator, latency.dependency_us + latency.wait_us))
         if step.stream in previous:
             followers[previous[step.stream]].append((step.operator, latency.dependency_us))
         previous[step.stream] = step.operator
