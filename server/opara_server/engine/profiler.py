@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from opara_server.engine.errors import EngineError
 from opara_server.engine.profile import Kernel, OperatorProfile, Profile, Roofline
@@ -34,17 +34,23 @@ LAUNCHES = {"cuda_runtime", "cuda_driver"}
 CACHE_BYTES = 32 << 20  # of a CPU's last level, as servers have it
 
 Event = Mapping[str, Any]
+Shape = tuple[int, ...]
 
 
 def count_flops(program: Program) -> list[int]:
     """Per operator its floating-point operations (matrix products, convolutions, attention; the rest counts as 0)."""
+    uncounted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # by PyTorch itself
     environment = program.new_environment()
     flops = []
     for operator in range(len(program.graph)):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
             program.run(operator, environment)
         flops.append(counter.get_total_flops())
     return flops
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_other: Any, **_named: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
 def profile_cpu(program: Program) -> Profile:
