@@ -1,0 +1,78 @@
+"""Outputs' names and structure, and modules that cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_server.engine.errors import ModelError
+from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.spec import TensorSpec
+from tests.engine.models import IMAGE, ROW, ConvBranches, Function, Pair
+
+
+def flat(module: nn.Module, specs: tuple[TensorSpec, ...] = ROW, rows: int = 4) -> FlatModule:
+    return FlatModule(module, specs, rows, torch.device("cpu"), channels_last=False)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: x, ["output"]),
+        (lambda x: (x,), ["output"]),
+        (lambda x: [x, x], ["output0", "output1"]),
+        (lambda x: {"logits": x, "hidden": x}, ["logits", "hidden"]),
+        (lambda x: {"a": {"b": x}, "c": (x, None, x)}, ["a_b", "c_0", "c_2"]),
+        (lambda x: Pair(x, x), ["first", "second"]),
+        (lambda x: (None, x, 3, x), ["output1", "output3"]),
+    ],
+)
+def test_names(function: Callable[[Tensor], Any], names: list[str]) -> None:
+    assert [spec.name for spec in flat(Function(function).eval()).outputs] == names
+
+
+def test_specs_have_no_batch_dimension() -> None:
+    module = flat(ConvBranches().eval(), IMAGE)
+    assert module.outputs == (TensorSpec("logits", "float32", (5,)), TensorSpec("best_0", "int64", ()))
+
+
+def test_rebuild_gives_the_modules_own_structure() -> None:
+    module = flat(ConvBranches().eval(), IMAGE)
+    logits, best = module(torch.randn(2, 3, 8, 8))
+    assert module.rebuild([logits, best]) == {"logits": logits, "best": [best, None], "version": 3}
+    pair = flat(Function(lambda x: Pair(x, x + 1)).eval())
+    assert isinstance(pair.rebuild(pair(torch.zeros(4, 8))), Pair)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Function(lambda x: x).train(), r"training mode: call model\.eval\(\) first"),
+        (nn.Sequential(nn.Identity().eval(), nn.Dropout()), "training mode"),
+        (Function(lambda x: x.sum()).eval(), r"output 'output' has shape \[\] for 4 rows"),
+        (Function(lambda x: x.t()).eval(), r"output 'output' has shape \[8, 4\] for 4 rows"),
+        (Function(lambda x: {"y": x, "loss": x.mean()}).eval(), "output 'loss' has shape"),
+        (Function(lambda x: x @ x).eval(), "the model's forward fails on 4 random rows: mat1 and mat2"),
+        (Function(len).eval(), "returns no tensor"),
+        (Function(lambda x: x.to(torch.complex64)).eval(), "output 'output' is complex64, not one of"),
+    ],
+)
+def test_what_cannot_be_served(module: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        flat(module)
+
+
+def test_no_inputs() -> None:
+    with pytest.raises(ModelError, match="takes no tensor"):
+        flat(Function(lambda: torch.zeros(4)).eval(), ())
+
+
+def test_one_part_left_in_training_mode_is_noticed() -> None:
+    module = ConvBranches().eval()
+    module.drop.train()
+    with pytest.raises(ModelError, match="training mode"):
+        flat(module, IMAGE)
