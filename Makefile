@@ -11,10 +11,10 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test gpu-test bench-engine-aten bench-allocation lint format types imports stubs stubs-check check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv and install everything into it
 
@@ -39,6 +39,12 @@ test: setup ## run all tests; those that need a GPU are skipped without one
 
 gpu-test: setup ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+bench-engine-aten: setup ## every policy against the sequential CUDA Graph; needs a GPU and the [bench] extra
+	$(BIN)/python -m bench.engine_aten --graphs bench/data
+
+bench-allocation: setup ## how long Algorithm 1 and Nimble take to allocate streams
+	$(BIN)/python -m bench.allocation_time
 
 lint: setup ## style
 	$(BIN)/ruff check

@@ -90,7 +90,8 @@ class ServerConfig(_Settings):
 
 
 class InputConfig(_Settings):
-    """One named input. ``range`` bounds random test values and, for integers, what requests may carry."""
+    """One named input. ``range`` bounds random test values and, for integers, what requests may carry: they index
+    tables, and one outside would take the whole GPU process down. So wide integers must have one."""
 
     name: Annotated[str, Field(min_length=1)]
     dtype: ElementType
@@ -101,6 +102,10 @@ class InputConfig(_Settings):
     def _range_is_ordered(self) -> Self:
         if self.range and not self.range[0] < self.range[1]:
             raise ValueError(f"range {list(self.range)} is empty")
+        if self.range is None and self.dtype in {"int16", "int32", "int64"}:
+            raise ValueError(
+                f"an {self.dtype} input needs a range = [low, high]: requests with values outside are refused"
+            )
         return self
 
     @property

@@ -47,6 +47,11 @@ def test_batching_can_be_set(tmp_path: Path) -> None:
     assert (config.max_rows, config.max_queue_rows, config.batching.max_queue_delay_us) == (1000, 1000, 500)
 
 
+def test_wide_integers_need_a_range(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"an int64 input needs a range = \[low, high\]"):
+        load(tmp_path, MODEL.replace("range = [0, 1000]\n", ""))
+
+
 @pytest.mark.parametrize("policy", ["auto", "opara", "critical_path", "critical_path:4"])
 def test_known_policies(tmp_path: Path, policy: str) -> None:
     assert load(tmp_path, f'policy = "{policy}"\n{MODEL}').policy == policy
