@@ -79,16 +79,17 @@ def compile_model(
     name: str,
     module: nn.Module,
     inputs: Sequence[TensorSpec],
-    device: str,
+    device: str | Device,
     options: BuildOptions,
     progress: Progress = lambda _what, _share: None,
 ) -> CompiledModel:
     """Make ``module`` ready to run on ``device`` ("auto", "cuda", "cpu") at each of the options' batch sizes.
 
-    The module is moved to the device (and to channels_last where asked for), not copied. Raises EngineError: ModelError
-    where the module cannot be served, DeviceError, CaptureError, VerificationError.
+    A device that is open already becomes the model's own: it is closed with the model, or here on an error. The module
+    is moved to the device (and to channels_last where asked for), not copied. Raises EngineError: ModelError where the
+    module cannot be served, DeviceError, CaptureError, VerificationError.
     """
-    opened = open_device(device)
+    opened = open_device(device) if isinstance(device, str) else device
     try:
         with opened.bind():
             return _Build(name, module, inputs, opened, options, progress).run()

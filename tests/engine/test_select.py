@@ -1,0 +1,166 @@
+"""Which schedule runs, by times that are written down here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from opara_server.engine.errors import CaptureError
+from opara_server.engine.launch import LaunchList, launch_list
+from opara_server.engine.policies import POLICIES
+from opara_server.engine.profile import Profile
+from opara_server.engine.program import Program
+from opara_server.engine.schedule import assemble, check, memory_bytes
+from opara_server.engine.select import AUTO, Choice, Contender, contenders, measure, select
+from tests.engine.devices import ScriptedDevice
+from tests.engine.programs import program_of
+
+
+def add(*operands: torch.Tensor) -> torch.Tensor:
+    return torch.stack(operands).sum(0)
+
+
+# Two chains of three from the input, joined: streams keep blocks of their own, so that more of them need more memory.
+PROGRAM = program_of((add, [0]), (add, [1]), (add, [2]), (add, [0]), (add, [4]), (add, [5]), (add, [3, 6]))
+CHAIN = program_of((add, [0]), (add, [1]), (add, [2]))
+PROFILE = Profile.uniform(7)
+
+
+def entrant(policy: str, streams: list[int]) -> Contender:
+    return Contender(assemble(policy, PROGRAM.graph, range(7), streams), compact=False)
+
+
+SEQUENTIAL = entrant("sequential", [0] * 7)
+TWO = entrant("two", [0, 0, 0, 1, 1, 1, 0])
+SEVEN = entrant("seven", list(range(7)))
+
+
+@pytest.fixture
+def choose() -> Iterator[Callable[..., Choice]]:
+    """select() on a device whose clock says what each number of streams takes."""
+    devices = []
+
+    def run(times: dict[int, float | Callable[[int], float]], refused: tuple[int, ...] = ()) -> Choice:
+        def microseconds(streams: int, replay: int) -> float:
+            time = times[streams]
+            return time(replay) if callable(time) else time
+
+        device = ScriptedDevice(microseconds, refused=refused)
+        devices.append(device)
+        with device.bind():
+            try:
+                return select(PROGRAM, PROFILE, device, [SEQUENTIAL, TWO, SEVEN])
+            finally:
+                assert all(graph.closed for graph in device.graphs)
+
+    yield run
+    for device in devices:
+        device.close()
+
+
+def test_the_fastest_wins(choose: Callable[..., Choice]) -> None:
+    choice = choose({1: 100.0, 2: 80.0, 7: 60.0})
+    assert [c.measured_us for c in choice.candidates] == pytest.approx([100.0, 80.0, 60.0])
+    assert (choice.chosen.policy, choice.schedule, choice.sequential.policy) == ("seven", SEVEN.schedule, "sequential")
+    assert [c.streams for c in choice.candidates] == [1, 2, 7]
+    assert [c.synchronisations for c in choice.candidates] == [0, 1, 6]
+    predicted = [c.predicted_us for c in choice.candidates]
+    assert predicted[0] == pytest.approx(7.0)  # seven operators of 1 µs each
+    assert min(predicted[1:]) >= 4.0  # the longest path
+
+
+def test_within_the_margin_sequential_stays(choose: Callable[..., Choice]) -> None:
+    assert choose({1: 100.0, 2: 99.5, 7: 120.0}).winner == 0
+    assert choose({1: 100.0, 2: 98.0, 7: 120.0}).winner == 1
+
+
+def test_the_margin_grows_with_the_noise(choose: Callable[..., Choice]) -> None:
+    def noisy(replay: int) -> float:
+        return 60.0 if replay % 4 < 2 else 140.0
+
+    assert choose({1: noisy, 2: 97.0, 7: 120.0}).winner == 0
+    assert choose({1: 100.0, 2: 97.0, 7: 120.0}).winner == 1
+
+
+def test_among_the_fast_the_one_with_least_memory_wins(choose: Callable[..., Choice]) -> None:
+    choice = choose({1: 100.0, 2: 60.9, 7: 60.0})
+    assert choice.chosen.policy == "two"
+    needs = [memory_bytes(PROGRAM.graph, contender.schedule) for contender in (SEQUENTIAL, TWO, SEVEN)]
+    assert [c.peak_bytes for c in choice.candidates] == needs
+    assert needs[0] <= needs[1] < needs[2]
+    assert choose({1: 100.0, 2: 64.0, 7: 60.0}).chosen.policy == "seven"
+
+
+def test_little_memory_does_not_excuse_what_is_no_faster_than_sequential(choose: Callable[..., Choice]) -> None:
+    assert choose({1: 100.0, 2: 100.2, 7: 98.5}).chosen.policy == "seven"
+
+
+def test_what_cannot_be_captured_is_told_and_left_out(
+    choose: Callable[..., Choice], caplog: pytest.LogCaptureFixture
+) -> None:
+    choice = choose({1: 100.0, 2: 80.0}, refused=(7,))
+    assert choice.chosen.policy == "two"
+    assert (choice.candidates[2].rejected, choice.candidates[2].measured_us) == ("cannot be captured", 0.0)
+    assert "seven cannot be captured: 7 streams are too many" in caplog.text
+
+
+def test_without_sequential_there_is_no_choice(choose: Callable[..., Choice]) -> None:
+    with pytest.raises(CaptureError, match="1 streams"):
+        choose({2: 1.0, 7: 1.0}, refused=(1,))
+
+
+def test_falling_back(choose: Callable[..., Choice]) -> None:
+    choice = choose({1: 100.0, 2: 80.0, 7: 60.0}).falling_back("wrong numbers")
+    assert (choice.schedule, choice.chosen) == (SEQUENTIAL.schedule, choice.sequential)
+    assert [c.rejected for c in choice.candidates] == ["", "", "wrong numbers"]
+
+
+def test_measuring_takes_turns() -> None:
+    device = ScriptedDevice(lambda streams, replay: 10.0 * streams + (1000.0 if replay == 0 else 0.0))
+    with device.bind():
+        graphs = [device.capture(CHAIN, launches) for launches in launch_lists()]
+        timings = measure(graphs, device)
+        counts = [graph.replays for graph in device.graphs]
+    device.close()
+    assert [t.median for t in timings] == pytest.approx([10.0, 20.0])
+    assert [t.spread for t in timings] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert counts[0] == counts[1] > 2 * 15
+
+
+def launch_lists() -> Iterator[LaunchList]:
+    for streams in ([0, 0, 0], [0, 1, 0]):
+        yield launch_list(CHAIN.graph, assemble("test", CHAIN.graph, range(3), streams))
+
+
+def steps(program: Program, policy: str, streams: int = 32) -> list[Contender]:
+    found = contenders(program, Profile.uniform(len(program.graph)), policy, streams)
+    for contender in found:
+        check(program.graph, contender.schedule)
+    return found
+
+
+def test_contenders_are_all_different_and_sequential_is_first() -> None:
+    found = steps(PROGRAM, AUTO)
+    assert (found[0].schedule.policy, found[0].schedule.streams) == ("sequential", 1)
+    assert len({contender.schedule.steps for contender in found}) == len(found) > 2
+    assert {contender.schedule.policy for contender in found} <= set(POLICIES)
+
+
+def test_one_policy_runs_against_sequential() -> None:
+    for policy in ("opara", "critical_path:2"):
+        assert {c.schedule.policy for c in steps(PROGRAM, policy)} == {"sequential", policy}
+    assert len(steps(PROGRAM, "sequential")) == 1
+    with pytest.raises(ValueError, match="unknown policy 'fastest'"):
+        steps(PROGRAM, "fastest")
+
+
+def test_a_chain_has_nothing_to_choose_from() -> None:
+    assert [c.schedule.policy for c in steps(CHAIN, AUTO)] == ["sequential"]
+
+
+def test_no_contender_has_more_streams_than_the_device() -> None:
+    wide = program_of(*((add, [0]) for _ in range(9)), outputs=range(1, 10))
+    assert max(c.schedule.streams for c in steps(wide, AUTO)) == 9
+    assert max(c.schedule.streams for c in steps(wide, AUTO, streams=3)) == 3
