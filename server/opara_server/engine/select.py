@@ -71,10 +71,10 @@ def contenders(program: Program, profile: Profile, policy: str, max_streams: int
     found = {sequential.steps: Contender(sequential, compact=False)}
     if program.graph.width > 1:
         for name in POLICIES if policy == AUTO else [policy]:
-            schedule = fold(program.graph, make_schedule(program.graph, profile, name), max_streams)
-            found.setdefault(schedule.steps, Contender(schedule, compact=False))
-            compacted = compact(program.graph, schedule)
-            found.setdefault(compacted.steps, Contender(compacted, compact=True))
+            schedule = make_schedule(program.graph, profile, name)
+            for version, reduced in ((schedule, False), (compact(program.graph, schedule), True)):
+                folded = fold(program.graph, version, max_streams)
+                found.setdefault(folded.steps, Contender(folded, reduced))
     return list(found.values())
 
 
