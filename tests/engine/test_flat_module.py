@@ -76,3 +76,19 @@ def test_one_part_left_in_training_mode_is_noticed() -> None:
     module.drop.train()
     with pytest.raises(ModelError, match="training mode"):
         flat(module, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.squeeze(), r"change with the batch size: .*\(8,\), 'float32'.* for 1 rows"),
+        (lambda x: x.view(4, 8), r"forward fails on 1 random rows: shape '\[4, 8\]' is invalid"),
+        (lambda x: x.int() if x.shape[0] == 1 else x, "change with the batch size"),
+        (lambda x: (x, x)[: x.shape[0]], "change with the batch size"),
+    ],
+)
+def test_other_batch_sizes_must_give_the_same_outputs(function: Callable[[Tensor], Any], message: str) -> None:
+    module = flat(Function(function).eval())
+    module.check(4)
+    with pytest.raises(ModelError, match=message):
+        module.check(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opara_server.engine.capture import capture
 from opara_server.engine.device_cpu import CpuDevice
-from opara_server.engine.errors import ModelError, VerificationError
+from opara_server.engine.errors import VerificationError
 from opara_server.engine.export import export_static
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_aten import lower
@@ -36,10 +36,9 @@ def check() -> Iterator[Check]:
         specs: tuple[TensorSpec, ...] = ROW,
         spoil: Spoil = nothing,
         tolerance: float | None = None,
-        rows: int = 4,
     ) -> float:
         flat = FlatModule(module.eval(), specs, 4, CPU, channels_last=False)
-        inputs = static_inputs(specs, rows, CPU, channels_last=False)
+        inputs = static_inputs(specs, 4, CPU, channels_last=False)
         program = lower(export_static(module, inputs), inputs)
         schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), "critical_path:4")
         return Verifier(flat, device, tolerance).check(SpoiledGraph(capture(program, schedule, device), spoil))
@@ -177,11 +176,6 @@ def test_without_float64_eager_is_the_reference_with_one_warning(
     ]
     with pytest.raises(VerificationError):
         check(FloatOnly(), spoil=scaled)
-
-
-def test_a_module_whose_shapes_change_with_the_batch_size(check: Check) -> None:
-    with pytest.raises(ModelError, match=r"output 'output' has shape \[8\] for 1 rows"):
-        check(Function(lambda x: (x * 2).squeeze()), rows=1)
 
 
 def test_the_module_itself_stays_as_it_is(check: Check) -> None:

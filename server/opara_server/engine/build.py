@@ -119,6 +119,8 @@ class _Build:
         if options.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
+        for smaller in self.buckets[1:]:
+            self.flat.check(smaller)
         self.verifier = Verifier(self.flat, device, options.tolerance)
         self.fallback_reason = ""
         self._dynamic: ExportedProgram | None = None

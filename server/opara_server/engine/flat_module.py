@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from opara_server.engine.errors import ModelError
+from opara_server.engine.errors import ModelError, first_line
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 from opara_server.engine.tensors import dtype_name, static_inputs
 
@@ -30,16 +30,31 @@ class FlatModule:
             raise ModelError("the model takes no tensor: there are no rows to batch")
         self.module = module
         self.inputs = tuple(inputs)
-        try:
-            result = module(*static_inputs(inputs, rows, device, channels_last))
-        except Exception as error:
-            raise ModelError(f"the model's forward fails on {rows} random rows: {error}") from error
-        leaves, self._structure = pytree.tree_flatten_with_path(result)
+        self._device = device
+        self._channels_last = channels_last
+        leaves, self._structure = pytree.tree_flatten_with_path(self._trial(rows))
         self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
         self._positions = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.outputs = tuple(_output_spec(leaves[i], rows, len(self._positions)) for i in self._positions)
         if not self.outputs:
             raise ModelError("the model returns no tensor")
+
+    def check(self, rows: int) -> None:
+        """Raise ModelError unless the module takes ``rows`` rows and gives the same outputs with as many."""
+        found = [
+            (tuple(t.shape), dtype_name(t.dtype))
+            for t in pytree.tree_leaves(self._trial(rows))
+            if isinstance(t, Tensor)
+        ]
+        expected = [((rows, *spec.shape), spec.dtype) for spec in self.outputs]
+        if found != expected:
+            raise ModelError(f"the outputs change with the batch size: {found} for {rows} rows, not {expected}")
+
+    def _trial(self, rows: int) -> Any:
+        try:
+            return self.module(*static_inputs(self.inputs, rows, self._device, self._channels_last))
+        except Exception as error:
+            raise ModelError(f"the model's forward fails on {rows} random rows: {first_line(error)}") from error
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.run(self.module, inputs)

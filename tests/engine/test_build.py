@@ -1,0 +1,255 @@
+"""A module on its whole way to a compiled model: plans reused, lies refused, what cannot be taken apart run whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_server.engine.build import BuildOptions, CompiledModel, compile_model
+from opara_server.engine.errors import CaptureError, DeviceError, ModelError, VerificationError
+from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import fill_random
+from tests.engine.devices import ScriptedDevice, Spoil, nothing
+from tests.engine.models import IMAGE, ROW, Branches, ConvBranches, Counter, Function
+
+TWO_BUCKETS = BuildOptions((1, 4))
+
+
+def streams_are_fast(streams: int, _replay: int) -> float:
+    return 100.0 if streams == 1 else 50.0 + streams
+
+
+def compiled(module: nn.Module, specs: tuple[TensorSpec, ...] = ROW, **options: Any) -> CompiledModel:
+    device = options.pop("device", None) or ScriptedDevice(streams_are_fast)
+    return compile_model("small", module.eval(), specs, device, replace(TWO_BUCKETS, **options))
+
+
+def assert_right(model: CompiledModel, module: nn.Module) -> None:
+    with model.device.bind():
+        for bucket in model.buckets:
+            graph = model.graph(bucket)
+            fill_random(graph.inputs, model.inputs)
+            expected = module(*[tensor.clone() for tensor in graph.inputs])
+            graph.replay()
+            assert all(len(output) == bucket for output in graph.outputs)
+            torch.testing.assert_close(model.rebuild(graph.outputs), expected)
+
+
+def test_the_plan_tells_what_runs() -> None:
+    module = ConvBranches()
+    model = compiled(module, IMAGE, batch_sizes=(4, 1, 4))
+    assert_right(model, module)
+    assert model.buckets == (1, 4)
+    assert [spec.name for spec in model.outputs] == ["logits", "best_0"]
+    plan = model.plan
+    assert (plan.model, plan.device, plan.fallback_reason, plan.reused) == ("small", "cpu", "", False)
+    assert [bucket.batch_size for bucket in plan.buckets] == [1, 4]
+    for bucket in plan.buckets:
+        assert (bucket.lowering, bucket.width, bucket.operators > bucket.depth > 5) == ("aten", 3, True)
+        assert bucket.candidates[0].policy == "sequential"
+        assert len({(c.policy, c.compact) for c in bucket.candidates}) == len(bucket.candidates) > 2
+        (chosen,) = [c for c in bucket.candidates if (c.policy, c.compact) == (bucket.policy, bucket.compact)]
+        assert (bucket.streams, bucket.measured_us, bucket.peak_bytes) == (
+            chosen.streams,
+            chosen.measured_us,
+            chosen.peak_bytes,
+        )
+        assert bucket.streams > 1
+        assert bucket.sequential_us == pytest.approx(100.0)
+        assert bucket.speedup > 1.5
+    model.close()
+
+
+def test_progress_only_grows() -> None:
+    told: list[tuple[str, float]] = []
+    model = compile_model(
+        "small", Branches().eval(), ROW, "cpu", TWO_BUCKETS, lambda what, share: told.append((what, share))
+    )
+    model.close()
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] <= 1
+    assert "capturing and verifying batch size 1" in [what for what, _ in told]
+
+
+def test_a_saved_plan_is_reused_and_keeps_all_measurements(tmp_path: Path) -> None:
+    module = Branches()
+    first = compiled(module, cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    saved = file.read_bytes()
+    device = ScriptedDevice(streams_are_fast)
+    second = compiled(module, cache_dir=tmp_path, device=device)
+    assert (first.plan.reused, second.plan.reused) == (False, True)
+    assert file.read_bytes() == saved
+    for before, after in zip(first.plan.buckets, second.plan.buckets, strict=True):
+        assert after.reused
+        assert (after.policy, after.compact) == (before.policy, before.compact)
+        assert {(c.policy, c.compact) for c in after.candidates} >= {(c.policy, c.compact) for c in before.candidates}
+    assert len(device.graphs) == 2 * (2 + 1)  # per bucket sequential and the choice are measured, and one serves
+    assert_right(second, module)
+    for model in (first, second):
+        model.close()
+
+
+def test_a_reused_plan_is_verified_again(tmp_path: Path) -> None:
+    module = Branches()
+    compiled(module, cache_dir=tmp_path).close()
+    model = compiled(module, cache_dir=tmp_path, device=ScriptedDevice(streams_are_fast, spoil=on_several_streams))
+    assert [bucket.policy for bucket in model.plan.buckets] == ["sequential"] * 2
+    model.close()
+
+
+def test_other_conditions_other_plans(tmp_path: Path) -> None:
+    other_weights = Branches()
+    with torch.no_grad():
+        next(other_weights.parameters())[0, 0] += 1e-6
+    variants: list[tuple[nn.Module, dict[str, Any]]] = [
+        (Branches(), {}),
+        (other_weights, {}),
+        (Branches(3), {}),
+        (Branches(), {"batch_sizes": (1, 3)}),
+        (Branches(), {"policy": "opara"}),
+        (Branches(), {"tolerance": 1e-3}),
+        (Branches(), {"channels_last": True}),
+        (Branches(), {"specs": (replace(ROW[0], low=0.0, high=1.0),)}),
+    ]
+    for number, (module, options) in enumerate(variants):
+        model = compiled(module, cache_dir=tmp_path, **options)
+        assert not model.plan.reused
+        assert len(list(tmp_path.iterdir())) == number + 1
+        model.close()
+
+
+def test_a_damaged_plan_is_measured_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = Branches()
+    compiled(module, cache_dir=tmp_path).close()
+    (file,) = tmp_path.iterdir()
+    data = json.loads(file.read_text())
+    data["plan"]["buckets"][0].pop("policy")
+    file.write_text(json.dumps(data))
+    model = compiled(module, cache_dir=tmp_path)
+    assert not model.plan.reused
+    assert "ignoring the saved plan" in caplog.text
+    model.close()
+
+
+def wrong(_replay: int, outputs: Sequence[Tensor]) -> None:
+    outputs[0][0, 0] += 1
+
+
+def on_several_streams(streams: int) -> Spoil:
+    return wrong if streams > 1 else nothing
+
+
+def test_a_schedule_with_wrong_numbers_gives_way_to_sequential(caplog: pytest.LogCaptureFixture) -> None:
+    module = Branches()
+    device = ScriptedDevice(streams_are_fast, spoil=on_several_streams)
+    model = compiled(module, device=device)
+    assert_right(model, module)
+    for bucket in model.plan.buckets:
+        assert (bucket.policy, bucket.streams, bucket.speedup) == ("sequential", 1, 1.0)
+        (refused,) = [c for c in bucket.candidates if c.rejected]
+        assert (refused.rejected, refused.streams > 1) == ("wrong numbers", True)
+    assert "failed, sequential runs instead: output 'output': error" in caplog.text
+    serving = [model.graph(bucket) for bucket in model.buckets]
+    assert [graph.closed for graph in device.graphs] == [graph not in serving for graph in device.graphs]
+    model.close()
+
+
+def test_wrong_sequential_numbers_fail_the_load() -> None:
+    device = ScriptedDevice(streams_are_fast, spoil=lambda _streams: wrong)
+    with pytest.raises(VerificationError, match="output 'output': error"):
+        compiled(Branches(), device=device)
+    assert device.closed
+    assert all(graph.closed for graph in device.graphs)
+
+
+def test_a_graph_that_cannot_be_captured_fails_the_load() -> None:
+    device = ScriptedDevice(refused=(1,))
+    with pytest.raises(CaptureError):
+        compiled(Branches(), device=device)
+    assert device.closed
+
+
+def with_a_branch_on_data(x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        return x + 1
+    return x - 1
+
+
+def with_a_mask(x: Tensor) -> Tensor:
+    return x + x[x > 0].sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [(with_a_branch_on_data, "if x.sum() > 0:"), (with_a_mask, "aten.index.Tensor makes a number or a shape of data")],
+)
+def test_what_cannot_be_taken_apart_runs_whole(function: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    module = Function(function)
+    model = compiled(module)
+    assert_right(model, module)
+    assert reason in model.plan.fallback_reason
+    assert f"small runs as one sequential graph: {model.plan.fallback_reason}" in caplog.text
+    for bucket in model.plan.buckets:
+        assert (bucket.lowering, bucket.operators, bucket.policy) == ("whole", 1, "sequential")
+        assert len(bucket.candidates) == 1
+    model.close()
+
+
+def whole_with_aliases(x: Tensor) -> tuple[Tensor, ...]:
+    assert x.sum() != 7  # not to be taken apart
+    return x, x[:, :2], x[:, :1].exp().expand(-1, 3), x + 1
+
+
+def test_whole_outputs_lie_in_storages_of_their_own() -> None:
+    module = Function(whole_with_aliases)
+    model = compiled(module, batch_sizes=(4,))
+    assert model.plan.buckets[0].lowering == "whole"
+    assert_right(model, module)
+    graph = model.graph(4)
+    storages = [tensor.untyped_storage().data_ptr() for tensor in (*graph.inputs, *graph.outputs)]
+    assert len(set(storages)) == 5
+    model.close()
+
+
+def test_batch_of_one_may_be_special() -> None:
+    module = Function(lambda x: x + 1 if x.shape[0] == 1 else x - 1)
+    model = compiled(module)
+    assert_right(model, module)
+    assert model.plan.fallback_reason == ""
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Counter(), "writes to 'calls'"),
+        (Function(lambda x: x.sum()), "first dimension must count rows"),
+        (Function(lambda x: (x * 2).squeeze()), "for 1 rows"),
+        (Function(lambda x: x.view(4, 8) * 2), "fails on 1 random rows"),
+    ],
+)
+def test_modules_that_cannot_be_served(module: nn.Module, message: str) -> None:
+    device = ScriptedDevice()
+    with pytest.raises(ModelError, match=message):
+        compiled(module, device=device)
+    assert device.closed
+
+
+def test_what_the_caller_got_wrong() -> None:
+    for sizes in ((), (0,), (4, -1)):
+        with pytest.raises(ValueError, match="batch sizes must be positive"):
+            BuildOptions(sizes)
+    with pytest.raises(DeviceError, match="unknown device 'tpu'"):
+        compile_model("small", Branches().eval(), ROW, "tpu", TWO_BUCKETS)
+    with pytest.raises(ValueError, match="unknown policy 'fastest'"):
+        compiled(Branches(), policy="fastest")
