@@ -115,9 +115,10 @@ class _Build:
         self.options = options
         self.progress = progress
         self.buckets = sorted(set(options.batch_sizes), reverse=True)  # largest first: smaller graphs reuse its memory
-        module.to(device.torch_device())
-        if options.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.inference_mode(False):  # the weights stay ordinary tensors, for whoever else uses the module
+            module.to(device.torch_device())
+            if options.channels_last:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
