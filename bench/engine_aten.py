@@ -28,10 +28,11 @@ from opara_server.engine.errors import VerificationError
 from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_aten import lower
+from opara_server.engine.options import AUTO
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, memory_bytes
-from opara_server.engine.select import AUTO, contenders, measure
+from opara_server.engine.select import contenders, measure
 from opara_server.engine.simulate import simulate
 from opara_server.engine.tensors import static_inputs, torch_dtype
 from opara_server.engine.trace import occupancy

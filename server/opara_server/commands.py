@@ -79,7 +79,7 @@ def plan(
 ) -> None:
     """Compile a model without serving it, and print what was measured."""
     sys.path.insert(0, str(app_dir.resolve()))
-    from opara_server.engine.build import BuildOptions, compile_model  # noqa: PLC0415 - imports torch
+    from opara_server.engine.build import compile_model  # noqa: PLC0415 - imports torch
     from opara_server.engine.errors import EngineError  # noqa: PLC0415
     from opara_server.serving.repository import Entry, RepositoryError  # noqa: PLC0415
 
@@ -88,7 +88,7 @@ def plan(
     try:
         ServerConfig.of(models=folder.parent, policy=policy)  # checks the name
         config = entry.config()
-        options = BuildOptions(config.batch_sizes, policy or config.policy, config.channels_last, config.tolerance)
+        options = config.build_options(policy, cache_dir=None)
         inputs = [i.spec for i in config.inputs]
         with progress_on(Console(stderr=True)) as progress:
             compiled = compile_model(entry.name, entry.module(config), inputs, config.device, options, progress)

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from opara_server.engine.options import BuildOptions
 from opara_server.engine.policies import POLICIES
 from opara_server.engine.spec import TensorSpec
 
@@ -139,6 +140,7 @@ class ModelConfig(_Settings):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     policy: Policy = "auto"
     channels_last: bool = False
+    priorities: bool = False  # high priority for the streams that carry the longest path
     tolerance: PositiveFloat | None = None  # largest error norm of verification; None: the dtype's own bound
     batching: BatchingConfig = BatchingConfig()
 
@@ -150,6 +152,12 @@ class ModelConfig(_Settings):
         if self.max_queue_rows < self.max_rows:
             raise ValueError(f"max_queue_rows {self.max_queue_rows} is less than max_rows {self.max_rows}")
         return self
+
+    def build_options(self, policy: str | None, cache_dir: Path | None) -> BuildOptions:
+        """For the engine; ``policy`` overrides the model's own."""
+        return BuildOptions(
+            self.batch_sizes, policy or self.policy, self.channels_last, self.priorities, self.tolerance, cache_dir
+        )
 
     @property
     def max_rows(self) -> int:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opara_server.engine.build import BuildOptions, CompiledModel, compile_model
+from opara_server.engine.build import CompiledModel, compile_model
 from opara_server.engine.errors import CaptureError, DeviceError, ModelError, VerificationError
+from opara_server.engine.options import BuildOptions
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import fill_random
 from tests.engine.devices import ScriptedDevice, Spoil, nothing

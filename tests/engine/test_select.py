@@ -9,11 +9,12 @@ import torch
 
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
+from opara_server.engine.options import AUTO
 from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble, check, memory_bytes
-from opara_server.engine.select import AUTO, Choice, Contender, contenders, measure, select
+from opara_server.engine.select import Choice, Contender, contenders, measure, select
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
 
@@ -154,6 +155,13 @@ def test_one_policy_runs_against_sequential() -> None:
     assert len(steps(PROGRAM, "sequential")) == 1
     with pytest.raises(ValueError, match="unknown policy 'fastest'"):
         steps(PROGRAM, "fastest")
+
+
+def test_priorities_make_the_longest_path_s_streams_urgent() -> None:
+    profile = Profile.uniform(len(PROGRAM.graph))
+    plain, urgent = (contenders(PROGRAM, profile, AUTO, 32, priorities) for priorities in (False, True))
+    assert not any(contender.schedule.urgent for contender in plain)
+    assert all(contender.schedule.urgent for contender in urgent[1:])
 
 
 def test_a_chain_has_nothing_to_choose_from() -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from opara_server.engine import optimize
-from opara_server.engine.build import BuildOptions, compile_model
+from opara_server.engine.build import compile_model
 from opara_server.engine.errors import CaptureError
+from opara_server.engine.options import BuildOptions
 from opara_server.engine.spec import TensorSpec
 from tests.gpu.nets import make
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,11 @@ from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.lower_whole import lower_whole
+from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan import BucketPlan, Plan, PlanStore
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule
-from opara_server.engine.select import AUTO, Choice, contenders, select
+from opara_server.engine.select import Choice, contenders, select
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import Verifier
@@ -34,22 +34,6 @@ log = logging.getLogger(__name__)
 PLAN_FORMAT = 1  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """``policy``: a name from POLICIES, or "auto" to measure them all. ``tolerance``: the verification bound instead of
-    the dtype's own. ``cache_dir``: where plans are saved and looked for; None: nowhere."""
-
-    batch_sizes: tuple[int, ...]
-    policy: str = AUTO
-    channels_last: bool = False
-    tolerance: float | None = None
-    cache_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
-            raise ValueError(f"batch sizes must be positive and at least one: {list(self.batch_sizes)}")
 
 
 class CompiledModel:
@@ -176,7 +160,7 @@ class _Build:
         profile = self.device.profile(program)
         kept = saved.bucket(bucket) if saved else None
         policy = kept.policy if kept else self.options.policy
-        sequential, *others = contenders(program, profile, policy, self.device.max_streams)
+        sequential, *others = contenders(program, profile, policy, self.device.max_streams, self.options.priorities)
         # The schedule is made anew from today's profile: compacted or not may have become the same.
         same = [other for other in others if kept is None or other.compact == kept.compact]
         entrants = [sequential, *(same or others)]
@@ -241,6 +225,7 @@ class _Build:
             "options": {
                 "policy": self.options.policy,
                 "channels_last": self.options.channels_last,
+                "priorities": self.options.priorities,
                 "tolerance": self.options.tolerance,
             },
         }

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opara_server.engine.build import BuildOptions, CompiledModel, compile_model
+from opara_server.engine.build import CompiledModel, compile_model
+from opara_server.engine.options import AUTO, BuildOptions
 from opara_server.engine.plan import Plan
-from opara_server.engine.select import AUTO
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import dtype_name
 
@@ -80,6 +80,7 @@ def optimize(
     device: str | None = None,
     policy: str = AUTO,
     channels_last: bool = False,
+    priorities: bool = False,
     tolerance: float | None = None,
     cache_dir: Path | None = None,
 ) -> OptimizedModel:
@@ -93,7 +94,7 @@ def optimize(
     examples = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     specs = [_spec(f"input{number}", example) for number, example in enumerate(examples)]
     weight = next(model.parameters(), None)
-    options = BuildOptions(tuple(batch_sizes), policy, channels_last, tolerance, cache_dir)
+    options = BuildOptions(tuple(batch_sizes), policy, channels_last, priorities, tolerance, cache_dir)
     where = device or (weight.device.type if weight is not None else AUTO)
     return OptimizedModel(compile_model(type(model).__name__, model, specs, where, options))
 

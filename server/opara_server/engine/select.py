@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
+from opara_server.engine.options import AUTO
 from opara_server.engine.plan import SEQUENTIAL, Candidate
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import POLICIES, make_schedule, prioritise
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, compact, fold, memory_bytes
@@ -23,7 +24,6 @@ from opara_server.engine.simulate import simulate
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 LEAST_MARGIN = 0.01  # of the sequential graph's time: what timing one graph twice differs by
 AS_FAST = 0.02
 MEASURE_SECONDS = 0.3  # per candidate
@@ -65,8 +65,13 @@ class Choice:
         return replace(self, candidates=marked, winner=0)
 
 
-def contenders(program: Program, profile: Profile, policy: str, max_streams: int) -> list[Contender]:
-    """Sequential first, then every different schedule of ``policy`` (AUTO: of all), as it is and compacted."""
+def contenders(
+    program: Program, profile: Profile, policy: str, max_streams: int, priorities: bool = False
+) -> list[Contender]:
+    """Sequential first, then every different schedule of ``policy`` (AUTO: of all), as it is and compacted.
+
+    ``priorities``: the streams that carry the longest path are urgent.
+    """
     sequential = make_schedule(program.graph, profile, SEQUENTIAL)
     found = {sequential.steps: Contender(sequential, compact=False)}
     if program.graph.width > 1:
@@ -74,6 +79,8 @@ def contenders(program: Program, profile: Profile, policy: str, max_streams: int
             schedule = make_schedule(program.graph, profile, name)
             for version, reduced in ((schedule, False), (compact(program.graph, schedule), True)):
                 folded = fold(program.graph, version, max_streams)
+                if priorities:
+                    folded = prioritise(program.graph, profile, folded)
                 found.setdefault(folded.steps, Contender(folded, reduced))
     return list(found.values())
 

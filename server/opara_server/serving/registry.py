@@ -163,8 +163,6 @@ class Registry:
         begin = time.monotonic()
         progress("loading", 0.0)
         config = entry.config()
-        if self._config.policy is not None:
-            config = config.model_copy(update={"policy": self._config.policy})
         inputs = tuple(i.spec for i in config.inputs)
         self._describe(entry.name, inputs=inputs, max_rows=config.max_rows)
         compiled = self._compile(entry.name, entry.module(config), config, progress)
@@ -194,15 +192,9 @@ class Registry:
         return _Loaded(compiled, Worker(name, batcher, lane, metrics), served)
 
     def _compile_with_engine(self, name: str, module: nn.Module, config: ModelConfig, progress: Progress) -> Compiled:
-        from opara_server.engine.build import BuildOptions, compile_model  # noqa: PLC0415 - only to load, and slow
+        from opara_server.engine.build import compile_model  # noqa: PLC0415 - only to load, and slow
 
-        options = BuildOptions(
-            batch_sizes=config.batch_sizes,
-            policy=config.policy,
-            channels_last=config.channels_last,
-            tolerance=config.tolerance,
-            cache_dir=self._config.cache_dir,
-        )
+        options = config.build_options(self._config.policy, self._config.cache_dir)
         return compile_model(name, module, [i.spec for i in config.inputs], config.device, options, progress)
 
     def _failed(self, name: str, reason: str, error: Exception | None = None) -> None:
