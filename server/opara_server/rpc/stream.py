@@ -24,12 +24,18 @@ class Stream:
         self._closed = False
 
     async def serve(self) -> None:
-        """Returns when the client has sent its last request and has all its answers. Raises ModelUnavailable where
-        ``close`` ended it earlier."""
-        async with asyncio.TaskGroup() as group:
-            if not self._closed:
-                self._reading = group.create_task(self._read(group))
-        if self._closed:
+        """Returns when the client has sent its last request and has all its answers, or is gone.
+
+        Raises ModelUnavailable where ``close`` ended it earlier.
+        """
+        gone = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                if not self._closed:
+                    self._reading = group.create_task(self._read(group))
+        except* _CallOverError:
+            gone = True
+        if self._closed and not gone:
             raise ModelUnavailable("the server is shutting down")
 
     def close(self) -> None:
@@ -50,5 +56,12 @@ class Stream:
     async def _serve_one(self, message: bytes) -> None:
         response = await self._answer(message)
         async with self._writing:
-            await self._context.write(response)
+            try:
+                await self._context.write(response)
+            except grpc.aio.BaseError as error:  # what gRPC says of a call that has ended
+                raise _CallOverError from error
         self._slots.release()
+
+
+class _CallOverError(Exception):
+    """The client is gone: nobody takes the answers, and requests that are not answered yet need not be."""
