@@ -225,11 +225,14 @@ def test_streams_share_the_threads_and_the_caller_keeps_its_own(device: CpuDevic
 
     program = program_of(*((operator, [0]) for _ in range(3)), outputs=[1, 2, 3])
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
     graph = capture(program, assemble("test", program.graph, range(3), range(3)), device)
     graph.replay()
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
     assert sorted(seen) == sorted([threading.current_thread().name, "opara-stream-1", "opara-stream-2"])
     assert set(seen.values()) <= {1, 8 // 3}
-    assert torch.get_num_threads() == before
+    assert after == 3
 
 
 def stream_threads() -> set[threading.Thread]:

@@ -57,15 +57,17 @@ def test_several_kernels_one_and_none() -> None:
 
 def test_neither_order_of_events_nor_of_ids_matters() -> None:
     events = [
+        launch(33, 4),
         kernel(5, "second"),
         launch(31, 5),
+        kernel(4, "third"),
         kernel(99, "first"),
         annotation(1, 30, 5),
         launch(12, 99),
         annotation(0, 10, 5),
         {"ph": "M", "name": "process_name"},
     ]
-    assert names(events, 2) == [["first"], ["second"]]
+    assert names(events, 2) == [["first"], ["second", "third"]]
 
 
 def test_what_was_launched_outside_belongs_to_nobody() -> None:

@@ -128,6 +128,23 @@ def test_a_bool_that_is_not_written_is_found(check: Check) -> None:
         check(Function(lambda x: x > 0), spoil=keeps_the_first)
 
 
+class Idle(SpoiledGraph):
+    def replay(self) -> None:
+        pass
+
+
+def test_outputs_that_were_right_already_must_be_written_again() -> None:
+    device = CpuDevice(threads=1)
+    flat = FlatModule(Function(lambda x: x * 0 + 1).eval(), ROW, 4, CPU, channels_last=False)
+    with device.bind():
+        inputs = static_inputs(ROW, 4, CPU, channels_last=False)
+        program = lower(export_static(flat.module, inputs), inputs)
+        schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), "sequential")
+        idle = Idle(capture(program, schedule, device), nothing)
+        with pytest.raises(VerificationError, match="error inf"):
+            Verifier(flat, device, None).check(idle)
+
+
 def with_infinities(x: Tensor) -> Tensor:
     masked = x.masked_fill(x > 0.5, -torch.inf)
     masked[:, 0] = torch.nan
