@@ -54,7 +54,7 @@ def main(
     for name in model or list(MODELS):
         opened = open_device(device)
         try:
-            with opened.bind():
+            with opened.bind(), opened.tuning():
                 result, program, profile = run(name, MODELS[name], dtype, batch, opened, repeat)
         finally:
             opened.close()

@@ -88,7 +88,7 @@ def plan(
     try:
         ServerConfig.of(models=folder.parent, policy=policy)  # checks the name
         config = entry.config()
-        options = config.build_options(policy, cache_dir=None)
+        options = config.with_policy(policy).build_options(cache_dir=None)
         inputs = [i.spec for i in config.inputs]
         with progress_on(Console(stderr=True)) as progress:
             compiled = compile_model(entry.name, entry.module(config), inputs, config.device, options, progress)

@@ -153,10 +153,14 @@ class ModelConfig(_Settings):
             raise ValueError(f"max_queue_rows {self.max_queue_rows} is less than max_rows {self.max_rows}")
         return self
 
-    def build_options(self, policy: str | None, cache_dir: Path | None) -> BuildOptions:
-        """For the engine; ``policy`` overrides the model's own."""
+    def with_policy(self, policy: str | None) -> Self:
+        """The same with another policy; None: with its own."""
+        return self if policy is None else self.model_copy(update={"policy": policy})
+
+    def build_options(self, cache_dir: Path | None) -> BuildOptions:
+        """For the engine. ``cache_dir``: where plans are saved."""
         return BuildOptions(
-            self.batch_sizes, policy or self.policy, self.channels_last, self.priorities, self.tolerance, cache_dir
+            self.batch_sizes, self.policy, self.channels_last, self.priorities, self.tolerance, cache_dir
         )
 
     @property

@@ -22,6 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def device() -> Iterator[Device]:
     opened = open_device("cuda")
-    with opened.bind():
+    with opened.bind(), opened.tuning():
         yield opened
     opened.close()

@@ -48,6 +48,13 @@ def test_padding_is_zero_whatever_was_there_before() -> None:
     assert not model.graphs[4].inputs[0][1:].any()
 
 
+def test_padding_is_in_the_range_of_its_input() -> None:
+    ids = TensorSpec("ids", "int64", (2,), 5, 9)
+    model = FakeCompiled(inputs=(ids,), forward=lambda x: (x.float(),))
+    run(model, 4, Rows((np.array([[7, 8]], np.int64).tobytes(),), 1))
+    np.testing.assert_array_equal(model.graphs[4].inputs[0], [[7, 8], [5, 5], [5, 5], [5, 5]])
+
+
 def test_buffers_are_overwritten_only_after_the_device_has_finished() -> None:
     model = FakeCompiled()
     lane = Lane(model)

@@ -75,7 +75,7 @@ def compile_model(
     """
     opened = open_device(device) if isinstance(device, str) else device
     try:
-        with opened.bind():
+        with opened.bind(), opened.tuning():
             return _Build(name, module, inputs, opened, options, progress).run()
     except BaseException:
         opened.close()
@@ -107,6 +107,7 @@ class _Build:
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
         self.verifier = Verifier(self.flat, device, options.tolerance)
+        self.verifier.check_rows(self._static_inputs(self.buckets[0]))
         self.fallback_reason = ""
         self._dynamic: ExportedProgram | None = None
 

@@ -81,6 +81,10 @@ class Device(Protocol):
         """To be entered by the thread that uses the device: inference mode, and the device as the current one."""
         ...
 
+    def tuning(self) -> AbstractContextManager[None]:
+        """While entered, libraries choose their kernels by measuring. Shapes are fixed, so that pays; process-wide."""
+        ...
+
     def fingerprint(self) -> dict[str, str]:
         """Versions and hardware on which measurements depend."""
         ...

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -110,6 +110,10 @@ class CpuDevice:
         with torch.inference_mode():
             yield
 
+    def tuning(self) -> AbstractContextManager[None]:
+        """Nothing to choose from."""
+        return nullcontext()
+
     def fingerprint(self) -> dict[str, str]:
         return {
             "processor": self.name,
@@ -146,7 +150,7 @@ class CpuGraph:
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {error}") from error
         self.outputs = tuple(torch.empty_like(result) for result in results)
-        self._threads = min((max(1, threads // launches.streams), 1), key=self._seconds_with)
+        self._threads = min({max(1, threads // launches.streams), 1}, key=self._seconds_with)
 
     def replay(self) -> None:
         self._store(self._run())

@@ -21,7 +21,7 @@ import torch
 from cuda.bindings import runtime
 
 from opara_server.engine.device import CapturedGraph, DeviceKind
-from opara_server.engine.errors import CaptureError, DeviceError
+from opara_server.engine.errors import CaptureError, DeviceError, first_line
 from opara_server.engine.launch import LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cuda, trace_cuda
@@ -90,8 +90,8 @@ class CudaDevice:
         pool = next((graph.pool for graph in self._graphs), None)  # the graphs of a device share their memory
         try:
             graph = CudaGraph(program, launches, streams, pool, self._graphs.discard)
-        except RuntimeError as error:  # what PyTorch raises for CUDA's errors
-            raise CaptureError(f"CUDA cannot capture the model: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # CUDA's refusal, or whatever the model's own code raises
+            raise CaptureError(f"CUDA cannot capture the model: {first_line(error)}") from error
         self._graphs.add(graph)
         return graph
 
@@ -115,11 +115,15 @@ class CudaDevice:
 
     @contextmanager
     def bind(self) -> Iterator[None]:
+        with torch.cuda.device(self._index), torch.inference_mode():
+            yield
+
+    @contextmanager
+    def tuning(self) -> Iterator[None]:
         chosen_before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True  # shapes are fixed: let cuDNN choose by measuring
+        torch.backends.cudnn.benchmark = True
         try:
-            with torch.cuda.device(self._index), torch.inference_mode():
-                yield
+            yield
         finally:
             torch.backends.cudnn.benchmark = chosen_before
 

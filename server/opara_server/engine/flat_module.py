@@ -32,7 +32,11 @@ class FlatModule:
         self.inputs = tuple(inputs)
         self._device = device
         self._channels_last = channels_last
+        buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
         leaves, self._structure = pytree.tree_flatten_with_path(self._trial(rows))
+        changed = [name for name, tensor in module.named_buffers() if not _same(tensor, buffers[name])]
+        if changed:
+            raise ModelError(f"the model writes to {changed[0]!r} while it runs: answers would depend on earlier ones")
         self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
         self._positions = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.outputs = tuple(_output_spec(leaves[i], rows, len(self._positions)) for i in self._positions)
@@ -41,11 +45,11 @@ class FlatModule:
 
     def check(self, rows: int) -> None:
         """Raise ModelError unless the module takes ``rows`` rows and gives the same outputs with as many."""
-        found = [
-            (tuple(t.shape), dtype_name(t.dtype))
-            for t in pytree.tree_leaves(self._trial(rows))
-            if isinstance(t, Tensor)
-        ]
+        leaves = pytree.tree_leaves(self._trial(rows))
+        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if constants != self._constants:
+            raise ModelError(f"the outputs change with the batch size: {constants} for {rows} rows")
+        found = [(tuple(t.shape), dtype_name(t.dtype)) for t in leaves if isinstance(t, Tensor)]
         expected = [((rows, *spec.shape), spec.dtype) for spec in self.outputs]
         if found != expected:
             raise ModelError(f"the outputs change with the batch size: {found} for {rows} rows, not {expected}")
@@ -69,6 +73,11 @@ class FlatModule:
         for position, tensor in zip(self._positions, tensors, strict=True):
             leaves[position] = tensor
         return pytree.tree_unflatten(leaves, self._structure)
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    """Element by element, NaN equal to NaN."""
+    return tensor.shape == other.shape and bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def _output_spec(leaf: tuple[tuple[Any, ...], Tensor], rows: int, count: int) -> TensorSpec:

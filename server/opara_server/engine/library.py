@@ -53,9 +53,9 @@ class OptimizedModel:
         rows = len(inputs[0])
         bucket = next(b for b in self._compiled.buckets if b >= rows)
         graph = self._compiled.graph(bucket)
-        for static, given in zip(graph.inputs, inputs, strict=True):
+        for spec, static, given in zip(self._compiled.inputs, graph.inputs, inputs, strict=True):
             static[:rows].copy_(given)
-            static[rows:].zero_()
+            static[rows:].fill_(spec.padding)
         graph.replay()
         with torch.inference_mode(False):  # the caller may write to them, or train on them
             return tuple(output[:rows].clone() for output in graph.outputs)

@@ -37,5 +37,10 @@ class TensorSpec:
             raise ValueError(f"{self.name}: negative size in shape {list(self.shape)}")
 
     @property
+    def padding(self) -> float:
+        """A valid value for rows that nobody asked for."""
+        return 0 if self.low is None or self.high is None or self.low <= 0 < self.high else self.low
+
+    @property
     def row_bytes(self) -> int:
         return prod(self.shape) * ELEMENT_BYTES[self.dtype]

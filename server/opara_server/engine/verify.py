@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opara_server.engine.device import CapturedGraph, Device
-from opara_server.engine.errors import VerificationError, first_line
+from opara_server.engine.errors import ModelError, VerificationError, first_line
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.tensors import fill_random, float32_precision, torch_dtype
 
@@ -45,6 +45,23 @@ class Verifier:
         worst = max(self._check_fresh(graph) for _ in range(FRESH_INPUTS))
         self._check_repeats(graph)
         return worst
+
+    def check_rows(self, inputs: Sequence[Tensor]) -> None:
+        """Raise ModelError where a row's outputs depend on the other rows: they are other requests', or padding.
+
+        ``inputs``: of one batch size, overwritten with random values.
+        """
+        fill_random(inputs, self._flat.inputs)
+        first_row = [tensor[:1].clone() for tensor in inputs]
+        once = self._flat(*[tensor.clone() for tensor in inputs])
+        fill_random(inputs, self._flat.inputs)
+        for tensor, row in zip(inputs, first_row, strict=True):
+            tensor[:1] = row
+        again = self._flat(*inputs)
+        for spec, out, ref in zip(self._flat.outputs, again, once, strict=True):
+            allowed = self.bound if out.is_floating_point() else 0.0
+            if not error_norm(out[:1], ref[:1]) <= allowed:
+                raise ModelError(f"output {spec.name!r} of a row changes with the other rows of its batch")
 
     def _check_fresh(self, graph: CapturedGraph) -> float:
         fill_random(graph.inputs, self._flat.inputs)

@@ -162,7 +162,7 @@ class Registry:
     def _load(self, entry: Entry, progress: Progress) -> _Loaded:
         begin = time.monotonic()
         progress("loading", 0.0)
-        config = entry.config()
+        config = entry.config().with_policy(self._config.policy)
         inputs = tuple(i.spec for i in config.inputs)
         self._describe(entry.name, inputs=inputs, max_rows=config.max_rows)
         compiled = self._compile(entry.name, entry.module(config), config, progress)
@@ -194,7 +194,7 @@ class Registry:
     def _compile_with_engine(self, name: str, module: nn.Module, config: ModelConfig, progress: Progress) -> Compiled:
         from opara_server.engine.build import compile_model  # noqa: PLC0415 - only to load, and slow
 
-        options = config.build_options(self._config.policy, self._config.cache_dir)
+        options = config.build_options(self._config.cache_dir)
         return compile_model(name, module, [i.spec for i in config.inputs], config.device, options, progress)
 
     def _failed(self, name: str, reason: str, error: Exception | None = None) -> None:

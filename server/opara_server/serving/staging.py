@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -88,17 +89,17 @@ class Lane:
         return self._unpack(batch), Timing(copy_in, replay, copy_out)
 
     def warm(self, bucket: int) -> float:
-        """Run rows of zeros a few times; the seconds of the fastest run."""
+        """Run rows of padding a few times; the seconds of the fastest run."""
         return min(self.run(Batch((), 0, bucket))[1].total_s for _ in range(_WARM_UP_RUNS))
 
     def copy_in(self, batch: Batch) -> None:
-        """Request bytes -> host rows -> static inputs of the batch's bucket; rows of padding are zero."""
+        """Request bytes -> host rows -> static inputs of the batch's bucket; the rest is padding."""
         for index, (host, static) in enumerate(zip(self._inputs, self._graphs[batch.bucket].inputs, strict=True)):
             row = 0
             for piece in batch.pieces:
                 host.fill(row, piece.ticket.rows.tensors[index], piece.start, piece.count)
                 row += piece.count
-            host.zero(row, batch.bucket)
+            host.pad(row, batch.bucket)
             static.copy_(host.tensors[batch.bucket], non_blocking=True)
 
     def copy_out(self, bucket: int) -> None:
@@ -119,8 +120,11 @@ class HostRows:
 
     def __init__(self, device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> None:
         self._row_bytes = spec.row_bytes
+        self._row_elements = prod(spec.shape)
+        self._padding = spec.padding
         buffer = device.host_buffer(spec.row_bytes * buckets[-1])
         self._bytes = buffer.numpy()
+        self._elements = buffer.view(getattr(torch, spec.dtype))
         self.tensors = {
             bucket: buffer[: bucket * spec.row_bytes].view(getattr(torch, spec.dtype)).view(bucket, *spec.shape)
             for bucket in buckets
@@ -133,8 +137,9 @@ class HostRows:
             rows = np.frombuffer(source, dtype=np.uint8)[start * size : (start + count) * size]
             self._bytes[row * size : (row + count) * size] = rows
 
-    def zero(self, start: int, end: int) -> None:
-        self._bytes[start * self._row_bytes : end * self._row_bytes] = 0
+    def pad(self, start: int, end: int) -> None:
+        """Rows ``start`` to ``end`` become the spec's padding."""
+        self._elements[start * self._row_elements : end * self._row_elements] = self._padding
 
     def take(self, row: int, count: int) -> bytes:
         return self._bytes[row * self._row_bytes : (row + count) * self._row_bytes].tobytes()
