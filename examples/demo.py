@@ -144,9 +144,7 @@ def demo(console: Console) -> bool:
                 f"batches     of {min(BATCHES)} to {max(BATCHES)} images: {'the same' if same else 'OTHER'} answers"
             )
             console.print(f"device      {model.device} ({model.device_name})")
-            console.print(
-                "plan        measured in turns; speed-ups are over the sequential graph"
-            )
+            console.print("plan        measured in turns; speed-ups are over the sequential graph")
             console.print(plan_table(model))
             if model.fallback_reason:
                 console.print(f"one sequential graph, because {model.fallback_reason}")

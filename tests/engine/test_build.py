@@ -193,7 +193,10 @@ def with_a_mask(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("function", "reason"),
-    [(with_a_branch_on_data, "if x.abs().sum() >= 0:"), (with_a_mask, "aten.index.Tensor makes a number or a shape of data")],
+    [
+        (with_a_branch_on_data, "if x.abs().sum() >= 0:"),
+        (with_a_mask, "aten.index.Tensor makes a number or a shape of data"),
+    ],
 )
 def test_what_cannot_be_taken_apart_runs_whole(function: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     module = Function(function)
