@@ -155,3 +155,20 @@ async def test_strict_start_up_ends_with_the_first_model_that_fails(models: Path
 async def test_no_models_is_an_error_of_the_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no model in it"):
         Application(config(tmp_path))
+
+
+async def test_a_lost_device_is_seen_from_outside_and_the_server_stays_up(served: Served) -> None:
+    served.device.lost = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.infer(1.0)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    watching = watch(served.channel, "")
+    while (await watching.read()).status != NOT_SERVING:
+        pass
+    assert [await served.health(name) for name in NAMES] == [NOT_SERVING] * 3
+    assert served.sample("opara_model_ready", model=MODEL) == 0
+    listed = await served.stub.ListModels(pb.ListModelsRequest())
+    assert listed.models[0].state == pb.MODEL_STATE_FAILED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.infer(1.0)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

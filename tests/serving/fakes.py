@@ -35,7 +35,8 @@ def double(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class FakeDevice:
-    """``log`` is what happened, in order; ``gate`` closed holds every replay; ``error`` is what replays raise."""
+    """``log`` is what happened, in order; ``gate`` closed holds every replay; ``error`` is what replays raise,
+    and, where it is ``lost``, everything else that waits for it."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -44,6 +45,7 @@ class FakeDevice:
         self.gate.set()
         self.entered = threading.Semaphore(0)  # one for each replay that began
         self.error: Exception | None = None
+        self.lost = False
         self.bound = 0
 
     def host_buffer(self, nbytes: int) -> torch.Tensor:
@@ -55,6 +57,8 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
+        if self.lost:
+            raise RuntimeError("the context is gone")
 
     @contextmanager
     def bind(self) -> Iterator[None]:
@@ -62,6 +66,8 @@ class FakeDevice:
         with torch.inference_mode():
             yield
         self.bound -= 1
+        if self.lost:
+            raise RuntimeError("the context is gone")
 
 
 class FakeGraph:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from opara_server.config import ModelConfig, ServerConfig
 from opara_server.engine.errors import CaptureError
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Rows
-from opara_server.serving.errors import ModelNotFound, ModelUnavailable
+from opara_server.serving.errors import InternalError, ModelNotFound, ModelUnavailable
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
-from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, X, doubled, rows_of
+from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, FakeDevice, X, doubled, rows_of
 from tests.serving.models import Branchy, branchy
 
 MODEL = """
@@ -248,3 +249,55 @@ def test_the_real_engine_serves_a_branchy_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer.array(), eager(x).detach().numpy(), rtol=1e-5, atol=1e-6)
         assert model.plan.device == "cpu"
         assert server.metrics.registry.get_sample_value("opara_stream_concurrency", {"model": "a", "bucket": "4"})
+
+
+def test_a_lost_device_takes_all_its_models_and_no_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made: dict[str, FakeCompiled] = {}
+    gpu = FakeDevice()
+
+    def compile_with(name: str, module: torch.nn.Module, config: ModelConfig, progress: Progress) -> FakeCompiled:
+        kind = "cpu" if name == "c" else "cuda"
+        made[name] = FakeCompiled(name, config.batch_sizes, device=FakeDevice() if name == "c" else gpu)
+        made[name].plan = replace(made[name].plan, device=kind)
+        return made[name]
+
+    with serving(repository(tmp_path, a=MODEL, b=MODEL, c=MODEL), compile_with) as server:
+        changes: list[tuple[str, ModelState]] = []
+        server.load()
+        server.registry.on_change(lambda name, state: changes.append((name, state)))
+        batchers = {name: server.registry.get(name).batcher for name in made}
+        gpu.gate.clear()
+        running, waiting = Answer(), Answer()
+        batchers["a"].submit(rows_of(1), None, running)
+        batchers["b"].submit(rows_of(1), None, waiting)
+        gpu.lost = True
+        gpu.gate.set()
+        assert isinstance(running.error(), InternalError)
+        assert isinstance(waiting.error(), ModelUnavailable)
+        rows, answer = rows_of(2), Answer()
+        batchers["c"].submit(rows, None, answer)
+        np.testing.assert_array_equal(answer.array(), doubled(rows))
+        assert changes == [("a", ModelState.FAILED), ("b", ModelState.FAILED)]
+        assert [server.ready(name) for name in made] == [0, 0, 1]
+        for name in ("a", "b"):
+            with pytest.raises(ModelUnavailable, match="FAILED"):
+                server.registry.get(name)
+            late = Answer()
+            batchers[name].submit(rows_of(1), None, late)
+            assert isinstance(late.error(), ModelUnavailable)
+        (told,) = [record for record in caplog.records if "lost" in record.getMessage()]
+        assert (told.levelname, told.__dict__["models"]) == ("ERROR", ["a", "b"])
+    assert made["c"].closed
+    assert dict(server.registry.models()) == {"a": ModelState.FAILED, "b": ModelState.FAILED, "c": ModelState.UNLOADED}
+
+
+def test_a_device_that_answers_after_an_error_is_not_lost(tmp_path: Path) -> None:
+    compiler = Compiler()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        compiler.made["a"].device.error = RuntimeError("once")
+        answers = [Answer(), Answer()]
+        for answer in answers:
+            server.registry.get("a").batcher.submit(rows_of(1), None, answer)
+            assert isinstance(answer.error(), InternalError)
+        assert server.registry.models() == [("a", ModelState.READY)]

@@ -148,7 +148,7 @@ class Batcher:
 
     def _refusal(self, ticket: Ticket, invalid: ServingError | None) -> ServingError | None:
         if self._closed:
-            return ModelUnavailable("the model is shutting down")
+            return ModelUnavailable("the model serves no more")
         if invalid:
             return invalid
         if ticket.deadline <= ticket.arrived:
@@ -176,7 +176,7 @@ class Batcher:
             dropped = list(self._queue) if drop_queued else []
             for ticket in dropped:
                 self._settle(ticket, Status.UNAVAILABLE)
-        self._deliver((ticket, ModelUnavailable("the model is shutting down")) for ticket in dropped)
+        self._deliver((ticket, ModelUnavailable("the model serves no more")) for ticket in dropped)
 
     @property
     def counts(self) -> Counts:

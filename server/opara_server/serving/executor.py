@@ -45,6 +45,7 @@ class Executor:
         self._stop_by = inf  # on time.monotonic(); anything less: stop once all queues are empty, or then
         self._stopped = False
         self._at_end: list[Callable[[], None]] = []
+        self._lost: Callable[[str], None] | None = None
         self._bound: LaneDevice | None = None
         self._binding = ExitStack()
 
@@ -79,8 +80,8 @@ class Executor:
         """Make ``device`` the thread's own; None: none, as every job finds it. Executor's thread."""
         if device is self._bound:
             return
-        self._binding.close()
         self._bound = None
+        self._binding.close()
         if device is not None:
             self._binding.enter_context(device.bind())
             self._bound = device
@@ -88,6 +89,11 @@ class Executor:
     def at_end(self, job: Callable[[], None]) -> None:
         """Run ``job`` on the executor's thread as the last thing. Before ``start``."""
         self._at_end.append(job)
+
+    def on_lost(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback``, on the executor's thread, with the name of a model whose device runs nothing any more.
+        Before ``start``."""
+        self._lost = callback
 
     @property
     def stopping(self) -> bool:
@@ -151,6 +157,7 @@ class Executor:
             parts, timing = worker.lane.run(batch)
         except Exception:  # noqa: BLE001 - the edge of a batch: _fail logs it, whatever it is
             self._fail(worker, batch)
+            self._check_device(worker)
             return
         worker.batcher.ran(batch.bucket, timing.total_s)
         worker.metrics.ran(batch.bucket, batch.rows, timing.copy_in_s, timing.replay_s, timing.copy_out_s)
@@ -164,6 +171,18 @@ class Executor:
             extra={"model": worker.name, "requests": len(batch.pieces), "reference": error.reference},
         )
         worker.batcher.fail(batch, error)
+
+    def _check_device(self, worker: Worker) -> None:
+        """After an error: once a GPU's context is broken, whatever one asks of it fails, in this process for good."""
+        try:
+            worker.lane.device.synchronize()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the device has had its second chance
+            if self._lost is not None:
+                self._lost(worker.name)
+            try:
+                self.bind(None)
+            except Exception:
+                log.debug("cannot leave a lost device", exc_info=error)
 
     def _run_job(self) -> bool:
         with self._lock:

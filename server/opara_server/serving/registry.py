@@ -90,10 +90,12 @@ class Registry:
         self._entries = scan(config.models)
         self._descriptions = {e.name: ModelDescription(e.name, ModelState.LOADING) for e in self._entries}
         self._loaded: dict[str, _Loaded] = {}
+        self._lost: list[_Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
         for entry in self._entries:
             metrics.add_model(entry.name)
         executor.at_end(self.unload_all)
+        executor.on_lost(self._device_lost)
 
     def models(self) -> list[tuple[str, ModelState]]:
         """By name."""
@@ -202,6 +204,16 @@ class Registry:
         self._change(name, state=ModelState.FAILED, failure=reason)
         if self._config.strict:
             raise LoadError(f"model {name}: {reason}")
+
+    def _device_lost(self, name: str) -> None:
+        """Nothing runs on this kind of device any more, in this process; the server stays up and says so."""
+        kind = self._loaded[name].served.plan.device
+        lost = [other for other, loaded in self._loaded.items() if loaded.served.plan.device == kind]
+        log.error("the device is lost: restart the server", extra={"device": kind, "models": lost})
+        for other in lost:
+            self._executor.detach(other)
+            self._lost.append(self._loaded.pop(other))
+            self._change(other, state=ModelState.FAILED, failure="its device is lost")
 
     def _describe(self, name: str, **known: object) -> None:
         self._descriptions[name] = replace(self._descriptions[name], **known)  # type: ignore[arg-type]
