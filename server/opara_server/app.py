@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _MESSAGE_SLACK = 64 * 1024  # bytes of a message beside its tensors' data: names, shapes, the id
+_MESSAGE_LIMIT = 2**31 - 1  # bytes; gRPC keeps the limit in an int32, and no protobuf message is larger
 _LOAD_GRACE_S = 1.0  # a load can be ended only where it reports progress, which may be far away
 STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
 
@@ -198,12 +199,21 @@ async def _serve(config: ServerConfig, progress: Progress) -> bool:
 
 def _message_limit(config: ServerConfig) -> int:
     """Bytes of the largest request that any model takes. Models whose settings are wrong fail when they are loaded."""
-    largest = 0
+    largest, name = 0, ""
     for entry in scan(config.models):
         with suppress(ConfigError):
             model = entry.config()
-            largest = max(largest, model.max_rows * sum(i.spec.row_bytes for i in model.inputs))
-    return largest + _MESSAGE_SLACK
+            largest, name = max(
+                (largest, name), (model.max_rows * sum(i.spec.row_bytes for i in model.inputs), entry.name)
+            )
+    if largest + _MESSAGE_SLACK > _MESSAGE_LIMIT:
+        log.warning(
+            "max_rows rows are %d bytes, but gRPC takes no message over %d",
+            largest,
+            _MESSAGE_LIMIT,
+            extra={"model": name},
+        )
+    return min(largest + _MESSAGE_SLACK, _MESSAGE_LIMIT)
 
 
 def _options(config: ServerConfig, message_limit: int) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -27,7 +28,7 @@ from pydantic import (
 
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.policies import POLICIES
-from opara_server.engine.spec import TensorSpec
+from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 
 MODEL_FILE = "model.toml"
 DEFAULT_WEIGHTS = "weights.safetensors"
@@ -92,27 +93,38 @@ class ServerConfig(_Settings):
 
 class InputConfig(_Settings):
     """One named input. ``range`` bounds random test values and, for integers, what requests may carry: they index
-    tables, and one outside would take the whole GPU process down. So wide integers must have one."""
+    tables, and one outside would take the whole GPU process down. So integers must have one."""
 
     name: Annotated[str, Field(min_length=1)]
     dtype: ElementType
     shape: tuple[NonNegativeInt, ...]
-    range: tuple[float, float] | None = None
+    range: tuple[FiniteFloat, FiniteFloat] | None = None
 
     @model_validator(mode="after")
-    def _range_is_ordered(self) -> Self:
+    def _range_fits_the_dtype(self) -> Self:
         if self.range and not self.range[0] < self.range[1]:
             raise ValueError(f"range {list(self.range)} is empty")
-        if self.range is None and self.dtype in {"int16", "int32", "int64"}:
+        if "int" not in self.dtype:
+            return self
+        if self.range is None:
             raise ValueError(
                 f"an {self.dtype} input needs a range = [low, high]: requests with values outside are refused"
             )
+        least, end = _bounds(self.dtype)
+        if not (all(bound.is_integer() for bound in self.range) and least <= self.range[0] and self.range[1] <= end):
+            raise ValueError(f"range {list(self.range)} must be whole numbers within [{least}, {end}] for {self.dtype}")
         return self
 
     @property
     def spec(self) -> TensorSpec:
         low, high = self.range or (None, None)
         return TensorSpec(self.name, self.dtype, self.shape, low, high)
+
+
+def _bounds(dtype: str) -> tuple[int, int]:
+    """The least value of an integer type, and the one after its greatest."""
+    values = 2 ** (8 * ELEMENT_BYTES[dtype])
+    return (0, values) if dtype.startswith("u") else (-values // 2, values // 2)
 
 
 class BatchingConfig(_Settings):

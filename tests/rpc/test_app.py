@@ -18,7 +18,7 @@ from opara_server.app import Application, StartError
 from opara_server.config import ConfigError, ModelConfig
 from opara_server.rpc.service import SERVICE
 from opara_server.serving.registry import LoadError, Progress
-from tests.rpc.served import MODEL, PATIENCE_S, Served, config, request, serve, write_model
+from tests.rpc.served import MODEL, MODEL_TOML, PATIENCE_S, Served, config, request, serve, write_model
 from tests.serving.fakes import FakeCompiled
 
 SERVING, NOT_SERVING = 1, 2
@@ -172,3 +172,15 @@ async def test_a_lost_device_is_seen_from_outside_and_the_server_stays_up(served
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.infer(1.0)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_model_whose_largest_request_no_message_can_hold_is_served(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = MODEL_TOML.replace("max_rows = 16", "max_rows = 400_000_000").replace("max_queue_rows = 96", "")
+    write_model(models, "big", text.replace("max_queue_rows", "# "))
+    async with serve(models) as served:
+        assert await served.infer(1.0) == [2.0]
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert told.__dict__["model"] == "big"
+    assert str(2**31 - 1) in told.getMessage()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from opara_server.config import ConfigError, ModelConfig, ServerConfig
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import static_inputs
 
 MODEL = """
 source = "python:package.module:factory"
@@ -47,9 +49,25 @@ def test_batching_can_be_set(tmp_path: Path) -> None:
     assert (config.max_rows, config.max_queue_rows, config.batching.max_queue_delay_us) == (1000, 1000, 500)
 
 
-def test_wide_integers_need_a_range(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"an int64 input needs a range = \[low, high\]"):
-        load(tmp_path, MODEL.replace("range = [0, 1000]\n", ""))
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_integers_need_a_range(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=rf"an {dtype} input needs a range = \[low, high\]"):
+        load(tmp_path, MODEL.replace("range = [0, 1000]\n", "").replace("int64", dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "end"),
+    [("uint8", 0, 2**8), ("int8", -(2**7), 2**7), ("int16", -(2**15), 2**15), ("int64", -(2**63), 2**63)],
+)
+def test_a_range_of_integers_is_within_their_type(tmp_path: Path, dtype: str, low: int, end: int) -> None:
+    text = MODEL.replace("int64", dtype).replace("[0, 1000]", "[{}, {}]")
+    spec = load(tmp_path, text.format(float(low), float(end))).inputs[0].spec
+    assert (spec.low, spec.high) == (low, end)
+    (drawn,) = static_inputs([spec], 1000, torch.device("cpu"), channels_last=False)
+    assert len(drawn.unique()) > 200
+    for bad in ((low - 2**12, end), (low, end + 2**12), (0.5, end)):
+        with pytest.raises(ConfigError, match=rf"must be whole numbers within \[{low}, {end}\] for {dtype}"):
+            load(tmp_path, text.format(*map(float, bad)))
 
 
 @pytest.mark.parametrize("policy", ["auto", "opara", "critical_path", "critical_path:4"])
@@ -77,6 +95,8 @@ def test_known_policies(tmp_path: Path, policy: str) -> None:
         (MODEL.replace('"float32"', '"float31"'), "inputs.1.dtype: input should be 'bool', 'uint8'"),
         (MODEL.replace("[128]", "[-1]"), "inputs.0.shape.0: input should be greater than or equal to 0, not -1"),
         (MODEL.replace("[0, 1000]", "[5, 5]"), "inputs.0: range [5.0, 5.0] is empty"),
+        (MODEL.replace("[0, 1000]", "[0, inf]"), "inputs.0.range.1: input should be a finite number, not inf"),
+        (MODEL.replace("[0, 1000]", "[nan, 5]"), "inputs.0.range.0: input should be a finite number, not nan"),
         (MODEL.replace('"ids"', '"x"'), "two inputs of the same name"),
         (MODEL + "[batching]\nmax_rows = 9\nmax_queue_rows = 8\n", "max_queue_rows 8 is less than max_rows 9"),
         (

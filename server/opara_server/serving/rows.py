@@ -41,5 +41,5 @@ def _check_range(tensor: bytes | memoryview, spec: TensorSpec) -> None:
     if spec.low is None or spec.high is None or "int" not in spec.dtype or not len(tensor):
         return
     values = np.frombuffer(tensor, dtype=spec.dtype)
-    if values.min() < spec.low or values.max() >= spec.high:
+    if int(values.min()) < spec.low or int(values.max()) >= spec.high:  # exact: int64 as a float is not
         raise InvalidInput(f"input {spec.name!r} has values outside [{spec.low:g}, {spec.high:g})")
