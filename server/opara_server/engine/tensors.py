@@ -51,7 +51,8 @@ def fill_random(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:
         if tensor.dtype == torch.bool:
             tensor.random_(0, 2)
         elif not tensor.is_floating_point():
-            tensor.random_(int(spec.low or 0), 2 if spec.high is None else int(spec.high))
+            end = 2 if spec.high is None else int(spec.high)
+            tensor.random_(int(spec.low or 0), end if end < 2**63 else None)  # None: up to the type's greatest
         elif spec.low is None or spec.high is None:
             tensor.normal_()
         else:
