@@ -30,6 +30,25 @@ def test_properties() -> None:
     assert replace(PLAN, buckets=(replace(BUCKET, reused=True),)).reused
 
 
+def test_a_batch_size_that_is_not_planned() -> None:
+    with pytest.raises(KeyError, match="the plan of digits has no batch size 3"):
+        PLAN.bucket(3)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([], "the plan: "),
+        ({**PLAN.to_json(), "buckets": []}, "buckets: "),
+        ({**PLAN.to_json(), "buckets": [{**PLAN.to_json()["buckets"][0], "policy": 7}]}, "buckets.0.policy: "),
+        ({**PLAN.to_json(), "surprise": 1}, "surprise: "),
+    ],
+)
+def test_what_is_no_plan_is_refused_in_one_line(data: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}.*$"):
+        Plan.from_json(data)
+
+
 def test_a_saved_plan_is_found_under_its_whole_key(tmp_path: Path) -> None:
     store = PlanStore(tmp_path / "made" / "for it")
     assert store.load("digits", KEY) is None
@@ -60,9 +79,41 @@ def without(*names: str) -> Callable[[Any], Any]:
     return change
 
 
+def put(value: Any, *names: str | int) -> Callable[[Any], Any]:
+    def change(data: Any) -> Any:
+        inner = data["plan"]
+        for name in names[:-1]:
+            inner = inner[name]
+        inner[names[-1]] = value
+        return data
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        put([], "buckets"),
+        put([PLAN.to_json()["buckets"][0]] * 2, "buckets"),
+        put(7, "model"),
+        put(None, "fallback_reason"),
+        put(7, "buckets", 0, "policy"),
+        put("", "buckets", 0, "policy"),
+        put(0, "buckets", 0, "batch_size"),
+        put(True, "buckets", 0, "batch_size"),
+        put(1.5, "buckets", 0, "streams"),
+        put("abc", "buckets", 0, "measured_us"),
+        put(0.0, "buckets", 0, "measured_us"),
+        put(-1.0, "buckets", 1, "sequential_us"),
+        put(float("nan"), "buckets", 1, "sequential_us"),
+        put(float("inf"), "buckets", 1, "longest_path_us"),
+        put("yes", "buckets", 1, "reused"),
+        put(1, "buckets", 1, "surprise"),
+        put([1], "buckets", 1, "candidates", 0, "policy"),
+        put("abc", "buckets", 1, "candidates", 0, "measured_us"),
+        put(-5, "buckets", 1, "candidates", 0, "peak_bytes"),
+        put(1, "buckets", 1, "candidates", 0, "surprise"),
+        put({}, "buckets", 1, "candidates"),
         without("plan"),
         without("key"),
         without("plan", "model"),
@@ -90,7 +141,7 @@ def test_a_damaged_or_foreign_file_is_ignored_with_a_warning(
     assert store.load("digits", KEY) == PLAN
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"key": {"graph"'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"key": {"graph"', b"[" * 100_000])
 def test_a_broken_file_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:

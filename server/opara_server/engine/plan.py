@@ -1,4 +1,7 @@
-"""The plan of a model: per bucket what runs, and the measurements that chose it. Saved as JSON. No torch in here."""
+"""The plan of a model: per bucket what runs, and the measurements that chose it. Saved as JSON. No torch in here.
+
+The types also say, to pydantic, what a saved plan must be to be believed.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 log = logging.getLogger(__name__)
 
 SEQUENTIAL = "sequential"
+
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Measured = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +34,15 @@ class Candidate:
     ``measured_us``: 0 where it could not be captured. ``rejected``: why it could not be chosen whatever it measured;
     else empty."""
 
-    policy: str
+    __pydantic_config__ = _STRICT
+
+    policy: Name
     compact: bool
-    streams: int
-    synchronisations: int
-    predicted_us: float
-    measured_us: float
-    peak_bytes: int  # for activations: schedule.memory_bytes
+    streams: Count
+    synchronisations: Count
+    predicted_us: Microseconds
+    measured_us: Microseconds
+    peak_bytes: Count  # for activations: schedule.memory_bytes
     rejected: str = ""
 
 
@@ -36,19 +50,21 @@ class Candidate:
 class BucketPlan:
     """What runs for one batch size. ``lowering``: "aten", or "whole" where the operators could not be had."""
 
-    batch_size: int
-    policy: str
+    __pydantic_config__ = _STRICT
+
+    batch_size: Annotated[int, Field(ge=1)]
+    policy: Name
     compact: bool
-    lowering: str
-    operators: int
-    width: int
-    depth: int
-    longest_path_us: float
-    streams: int
-    synchronisations: int
-    measured_us: float
-    sequential_us: float
-    peak_bytes: int
+    lowering: Name
+    operators: Count
+    width: Count
+    depth: Count
+    longest_path_us: Microseconds
+    streams: Count
+    synchronisations: Count
+    measured_us: Measured
+    sequential_us: Measured
+    peak_bytes: Count
     candidates: tuple[Candidate, ...] = ()
     reused: bool = False  # taken from a saved plan, then verified and timed again
 
@@ -61,10 +77,12 @@ class BucketPlan:
 class Plan:
     """``fallback_reason``: why the model runs as one sequential graph; empty where its operators were scheduled."""
 
-    model: str
-    device: str
+    __pydantic_config__ = _STRICT
+
+    model: Name
+    device: Name
     device_name: str
-    buckets: tuple[BucketPlan, ...]
+    buckets: Annotated[tuple[BucketPlan, ...], Field(min_length=1)]
     fallback_reason: str = ""
 
     @property
@@ -72,18 +90,31 @@ class Plan:
         return all(bucket.reused for bucket in self.buckets)
 
     def bucket(self, batch_size: int) -> BucketPlan:
-        return next(bucket for bucket in self.buckets if bucket.batch_size == batch_size)
+        """Raises KeyError where there is none."""
+        for bucket in self.buckets:
+            if bucket.batch_size == batch_size:
+                return bucket
+        raise KeyError(f"the plan of {self.model} has no batch size {batch_size}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError on anything else."""
-        buckets = tuple(
-            BucketPlan(**{**b, "candidates": tuple(Candidate(**c) for c in b["candidates"])}) for b in data["buckets"]
-        )
-        return cls(**{**data, "buckets": buckets})
+        """The inverse of ``to_json``, by way of JSON. Raises ValueError on anything else."""
+        try:
+            plan = _SAVED.validate_json(json.dumps(data))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where or 'the plan'}: {first['msg']}") from None
+        sizes = [bucket.batch_size for bucket in plan.buckets]
+        if sizes != sorted(set(sizes)):
+            raise ValueError(f"buckets: {sizes} are not ascending")
+        return plan
+
+
+_SAVED = TypeAdapter(Plan)
 
 
 class PlanStore:
@@ -106,7 +137,7 @@ class PlanStore:
             return Plan.from_json(data["plan"])
         except FileNotFoundError:
             return None
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             log.warning("ignoring the saved plan %s: %s", path.name, error)
             return None
 
