@@ -194,6 +194,27 @@ TYPES = (
     TensorSpec("small", "uint8", (3,), 0, 200),
 )
 
+
+def template_of_an_allocation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What is only measured may be released before what is made like it is used."""
+    template = (x + 1) * 2
+    like, shaped = torch.empty_like(template), template.new_empty(template.shape)
+    later = (x - 3) * (x - 3)
+    like.copy_(later)
+    shaped.copy_(later + 1)
+    return like, shaped
+
+
+def written_in_another_type(x: Tensor) -> tuple[Tensor, Tensor]:
+    bits = (x * 1).contiguous()
+    bits.view(torch.int32).add_(1)
+    pairs = torch.view_as_complex(x.view(-1, 4, 2) * 1.0) * 2
+    parts = torch.view_as_real(pairs)
+    before = parts.sum(1)
+    parts.clamp_(-0.1, 0.1)
+    return bits, torch.cat([before, parts.flatten(1)], 1)
+
+
 ZOO: dict[str, Case] = {
     "branches": Case(Branches),
     "conv branches": Case(ConvBranches, IMAGE),
@@ -220,6 +241,9 @@ ZOO: dict[str, Case] = {
     "two inputs": of(lambda a, b: {"sum": a + b, "left": [a * 2, (b,)]}, (*ROW, TensorSpec("y", "float32", (8,)))),
     "one-hot": of(lambda x: functional.one_hot(x, 50).sum(1), TOKENS),
     "one row is special": of(lambda x: x + 1 if x.shape[0] == 1 else x - 1),
+    "template of an allocation": of(template_of_an_allocation),
+    "written in another type": of(written_in_another_type),
+    "input written through a view": of(lambda x: (x[:, 2:4].mul_(3), x + 1)),
     "batch size in the view": of(lambda x: x.reshape(x.shape[0] * 2, 4).softmax(1).view(x.shape[0], -1)),
     "batch size fixed": of(lambda x: x.view(4, 8) * 2, dynamic=False),
 }

@@ -226,9 +226,55 @@ def test_whole_outputs_lie_in_storages_of_their_own() -> None:
     model.close()
 
 
+class CountsUp(nn.Module):
+    """Writes to its input, so that a second run on the same tensor would leave the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+        self.eval()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids += 1
+        result: Tensor = self.table(ids).mean(1)
+        return result
+
+
+class CountsUpUntraceably(CountsUp):
+    def forward(self, ids: Tensor) -> Tensor:
+        assert ids.sum() >= 0  # not to be taken apart
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("build", [CountsUp, CountsUpUntraceably])
+def test_every_run_starts_from_the_inputs_that_were_copied_in(build: type[nn.Module]) -> None:
+    module, ids = build(), TensorSpec("ids", "int64", (3,), 0, 10)
+    model = compile_model("counts", module, [ids], "cpu", TWO_BUCKETS)
+    graph = model.graph(4)
+    with model.device.bind():
+        given = graph.inputs[0].clone()
+        for _ in range(20):
+            graph.replay()
+            assert torch.equal(graph.outputs[0], module(given.clone()))
+    model.close()
+
+
+def test_a_saved_plan_that_names_no_policy_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiled(Branches(), cache_dir=tmp_path).close()
+    (path,) = tmp_path.glob("*.json")
+    saved = json.loads(path.read_text())
+    saved["plan"]["buckets"][0]["policy"] = "bogus"
+    path.write_text(json.dumps(saved))
+    model = compiled(Branches(), cache_dir=tmp_path)
+    assert not model.plan.reused
+    assert "unknown policy 'bogus'" in caplog.text
+    model.close()
+
+
 def test_batch_of_one_may_be_special() -> None:
-    module = Function(lambda x: x + 1 if x.shape[0] == 1 else x - 1)
+    module = Function(lambda x: x * 2 if x.shape[0] == 1 else x + x)
     model = compiled(module)
+    assert [b.operators for b in model.plan.buckets] == [1, 1]
     assert_right(model, module)
     assert model.plan.fallback_reason == ""
     model.close()
@@ -254,6 +300,7 @@ class NormsByBatch(nn.Module):
         (Counter(), "writes to 'calls'"),
         (NormsByBatch(), "writes to 'running_mean'"),
         (Function(lambda x: x - x.mean(0)), "of a row changes with the other rows"),
+        (Function(lambda x: x * 2 if x.shape[0] < 4 else x * 3), "changes with the number of rows, at 1"),
         (Function(lambda x: x.sum()), "first dimension must count rows"),
         (Function(lambda x: (x * 2).squeeze()), "for 1 rows"),
         (Function(lambda x: x.view(4, 8) * 2), "fails on 1 random rows"),

@@ -56,7 +56,7 @@ def test_honest_graphs_pass(check: Check, name: str) -> None:
 def test_every_run_is_looked_at(check: Check) -> None:
     seen = []
     check(Branches(), spoil=lambda replay, _outputs: seen.append(replay))
-    assert len(seen) == FRESH_INPUTS + 1 + REPLAYS
+    assert len(seen) == FRESH_INPUTS + 2 + REPLAYS
 
 
 def scaled(_replay: int, outputs: Sequence[Tensor]) -> None:
@@ -94,6 +94,24 @@ def nan_once(replay: int, outputs: Sequence[Tensor]) -> None:
 def test_wrong_floats_are_found(check: Check, spoil: Spoil, message: str) -> None:
     with pytest.raises(VerificationError, match=message):
         check(Branches(), spoil=spoil)
+
+
+class StaleNowAndThen:
+    """What a missing dependency does: one replay in ten reads what the replay before it left."""
+
+    def __init__(self) -> None:
+        self.left: Tensor | None = None
+
+    def __call__(self, replay: int, outputs: Sequence[Tensor]) -> None:
+        fresh = outputs[0].clone()
+        if replay % 10 == 7 and self.left is not None:
+            outputs[0].copy_(self.left)
+        self.left = fresh
+
+
+def test_answers_of_the_replay_before_are_found(check: Check) -> None:
+    with pytest.raises(VerificationError):
+        check(Branches(), spoil=StaleNowAndThen())
 
 
 def off_by_one(_replay: int, outputs: Sequence[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -30,6 +30,14 @@ from opara_server.engine.errors import LoweringError, ModelError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.program import Call, Ref
 from opara_server.engine.tensors import overlaps_itself
+
+
+class InputWrittenError(Exception):
+    """The module writes to its input ``number``: runs would not start from the same values."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"the module writes to input {number}")
+        self.number = number
 
 
 @dataclass
@@ -71,13 +79,21 @@ class Event:
 class Trial:
     """The run on real tensors, and what it found out. Values and storages are numbered as they appear."""
 
-    def __init__(self, exported: ExportedProgram, inputs: Sequence[Tensor]) -> None:
-        """Runs at once. Raises LoweringError, and ModelError where the module writes to its own weights."""
+    def __init__(
+        self, exported: ExportedProgram, inputs: Sequence[Tensor], copied: Collection[int] = frozenset()
+    ) -> None:
+        """Runs at once. ``copied``: numbers of inputs that the module gets a copy of.
+
+        Raises InputWrittenError where the module is about to write to one that is not, LoweringError, and ModelError
+        where it writes to its own weights.
+        """
         self.inputs = tuple(inputs)
         self.values: list[Any] = []
         self.storages: list[Storage] = []
         self.events: list[Event] = []
         self._exported = exported
+        self._copied = copied
+        self._input_of: dict[int, int] = {}  # by storage
         self._storage_of: dict[int, int] = {}  # address of the StorageImpl → index; all storages stay alive meanwhile
         self._creator: dict[int, Event] = {}  # by storage
         results = self._interpret(exported.graph_module, dict(self._placeholders()))
@@ -88,13 +104,17 @@ class Trial:
         return self._storage_of[self.values[value].untyped_storage()._cdata]
 
     def _placeholders(self) -> Iterator[tuple[Node, Any]]:
-        user_inputs = iter(self.inputs)
+        user_inputs = iter(enumerate(self.inputs))
         nodes = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
         for node, spec in zip(nodes, self._exported.graph_signature.input_specs, strict=True):
             if isinstance(spec.arg, ConstantArgument):
                 yield node, spec.arg.value
             elif spec.kind is InputKind.USER_INPUT:
-                yield node, self._value(next(user_inputs), Kind.INPUT, node.name)
+                number, tensor = next(user_inputs)
+                given = self._value(tensor, Kind.INPUT, node.name)
+                self._input_of[self.storage(given.value)] = number
+                clone = torch.ops.aten.clone.default
+                yield node, self._call_operator(node, clone, (given,), {}) if number in self._copied else given
             elif spec.kind in {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}:
                 yield node, self._value(self._weight(str(spec.target)), Kind.CONSTANT, str(spec.target))
             else:
@@ -164,6 +184,10 @@ class Trial:
         except Exception as error:
             raise LoweringError(f"{target} fails: {first_line(error)}", source_line(node)) from error
         result = self.values[call.result]
+        if packet in ALLOCATIONS:  # by its layout alone: it may be made when its template is no more
+            layout = (tuple(result.shape), result.stride())
+            kind = {"dtype": result.dtype, "device": result.device}
+            call, operands = Call(torch.ops.aten.empty_strided.default, layout, kind, call.result), []
         tensors = [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]
         if not tensors and (packet in SHAPE_READS or not operands):
             return result
@@ -175,6 +199,10 @@ class Trial:
             random = torch.Tag.nondeterministic_seeded in target.tags
             steady = not (random or writes or packet in ALLOCATIONS) and all(self.storages[s].steady for s in reads)
             self.events.append(Event(node, call, reads, writes, [], traffic, steady))
+        for ref in written(target, args, kwargs):
+            if result is self.values[ref.value]:  # an in-place operator returns what it was given
+                self.storages[self.storage(ref.value)].views.append(call.result)
+                return ref
         return self._name_results(call, result)
 
     def _steady_content(self, ref: Ref) -> Tensor | None:
@@ -186,6 +214,8 @@ class Trial:
         name = self.storages[storage].name
         if name and self.storages[storage].kind is Kind.CONSTANT:
             raise ModelError(f"the model writes to {name!r} while it runs (at {source_line(node)})")
+        if storage in self._input_of:
+            raise InputWrittenError(self._input_of[storage])
         self.storages[storage].steady = False
         return storage
 
@@ -218,7 +248,8 @@ class Trial:
 
     def _view(self, storage: int, call: Call, index: int | None, tensor: Tensor) -> Ref:
         covered = self.storages[storage]
-        covered.views.append(call.result)  # what an in-place operator returns keeps the storage alive, too
+        covered.views.append(call.result)  # what was returned keeps the storage alive, too
+        writes = call.target._schema.is_mutable  # type: ignore[attr-defined]
         base = self.values[covered.value]
         layout = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
         if tensor.dtype == base.dtype and layout == (tuple(base.shape), base.stride(), base.storage_offset()):
@@ -228,7 +259,7 @@ class Trial:
         if storage in self._creator:
             if tensor.dtype == base.dtype and tensor.is_conj() == base.is_conj() and tensor.is_neg() == base.is_neg():
                 again = Call(torch.as_strided, (Ref(covered.value), *layout), {}, value)
-            elif index is None and len(set(refs((call.args, call.kwargs)))) == 1:
+            elif index is None and not writes and len(set(refs((call.args, call.kwargs)))) == 1:
                 again = Call(call.target, call.args, call.kwargs, value)
             else:
                 raise LoweringError(f"{call.target} reinterprets the element type of a view")

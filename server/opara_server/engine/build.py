@@ -14,13 +14,14 @@ from torch.export import ExportedProgram
 
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.errors import CaptureError, LoweringError, VerificationError
+from opara_server.engine.errors import CaptureError, EngineError, LoweringError, VerificationError, first_line
 from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.lower_whole import lower_whole
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan import BucketPlan, Plan, PlanStore
+from opara_server.engine.policies import check_policy
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule
 from opara_server.engine.select import Choice, contenders, select
@@ -107,7 +108,7 @@ class _Build:
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
         self.verifier = Verifier(self.flat, device, options.tolerance)
-        self.verifier.check_rows(self._static_inputs(self.buckets[0]))
+        self.verifier.check_rows(self._static_inputs(self.buckets[0]), self.buckets[1:])
         self.fallback_reason = ""
         self._dynamic: ExportedProgram | None = None
 
@@ -117,7 +118,7 @@ class _Build:
         programs = self._lower_all()
         store = PlanStore(self.options.cache_dir) if self.options.cache_dir else None
         key = self._key(programs) if store else {}  # reads every weight
-        saved = store.load(self.name, key) if store else None
+        saved = self._usable(store.load(self.name, key)) if store else None
         chosen = {
             bucket: self._choose(bucket, programs[bucket], saved) for bucket in self._announced("measuring", 0.1, 0.7)
         }
@@ -151,14 +152,35 @@ class _Build:
             weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
             return {bucket: lower_whole(self.flat, weights, self._static_inputs(bucket)) for bucket in self.buckets}
 
+    def _usable(self, saved: Plan | None) -> Plan | None:
+        """A saved plan whose policies exist, for the batch sizes asked for; anything else is ignored with a warning."""
+        try:
+            for bucket in saved.buckets if saved else ():
+                check_policy(bucket.policy)
+        except ValueError as error:
+            log.warning("ignoring the saved plan of %s: %s", self.name, error)
+            return None
+        if saved and [bucket.batch_size for bucket in saved.buckets] != sorted(self.buckets):
+            log.warning("ignoring the saved plan of %s: it is for other batch sizes", self.name)
+            return None
+        return saved
+
     def _lower(self, bucket: int) -> Program:
         inputs = self._static_inputs(bucket)
         dynamic = self._dynamic if bucket > 1 else None
         return lower(dynamic or export_static(self.flat.module, inputs), inputs)
 
     def _choose(self, bucket: int, program: Program, saved: Plan | None) -> Choice:
-        """Of all candidates; with a saved plan, of its choice and sequential, which are timed again."""
-        profile = self.device.profile(program)
+        """Of all candidates; with a saved plan, of its choice and sequential, which are timed again.
+
+        Raises CaptureError where the program does not even run.
+        """
+        try:
+            profile = self.device.profile(program)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
         kept = saved.bucket(bucket) if saved else None
         policy = kept.policy if kept else self.options.policy
         sequential, *others = contenders(program, profile, policy, self.device.max_streams, self.options.priorities)

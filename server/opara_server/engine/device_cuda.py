@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from cuda.bindings import runtime
 
 from opara_server.engine.device import CapturedGraph, DeviceKind
 from opara_server.engine.errors import CaptureError, DeviceError, first_line
@@ -30,6 +29,11 @@ from opara_server.engine.schedule import MAX_STREAMS
 from opara_server.engine.simulate import Latency
 from opara_server.engine.tensors import float32_precision
 from opara_server.engine.trace import Trace
+
+try:
+    from cuda.bindings import runtime
+except ImportError as error:  # PyTorch's builds for CUDA 13 bring it along
+    raise DeviceError("device cuda needs: pip install cuda-bindings") from error
 
 
 class CudaStamp:

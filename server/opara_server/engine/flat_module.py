@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from opara_server.engine.errors import ModelError, first_line
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
-from opara_server.engine.tensors import dtype_name, static_inputs
+from opara_server.engine.tensors import dtype_name, same_values, static_inputs
 
 
 class FlatModule:
@@ -34,7 +34,7 @@ class FlatModule:
         self._channels_last = channels_last
         buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
         leaves, self._structure = pytree.tree_flatten_with_path(self._trial(rows))
-        changed = [name for name, tensor in module.named_buffers() if not _same(tensor, buffers[name])]
+        changed = [name for name, tensor in module.named_buffers() if not same_values(tensor, buffers[name])]
         if changed:
             raise ModelError(f"the model writes to {changed[0]!r} while it runs: answers would depend on earlier ones")
         self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
@@ -73,11 +73,6 @@ class FlatModule:
         for position, tensor in zip(self._positions, tensors, strict=True):
             leaves[position] = tensor
         return pytree.tree_unflatten(leaves, self._structure)
-
-
-def _same(tensor: Tensor, other: Tensor) -> bool:
-    """Element by element, NaN equal to NaN."""
-    return tensor.shape == other.shape and bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def _output_spec(leaf: tuple[tuple[Any, ...], Tensor], rows: int, count: int) -> TensorSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class OptimizedModel:
     def __init__(self, compiled: CompiledModel) -> None:
         self._compiled = compiled
         self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, compiled.close)  # streams and memory of a model that nobody closed
+        self._finalizer.atexit = False
 
     @property
     def plan(self) -> Plan:
@@ -40,14 +43,16 @@ class OptimizedModel:
         rows = self._checked_rows(inputs)
         most = self._compiled.buckets[-1]
         with self._lock, self._compiled.device.bind():
+            if not self._finalizer.alive:
+                raise ValueError("the model is closed")
             parts = [self._run([tensor[at : at + most] for tensor in inputs]) for at in range(0, rows, most)]
         outputs = parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
         return self._compiled.rebuild(outputs)
 
     def close(self) -> None:
-        """Free the graphs and their memory."""
+        """Free the graphs and their memory. Calls raise ValueError from then on."""
         with self._lock:
-            self._compiled.close()
+            self._finalizer()
 
     def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         rows = len(inputs[0])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opara_server.engine.aten_trial import Event, Trial
+from opara_server.engine.aten_trial import Event, InputWrittenError, Trial
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.program import Call, Program
 
@@ -23,7 +23,7 @@ def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
     Raises LoweringError for what cannot be taken apart into operators (data-dependent values, control flow), ModelError
     where the module writes to its own weights.
     """
-    trial = Trial(exported, inputs)
+    trial = _trial(exported, inputs)
     outputs = {trial.storage(value) for value in trial.outputs}
     constant = {i for i, storage in enumerate(trial.storages) if storage.steady} - outputs
     operators: list[Operator] = []
@@ -51,6 +51,16 @@ def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
         outputs=tuple(trial.outputs),
         traffic=tuple(traffic),
     )
+
+
+def _trial(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Trial:
+    """With copies of the inputs that the module writes to: every run starts from what was copied in."""
+    copied: set[int] = set()
+    while True:
+        try:
+            return Trial(exported, inputs, copied)
+        except InputWrittenError as error:
+            copied.add(error.number)
 
 
 def _operators(trial: Trial, constant: set[int], outputs: set[int]) -> list[tuple[Event, list[Event]]]:

@@ -9,18 +9,23 @@ from torch import Tensor, contiguous_format
 
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.program import Call, Program, Ref
-from opara_server.engine.tensors import overlaps_itself
+from opara_server.engine.tensors import overlaps_itself, same_values
 
 
 def lower_whole(
     function: Callable[..., tuple[Tensor, ...]], weights: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Program:
-    """One operator that calls ``function(*inputs)``. Outputs that alias an input or one of ``weights``, or overlap
-    themselves, are copied."""
+    """One operator that calls ``function(*inputs)``, with copies of those it writes to. Outputs that alias an input or
+    one of ``weights``, or overlap themselves, are copied."""
+    before = [tensor.clone() for tensor in inputs]
+    function(*inputs)
+    written = [not same_values(now, then) for now, then in zip(inputs, before, strict=True)]
+    for tensor, value in zip(inputs, before, strict=True):
+        tensor.copy_(value)
     foreign = {tensor.untyped_storage()._cdata for tensor in (*weights, *inputs)}
 
     def forward(*arguments: Tensor) -> tuple[Tensor, ...]:
-        results = function(*arguments)
+        results = function(*(a.clone() if own else a for a, own in zip(arguments, written, strict=True)))
         return tuple(
             r.clone(memory_format=contiguous_format)
             if r.untyped_storage()._cdata in foreign or overlaps_itself(r)

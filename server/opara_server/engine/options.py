@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from opara_server.engine.policies import check_policy
+
 AUTO = "auto"  # as a policy: measure them all
 
 
@@ -12,7 +14,7 @@ AUTO = "auto"  # as a policy: measure them all
 class BuildOptions:
     """``policy``: a name from POLICIES, or AUTO. ``priorities``: high priority for the streams of the longest path.
     ``tolerance``: the verification bound instead of the dtype's own. ``cache_dir``: where plans are saved and looked
-    for; None: nowhere."""
+    for; None: nowhere. Raises ValueError on what cannot be."""
 
     batch_sizes: tuple[int, ...]
     policy: str = AUTO
@@ -24,3 +26,5 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
             raise ValueError(f"batch sizes must be positive and at least one: {list(self.batch_sizes)}")
+        if self.policy != AUTO:
+            check_policy(self.policy)

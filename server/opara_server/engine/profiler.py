@@ -40,6 +40,8 @@ Shape = tuple[int, ...]
 def count_flops(program: Program) -> list[int]:
     """Per operator its floating-point operations (matrix products, convolutions, attention; the rest counts as 0)."""
     uncounted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # by PyTorch itself
+    if program.lowering == "whole":  # nothing to schedule by it, and the counter does not take every module
+        return [0] * len(program.graph)
     environment = program.new_environment()
     flops = []
     for operator in range(len(program.graph)):

@@ -10,6 +10,7 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, Device
@@ -68,40 +69,49 @@ class Choice:
 def contenders(
     program: Program, profile: Profile, policy: str, max_streams: int, priorities: bool = False
 ) -> list[Contender]:
-    """Sequential first, then every different schedule of ``policy`` (AUTO: of all), as it is and compacted.
+    """Sequential first, then the schedule of ``policy`` (AUTO: of each), and compacted where that makes a difference.
 
-    ``priorities``: the streams that carry the longest path are urgent.
+    ``priorities``: the streams that carry the longest path are urgent. Policies may agree on a schedule.
     """
-    sequential = make_schedule(program.graph, profile, SEQUENTIAL)
-    found = {sequential.steps: Contender(sequential, compact=False)}
-    if program.graph.width > 1:
-        for name in POLICIES if policy == AUTO else [policy]:
-            schedule = make_schedule(program.graph, profile, name)
-            for version, reduced in ((schedule, False), (compact(program.graph, schedule), True)):
-                folded = fold(program.graph, version, max_streams)
-                if priorities:
-                    folded = prioritise(program.graph, profile, folded)
-                found.setdefault(folded.steps, Contender(folded, reduced))
-    return list(found.values())
+    graph = program.graph
+    found = [Contender(make_schedule(graph, profile, SEQUENTIAL), compact=False)]
+    if program.lowering == "whole":
+        return found
+    for name in POLICIES if policy == AUTO else [policy]:
+        if name == SEQUENTIAL:
+            continue
+        schedule = make_schedule(graph, profile, name)
+        versions = [fold(graph, version, max_streams) for version in (schedule, compact(graph, schedule))]
+        if priorities and graph.width > 1:
+            versions = [prioritise(graph, profile, version) for version in versions]
+        found.append(Contender(versions[0], compact=False))
+        if versions[1] != versions[0]:
+            found.append(Contender(versions[1], compact=True))
+    return found
 
 
 def select(program: Program, profile: Profile, device: Device, entrants: Sequence[Contender]) -> Choice:
-    """Capture and measure the entrants (sequential first) and choose. Raises CaptureError when sequential fails."""
+    """Capture and measure the entrants (sequential first) and choose. Raises CaptureError when sequential fails.
+
+    Entrants with the same schedule are one graph, measured once.
+    """
+    leaders: dict[tuple[Any, ...], int] = {}
+    for number, entrant in enumerate(entrants):
+        leaders.setdefault((entrant.schedule.steps, entrant.schedule.urgent), number)
     graphs: dict[int, CapturedGraph] = {}
-    refused: dict[int, str] = {}
     try:
-        for number, entrant in enumerate(entrants):
+        for number in leaders.values():
             try:
-                graphs[number] = capture(program, entrant.schedule, device)
+                graphs[number] = capture(program, entrants[number].schedule, device)
             except CaptureError as error:
                 if number == 0:
                     raise
-                log.warning("%s cannot be captured: %s", entrant.schedule.policy, error)
-                refused[number] = "cannot be captured"
+                log.warning("%s cannot be captured: %s", entrants[number].schedule.policy, error)
         times = dict(zip(graphs, measure(list(graphs.values()), device), strict=True))
     finally:
         for graph in graphs.values():
             graph.close()
+    timed = [times.get(leaders[entrant.schedule.steps, entrant.schedule.urgent]) for entrant in entrants]
     candidates = tuple(
         Candidate(
             policy=entrant.schedule.policy,
@@ -109,13 +119,13 @@ def select(program: Program, profile: Profile, device: Device, entrants: Sequenc
             streams=entrant.schedule.streams,
             synchronisations=entrant.schedule.synchronisations,
             predicted_us=simulate(program.graph, entrant.schedule, profile, device.latency).makespan_us,
-            measured_us=times[number].median if number in times else 0.0,
+            measured_us=timing.median if timing else 0.0,
             peak_bytes=memory_bytes(program.graph, entrant.schedule),
-            rejected=refused.get(number, ""),
+            rejected="" if timing else "cannot be captured",
         )
-        for number, entrant in enumerate(entrants)
+        for entrant, timing in zip(entrants, timed, strict=True)
     )
-    return Choice(profile, tuple(entrants), candidates, _winner(candidates, times))
+    return Choice(profile, tuple(entrants), candidates, _winner(candidates, timed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +136,13 @@ class Timing:
     spread: float
 
 
-def _winner(candidates: Sequence[Candidate], times: dict[int, Timing]) -> int:
-    able = [number for number, candidate in enumerate(candidates) if not candidate.rejected]
-    best = min(able, key=lambda number: times[number].median)
-    margin = max(LEAST_MARGIN, times[0].spread, times[best].spread)
-    faster = [number for number in able if times[number].median < times[0].median * (1 - margin)]
-    as_fast = [number for number in faster if times[number].median <= times[best].median * (1 + AS_FAST)]
-    if not as_fast:
-        return 0
-    return min(as_fast, key=lambda number: (candidates[number].peak_bytes, times[number].median))
+def _winner(candidates: Sequence[Candidate], timed: Sequence[Timing | None]) -> int:
+    able = {number: timing for number, timing in enumerate(timed) if timing is not None}
+    best = min(able.values(), key=lambda timing: timing.median)
+    margin = max(LEAST_MARGIN, able[0].spread, best.spread)
+    faster = [number for number, timing in able.items() if timing.median < able[0].median * (1 - margin)]
+    as_fast = [number for number in faster if able[number].median <= best.median * (1 + AS_FAST)]
+    return min(as_fast, key=lambda number: (candidates[number].peak_bytes, able[number].median), default=0)
 
 
 def measure(graphs: Sequence[CapturedGraph], device: Device) -> list[Timing]:

@@ -57,3 +57,8 @@ def fill_random(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:
             tensor.normal_()
         else:
             tensor.uniform_(spec.low, spec.high)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Element by element, NaN equal to NaN."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

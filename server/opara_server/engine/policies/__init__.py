@@ -14,7 +14,7 @@ from opara_server.engine.policies.wavefront import wavefront
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import Schedule
 
-__all__ = ["POLICIES", "Policy", "make_schedule", "prioritise"]
+__all__ = ["POLICIES", "Policy", "check_policy", "make_schedule", "prioritise"]
 
 Policy = Callable[[OperatorGraph, Profile], Schedule]
 
@@ -34,9 +34,16 @@ def make_schedule(graph: OperatorGraph, profile: Profile, policy: str) -> Schedu
     """
     if len(profile.operators) != len(graph):
         raise ValueError(f"a profile of {len(profile.operators)} operators for a graph of {len(graph)}")
-    name, colon, count = policy.partition(":")
-    if not colon and name in POLICIES:
-        return POLICIES[name](graph, profile)
-    if name == "critical_path" and count.isascii() and count.isdigit() and int(count) > 0:
+    check_policy(policy)
+    name, _, count = policy.partition(":")
+    if count:
         return replace(critical_path(graph, profile, int(count)), policy=policy)
-    raise ValueError(f"unknown policy {policy!r}: not one of {', '.join(POLICIES)}, critical_path:STREAMS")
+    return POLICIES[name](graph, profile)
+
+
+def check_policy(policy: str) -> None:
+    """Raise ValueError, naming what there is, on a policy that ``make_schedule`` does not know."""
+    name, colon, count = policy.partition(":")
+    streams = name == "critical_path" and count.isascii() and count.isdigit() and int(count) > 0
+    if not (streams if colon else name in POLICIES):
+        raise ValueError(f"unknown policy {policy!r}: not one of {', '.join(POLICIES)}, critical_path:STREAMS")
