@@ -23,7 +23,7 @@ import typer
 from bench.environment import environment
 from bench.models import MODELS, BenchModel
 from opara_server.engine.capture import capture
-from opara_server.engine.device import CapturedGraph, Device, open_device
+from opara_server.engine.device import Device, open_device
 from opara_server.engine.errors import VerificationError
 from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.flat_module import FlatModule
@@ -46,7 +46,7 @@ def main(
     dtype: str = "float16",
     batch: int = 1,
     device: str = "auto",
-    repeat: Annotated[int, typer.Option(help="Measurements of the whole field; the medians of these are kept.")] = 3,
+    repeat: Annotated[int, typer.Option(help="Measurements of the whole field; the medians of these are kept.")] = 5,
     output: Path = Path("bench/results/engine_aten.json"),
     graphs: Annotated[Path | None, typer.Option(help="Folder for operator graphs and profiles.")] = None,
 ) -> None:
@@ -89,12 +89,9 @@ def run(
     profile = device.profile(program)
     verifier = Verifier(flat, device, None)
     entrants = contenders(program, profile, AUTO, device.max_streams)
-    captured, allocated = [], []
-    for entrant in entrants:
-        graph, peak = _capture_and_count(program, entrant.schedule, device)
-        captured.append(graph)
-        allocated.append(peak)
+    captured = [capture(program, entrant.schedule, device) for entrant in entrants]
     profiled = time.perf_counter()
+    pools = [_pool_bytes(program, entrant.schedule, device) for entrant in entrants]
     rows: list[Row] = []
     medians = [[timing.median for timing in measure(captured, device)] for _ in range(repeat)]
     for number, (entrant, graph) in enumerate(zip(entrants, captured, strict=True)):
@@ -113,8 +110,8 @@ def run(
                 "streams_bytes": memory_bytes(program.graph, entrant.schedule),
                 "streams_bytes_over_sequential": memory_bytes(program.graph, entrant.schedule)
                 / memory_bytes(program.graph, entrants[0].schedule),
-                "allocated_peak_bytes": allocated[number],
-                "allocated_peak_over_sequential": allocated[number] / allocated[0] if allocated[0] else None,
+                "pool_bytes": pools[number],
+                "pool_bytes_over_sequential": pools[number] / pools[0] if pools[0] else None,
                 "concurrency": seen.concurrency,
                 **_verified(verifier, graph),
             }
@@ -144,15 +141,16 @@ def _lower(flat: FlatModule, batch: int, device: Device, channels_last: bool) ->
     return lower(export_dynamic(flat.module, example) or export_static(flat.module, inputs), inputs)
 
 
-def _capture_and_count(program: Program, schedule: Schedule, device: Device) -> tuple[CapturedGraph, int]:
-    """The graph, and the most bytes that PyTorch's allocator had handed out at once while it was captured."""
+def _pool_bytes(program: Program, schedule: Schedule, device: Device) -> int:
+    """What PyTorch's allocator holds for a graph of its own: whole segments, of 2 MiB at least, per stream."""
     if device.kind != "cuda":
-        return capture(program, schedule, device), 0
-    capture(program, schedule, device).close()  # cuBLAS takes its workspaces, which stay
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    graph = capture(program, schedule, device)
-    return graph, torch.cuda.max_memory_allocated() - before
+        return 0
+    alone = open_device(device.kind)
+    graph = capture(program, schedule, alone)
+    segments = torch.cuda.memory_snapshot()
+    held = sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == graph.pool)  # type: ignore[attr-defined]
+    alone.close()
+    return int(held)
 
 
 def _verified(verifier: Verifier, graph: Any) -> Row:
@@ -186,15 +184,15 @@ def _slim(profile: Profile) -> Row:
 def table(results: list[Row]) -> str:
     lines = [
         "| model | policy | streams | syncs | predicted µs | measured µs | over sequential "
-        "| streams' memory | allocated peak | verified |",
+        "| streams' memory | pool | verified |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         for row in result["candidates"]:
             name = row["policy"] + (", compacted" if row["compact"] else "")
             verified = f"{row['error']:.1e}" if row["verified"] else f"NO: {row['error']}"
-            peak = row["allocated_peak_over_sequential"]
-            memory = f"{row['streams_bytes_over_sequential']:.2f} | {'–' if peak is None else f'{peak:.2f}'}"
+            pool = row["pool_bytes_over_sequential"]
+            memory = f"{row['streams_bytes_over_sequential']:.2f} | {'–' if pool is None else f'{pool:.2f}'}"
             times = f"{row['predicted_us']:.0f} | {row['measured_us']:.1f} | {row['speedup']:.2f}"
             lines.append(
                 f"| {result['model']} {result['dtype']} ×{result['batch']} | {name} | {row['streams']} "
