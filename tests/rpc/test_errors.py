@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from typing import Any
 
 import grpc
 import pytest
 
-from opara_server.rpc.errors import CODES, Failure, attempt, failure
+from opara_server.rpc.errors import CODES, Context, Failure, answered, attempt, failure
 from opara_server.serving.errors import InvalidInput, Overloaded, Status
+from tests.rpc.served import PATIENCE_S, Served, request
 
 
 def test_every_status_has_the_code_of_its_name() -> None:
@@ -54,3 +56,44 @@ async def test_the_cancellation_of_a_call_that_is_over_passes() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+class Ended:
+    """A call whose ``abort`` ends with ``error``, as grpc's does."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def abort(self, _code: grpc.StatusCode, _text: str) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (grpc.aio.AbortError("aborted"), grpc.aio.AbortError),
+        (grpc.aio.InternalError("failed execute_batch"), asyncio.CancelledError),  # the call was over: nobody is told
+    ],
+)
+async def test_how_a_failing_rpc_ends(error: Exception, passes: type[BaseException]) -> None:
+    @answered
+    async def fail(_self: None, _message: bytes, _context: Context) -> bytes:
+        raise InvalidInput("no")
+
+    context: Any = Ended(error)
+    with pytest.raises(passes):
+        await fail(None, b"", context)
+
+
+async def test_clients_that_leave_while_their_requests_fail_leave_no_errors_behind(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for pause in range(10):
+        calls = [served.stub.Infer(request(1.0, model="nobody"), timeout=PATIENCE_S) for _ in range(100)]
+        await asyncio.sleep(pause / 1000)
+        for call in calls:
+            call.cancel()
+        for call in calls:
+            await asyncio.wait_for(call.code(), PATIENCE_S)
+    await served.app.stop()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

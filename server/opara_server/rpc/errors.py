@@ -70,7 +70,10 @@ def answered(method: Method[S, T]) -> Method[S, T]:
     async def rpc(self: S, request: Any, context: Context) -> T:
         outcome = await attempt(method(self, request, context))
         if isinstance(outcome, Failure):
-            await context.abort(outcome.code, outcome.text)
+            try:
+                await context.abort(outcome.code, outcome.text)
+            except grpc.aio.InternalError as error:  # the call is over; told so, grpc logs nothing
+                raise asyncio.CancelledError from error
         return outcome
 
     return rpc
