@@ -127,33 +127,28 @@ def report(answers: Answers, accuracy: float, console: Console) -> None:
 def demo(console: Console) -> bool:
     """Whether the served model is as good as it should be and answers batches as it answers single images."""
     _, held_out = training_and_held_out()
-    waiting = console.status("starting a server: it exports, measures, captures and verifies the model")
-    waiting.start()
-    try:
-        with running_server() as server:
-            waiting.stop()
-            console.print(f"serving     gRPC on {server.grpc}")
-            with OparaClient(server.grpc) as client:
-                model = client.model(MODEL)
-                single = ask_all(client, np.split(held_out.images, len(held_out)), "one image per request", console)
-                batched = ask_all(client, in_batches(held_out), "some images per request", console)
-            accuracy = float((single.digits == held_out.labels).mean())
-            same = bool((single.digits == batched.digits).all())
-            report(single, accuracy, console)
-            console.print(
-                f"batches     of {min(BATCHES)} to {max(BATCHES)} images: {'the same' if same else 'OTHER'} answers"
-            )
-            console.print(f"device      {model.device} ({model.device_name})")
-            console.print("plan        measured in turns; speed-ups are over the sequential graph")
-            console.print(plan_table(model))
-            if model.fallback_reason:
-                console.print(f"one sequential graph, because {model.fallback_reason}")
-            url = f"http://{server.metrics}/metrics"
-            console.print(f"metrics     {url}, for example:")
-            for line in metric_lines(url):
-                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    finally:
-        waiting.stop()
+    console.print("starting a server: it exports, measures, captures and verifies the model")
+    with running_server() as server:
+        console.print(f"serving     gRPC on {server.grpc}")
+        with OparaClient(server.grpc) as client:
+            model = client.model(MODEL)
+            single = ask_all(client, np.split(held_out.images, len(held_out)), "one image per request", console)
+            batched = ask_all(client, in_batches(held_out), "some images per request", console)
+        accuracy = float((single.digits == held_out.labels).mean())
+        same = bool((single.digits == batched.digits).all())
+        report(single, accuracy, console)
+        console.print(
+            f"batches     of {min(BATCHES)} to {max(BATCHES)} images: {'the same' if same else 'OTHER'} answers"
+        )
+        console.print(f"device      {model.device} ({model.device_name})")
+        console.print("plan        measured in turns; speed-ups are over the sequential graph")
+        console.print(plan_table(model))
+        if model.fallback_reason:
+            console.print(f"one sequential graph, because {model.fallback_reason}")
+        url = f"http://{server.metrics}/metrics"
+        console.print(f"metrics     {url}, for example:")
+        for line in metric_lines(url):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     console.print("the server has stopped cleanly")
     return accuracy >= REQUIRED_ACCURACY and same
 

@@ -18,7 +18,8 @@ STOP_TIMEOUT_S = 30.0
 
 
 class ServerError(Exception):
-    """The server ended before it was ready, or not with exit status 0; str() ends with what it wrote last."""
+    """The server ended before it was ready, or not with exit status 0; str() ends with what it wrote last, where
+    that was not shown."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,17 @@ class Server:
 def running_server(models: Path = MODELS) -> Iterator[Server]:
     """Start a server on free ports, wait until it is ready; at the end stop it as an operator would, with SIGTERM.
 
+    On a terminal the server's own progress bar shows what it is doing, and its warnings; elsewhere nothing does.
+
     Raises ServerError when it does not get ready or does not end with exit status 0.
     """
     with tempfile.TemporaryDirectory() as plans, tempfile.TemporaryFile("w+") as log:
         options = [f"--models={models}", f"--app-dir={ROOT}", "--port=0", "--metrics-port=0", f"--cache-dir={plans}"]
+        shown = sys.stderr.isatty()
+        options += ["--log-level=warning"] if shown else []
         command = [sys.executable, "-m", "opara_server.cli", "serve", *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()) as process:
+        errors = sys.stderr if shown else log
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()) as process:
             try:
                 server = _ready(process)
                 if server is not None:
@@ -49,9 +55,9 @@ def running_server(models: Path = MODELS) -> Iterator[Server]:
         if server is None or status != 0:
             log.seek(0)
             when = "before it was ready" if server is None else "when it was stopped"
-            raise ServerError(
-                f"the server ended with exit status {status} {when}; it wrote last:\n{log.read()[-2000:]}"
-            )
+            wrote = log.read()[-2000:]
+            last = f"; it wrote last:\n{wrote}" if wrote else ""  # on a terminal that is there already
+            raise ServerError(f"the server ended with exit status {status} {when}{last}")
 
 
 def _environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -39,6 +40,13 @@ class ServerProcess:
             text: str = page.read().decode()
         found = [row for row in text.splitlines() if row.startswith(f"{line} ")]
         return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    def wait_for(self, line: str, value: float) -> None:
+        """Until the metric's ``line`` has that value; fails when it does not within PATIENCE_S."""
+        end = time.monotonic() + PATIENCE_S
+        while (seen := self.sample(line)) != value:
+            assert time.monotonic() < end, f"{line} is {seen}, not {value}"
+            time.sleep(0.01)
 
 
 def command(*arguments: str) -> list[str]:

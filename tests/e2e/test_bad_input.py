@@ -208,6 +208,7 @@ def test_clients_that_are_gone_in_mid_request(stub: InferenceServiceStub, server
             calls = [gone.Infer.future(good(16), timeout=PATIENCE_S) for _ in range(10)]
             for call in calls[::2]:
                 call.cancel()  # type: ignore[no-untyped-call]
+    server.wait_for('opara_queue_depth_rows{model="branches"}', 0.0)
     assert server.process.poll() is None
 
 

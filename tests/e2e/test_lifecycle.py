@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -60,6 +61,23 @@ def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: 
         assert [answered(call.result()) for call in calls] == [value + 1.0 for value in range(100)]
         assert [answered(call.result()) for call in late] == [value + 1.0 for value in range(10)]
         assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_a_full_queue_refuses_at_once_and_answers_what_it_took(small: Path) -> None:
+    """The batch waits two seconds for more than the queue can hold, so exactly the queue's rows are answered."""
+    limits = f"max_rows = {ROWS}\nmax_queue_rows = {4 * ROWS}\nmax_queue_delay_us = 2_000_000"
+    toml = small / "small" / "model.toml"
+    toml.write_text(toml.read_text().replace("[1, 4]", f"[1, {8 * ROWS}]").replace("max_queue_rows = 4096", limits))
+    with running(small) as server, grpc.insecure_channel(server.grpc) as channel:
+        stub = InferenceServiceStub(channel)
+        calls = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(20)]
+        codes = Counter(call.code() for call in calls)
+        assert codes == {grpc.StatusCode.OK: 4, grpc.StatusCode.RESOURCE_EXHAUSTED: 16}
+        for value, call in enumerate(calls):
+            if call.code() is grpc.StatusCode.OK:
+                assert answered(call.result()) == value + 1.0
+        assert answered(stub.Infer(request(7.0), timeout=PATIENCE_S)) == 8.0
+        assert server.sample('opara_rejected_total{model="small",reason="queue_full"}') == 16
 
 
 def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path) -> None:
