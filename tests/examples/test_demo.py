@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,3 +80,18 @@ def test_requests_of_several_images_cover_every_image_in_order() -> None:
     batches = demo.in_batches(held_out)
     assert {len(batch) for batch in batches[:-1]} == set(demo.BATCHES)
     assert np.array_equal(np.concatenate(batches), held_out.images)
+
+
+def test_on_a_terminal_the_servers_own_bar_and_words_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with pytest.raises(ServerError, match=r"exit status 1 before it was ready$"), running_server(tmp_path):
+            pass
+    seen = b""
+    with suppress(OSError):  # nobody writes to the terminal any more
+        while part := os.read(master, 4096):
+            seen += part
+    os.close(master)
+    assert b"starting" in seen
+    assert b"opara-server: " in seen
