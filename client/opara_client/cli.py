@@ -23,7 +23,7 @@ from opara_client.errors import OparaError
 from opara_client.health import HealthStatus
 from opara_client.inputs import InputError, make_inputs, parse_inputs
 from opara_client.messages import InferResult
-from opara_client.models import ModelInfo, ModelStatus, TensorSpec
+from opara_client.models import Bucket, Candidate, ModelInfo, ModelStatus, TensorSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="once for each input. VALUE: @FILE.npy; a JSON literal, rows outermost, e.g. [[0.5, 1]]; or random "
-        "(floats: standard normal; integers: 0 or 1; the same at every call)",
+        "(in the input's range; without one, floats are standard normal, all else 0 or 1; the same at every call)",
     )
     infer.add_argument("--rows", type=int, default=1, metavar="N", help="of random inputs; default: %(default)s")
     infer.add_argument("--output", type=Path, metavar="FILE.npz", help="save the outputs there, do not print them")
@@ -147,13 +147,13 @@ def _model_lines(model: ModelInfo) -> list[str]:
     for bucket in model.buckets:
         reused = ", plan from the cache" if bucket.reused else ""
         lines.append(
-            f"batch {bucket.batch_size}: {bucket.policy} on {bucket.streams} streams, "
+            f"batch {bucket.batch_size}: {_schedule(bucket)} on {bucket.streams} streams, "
             f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential{reused}"
         )
         rows = [("policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
         rows += [
             (
-                candidate.policy,
+                _schedule(candidate),
                 str(candidate.streams),
                 str(candidate.synchronisations),
                 f"{candidate.predicted_us:.1f}",
@@ -167,8 +167,13 @@ def _model_lines(model: ModelInfo) -> list[str]:
     return lines
 
 
+def _schedule(plan: Bucket | Candidate) -> str:
+    return f"{plan.policy}, compacted" if plan.compact else plan.policy
+
+
 def _spec(spec: TensorSpec) -> str:
-    return f"{spec.name}  {spec.dtype} [{', '.join(['rows', *map(str, spec.shape[1:])])}]"
+    limits = "" if spec.low is None or spec.high is None else f"  in [{spec.low:.15g}, {spec.high:.15g})"
+    return f"{spec.name}  {spec.dtype} [{', '.join(['rows', *map(str, spec.shape[1:])])}]{limits}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -51,9 +51,13 @@ def _random(random: np.random.Generator, spec: TensorSpec, rows: int) -> Array:
         raise InputError(f"--rows {rows}: must not be negative")
     dtype = numpy_dtype(spec.dtype)
     shape = (rows, *spec.shape[1:])
+    if dtype.kind == "b" or spec.low is None or spec.high is None:
+        values = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
+        return values.astype(dtype)
     if dtype.kind == "f":
-        return random.standard_normal(shape).astype(dtype)
-    return random.integers(0, 2, shape).astype(dtype)
+        share = random.random(shape)
+        return (spec.low * (1 - share) + spec.high * share).astype(dtype)  # high - low might be infinite
+    return random.integers(int(spec.low), int(spec.high), shape, dtype)
 
 
 def _load(path: str) -> Array:

@@ -33,16 +33,24 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """``shape`` starts with -1, the batch dimension; ``dtype`` as in ``"float32"``, ``"bfloat16"``."""
+    """``shape`` starts with -1, the batch dimension; ``dtype`` as in ``"float32"``, ``"bfloat16"``.
+
+    ``low`` <= values < ``high``; the server refuses integers outside. None: any.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One schedule measured for a bucket. ``rejected``: why it was refused whatever it measured; else empty."""
+    """One schedule measured for a bucket. ``rejected``: why it was refused whatever it measured; else empty.
+
+    ``compact``: its streams were reduced to what its order needs.
+    """
 
     policy: str
     streams: int
@@ -51,11 +59,15 @@ class Candidate:
     measured_us: float
     peak_bytes: int
     rejected: str
+    compact: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The plan that runs batches of up to ``batch_size`` rows. ``reused``: it came from the server's cache."""
+    """The plan that runs batches of up to ``batch_size`` rows. ``reused``: it came from the server's cache.
+
+    ``compact``: its streams were reduced to what its order needs.
+    """
 
     batch_size: int
     policy: str
@@ -68,6 +80,7 @@ class Bucket:
     peak_bytes: int
     candidates: tuple[Candidate, ...]
     reused: bool
+    compact: bool
 
     @property
     def speedup(self) -> float:
@@ -113,7 +126,13 @@ def decode_model(response: pb.GetModelResponse) -> ModelInfo:
 
 
 def _decode_spec(spec: pb.TensorSpec) -> TensorSpec:
-    return TensorSpec(spec.name, dtype_name(spec.data_type), tuple(spec.shape))
+    return TensorSpec(
+        name=spec.name,
+        dtype=dtype_name(spec.data_type),
+        shape=tuple(spec.shape),
+        low=spec.low if spec.HasField("low") else None,
+        high=spec.high if spec.HasField("high") else None,
+    )
 
 
 def _decode_bucket(bucket: pb.Bucket) -> Bucket:
@@ -129,6 +148,7 @@ def _decode_bucket(bucket: pb.Bucket) -> Bucket:
         peak_bytes=bucket.peak_bytes,
         candidates=tuple(_decode_candidate(candidate) for candidate in bucket.candidates),
         reused=bucket.reused,
+        compact=bucket.compact,
     )
 
 
@@ -141,4 +161,5 @@ def _decode_candidate(candidate: pb.Candidate) -> Candidate:
         measured_us=candidate.measured_us,
         peak_bytes=candidate.peak_bytes,
         rejected=candidate.rejected,
+        compact=candidate.compact,
     )

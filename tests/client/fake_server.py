@@ -35,20 +35,23 @@ PLAN = pb.Bucket(
     peak_bytes=1 << 20,
     candidates=[
         pb.Candidate(policy="sequential", streams=1, predicted_us=160.0, measured_us=150.0, peak_bytes=1 << 19),
-        pb.Candidate(policy="opara", streams=4, synchronisations=7, predicted_us=90.0, measured_us=100.0),
+        pb.Candidate(policy="opara", streams=4, synchronisations=7, predicted_us=90.0, measured_us=100.0, compact=True),
         pb.Candidate(policy="nimble", streams=9, measured_us=90.0, rejected="wrong in 1 of 100 replays"),
     ],
     reused=True,
+    compact=True,
 )
 
 
 @dataclass
 class Model:
-    """Echoes its inputs, doubled if they are float32. ``failures``: how many calls are UNAVAILABLE before that."""
+    """Echoes its inputs, doubled if they are float32. ``failures``: how many calls are UNAVAILABLE before that.
+    ``limits``: the range that it declares for its inputs, none for None."""
 
     inputs: dict[str, pb.DataType.ValueType]
     state: pb.ModelState.ValueType = pb.MODEL_STATE_READY
     failures: int = 0
+    limits: tuple[float, float] | None = None
 
 
 @dataclass
@@ -136,7 +139,11 @@ class FakeServer(rpc.InferenceServiceServicer):
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
         self.seen.calls["GetModel"] += 1
         model = self._model(request.model, context)
-        specs = [pb.TensorSpec(name=name, data_type=kind, shape=[-1, 2]) for name, kind in model.inputs.items()]
+        low, high = model.limits or (None, None)
+        specs = [
+            pb.TensorSpec(name=name, data_type=kind, shape=[-1, 2], low=low, high=high)
+            for name, kind in model.inputs.items()
+        ]
         return pb.GetModelResponse(
             status=self._status(request.model),
             inputs=specs,

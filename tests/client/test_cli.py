@@ -75,6 +75,29 @@ def test_random_inputs_have_the_declared_dtype_and_shape(cli: Cli, model: str, d
 
 
 @pytest.mark.parametrize(
+    ("data_type", "limits"),
+    [
+        (pb.DATA_TYPE_FLOAT32, (10.0, 12.0)),
+        (pb.DATA_TYPE_FLOAT64, (-1.5e308, 1.5e308)),
+        (pb.DATA_TYPE_INT32, (-3.0, -1.0)),
+        (pb.DATA_TYPE_UINT8, (254.0, 256.0)),
+        (pb.DATA_TYPE_INT64, (2.0**62, 2.0**63)),
+    ],
+)
+def test_random_inputs_lie_in_the_declared_range(
+    server: FakeServer, cli: Cli, tmp_path: Path, data_type: pb.DataType.ValueType, limits: tuple[float, float]
+) -> None:
+    server.models["ranged"] = Model({"x": data_type}, limits=limits)
+    target = tmp_path / "out.npz"
+    assert cli("infer", "ranged", "--input", "x=random", "--rows", "50", "--output", str(target))[0] == 0
+    with np.load(target) as saved:
+        values = (saved["x"] / (2 if data_type == pb.DATA_TYPE_FLOAT32 else 1)).ravel().tolist()
+    assert len(set(values)) > 1
+    assert all(limits[0] <= value <= limits[1] for value in values)
+    assert f"in [{limits[0]:.15g}, {limits[1]:.15g})" in cli("models", "ranged")[1]
+
+
+@pytest.mark.parametrize(
     ("value", "model", "message"),
     [
         ("x", "double", "expected NAME=@FILE.npy, NAME=JSON or NAME=random"),
@@ -145,10 +168,10 @@ def test_one_model_with_its_plan(cli: Cli) -> None:
         "input x float32 [rows, 2]",
         "output x float32 [rows, 2]",
         "one sequential graph, because sin is missing",
-        "batch 8: opara on 4 streams, 42 aten operators, 1.50x over sequential, plan from the cache",
+        "batch 8: opara, compacted on 4 streams, 42 aten operators, 1.50x over sequential, plan from the cache",
         "policy streams syncs predicted us measured us peak MiB",
         "sequential 1 0 160.0 150.0 0.5",
-        "opara 4 7 90.0 100.0 0.0",
+        "opara, compacted 4 7 90.0 100.0 0.0",
         "nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
     ]
 

@@ -95,6 +95,7 @@ def test_models_and_model(client: OparaClient) -> None:
     model = client.model("double")
     assert (model.name, model.state, model.device, model.max_rows) == ("double", ModelState.READY, "cpu", 64)
     assert model.inputs == (TensorSpec("x", "float32", (-1, 2)),)
+    assert (model.inputs[0].low, model.inputs[0].high) == (None, None)
     (bucket,) = model.buckets
     assert (bucket.batch_size, bucket.policy, bucket.streams, bucket.speedup, bucket.reused) == (
         8,
@@ -104,9 +105,16 @@ def test_models_and_model(client: OparaClient) -> None:
         True,
     )
     assert [candidate.policy for candidate in bucket.candidates] == ["sequential", "opara", "nimble"]
+    assert [candidate.compact for candidate in bucket.candidates] == [False, True, False]
+    assert bucket.compact
     assert bucket.candidates[2].rejected == "wrong in 1 of 100 replays"
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.name = "other"  # type: ignore[misc]
+
+
+def test_a_range_may_begin_at_zero(server: FakeServer, client: OparaClient) -> None:
+    server.models["table"] = Model({"x": pb.DATA_TYPE_INT32}, limits=(0, 7))
+    assert client.model("table").inputs == (TensorSpec("x", "int32", (-1, 2), 0.0, 7.0),)
 
 
 def test_health_of_the_server_and_of_a_model(server: FakeServer, client: OparaClient) -> None:

@@ -330,8 +330,13 @@ class TensorSpec(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     DATA_TYPE_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
     name: builtins.str
     data_type: global___DataType.ValueType
+    low: builtins.float
+    """Values lie in [low, high), and integers outside are refused; absent: any."""
+    high: builtins.float
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Starts with -1: the batch dimension."""
@@ -342,8 +347,15 @@ class TensorSpec(google.protobuf.message.Message):
         name: builtins.str = ...,
         data_type: global___DataType.ValueType = ...,
         shape: collections.abc.Iterable[builtins.int] | None = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data_type", b"data_type", "name", b"name", "shape", b"shape"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "low", b"low"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_high", b"_high", "_low", b"_low", "data_type", b"data_type", "high", b"high", "low", b"low", "name", b"name", "shape", b"shape"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_high", b"_high"]) -> typing.Literal["high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
 
 global___TensorSpec = TensorSpec
 
@@ -362,6 +374,7 @@ class Bucket(google.protobuf.message.Message):
     PEAK_BYTES_FIELD_NUMBER: builtins.int
     CANDIDATES_FIELD_NUMBER: builtins.int
     REUSED_FIELD_NUMBER: builtins.int
+    COMPACT_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     policy: builtins.str
     """The plan that runs, one of candidates unless all but sequential were refused."""
@@ -375,6 +388,8 @@ class Bucket(google.protobuf.message.Message):
     """Peak bytes of activations while the graph runs."""
     reused: builtins.bool
     """The plan came from the cache and was verified and timed again."""
+    compact: builtins.bool
+    """Its streams were reduced to what its order needs."""
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Candidate]: ...
     def __init__(
@@ -391,8 +406,9 @@ class Bucket(google.protobuf.message.Message):
         peak_bytes: builtins.int = ...,
         candidates: collections.abc.Iterable[global___Candidate] | None = ...,
         reused: builtins.bool = ...,
+        compact: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "candidates", b"candidates", "lowering", b"lowering", "measured_us", b"measured_us", "operators", b"operators", "peak_bytes", b"peak_bytes", "policy", b"policy", "reused", b"reused", "sequential_us", b"sequential_us", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "candidates", b"candidates", "compact", b"compact", "lowering", b"lowering", "measured_us", b"measured_us", "operators", b"operators", "peak_bytes", b"peak_bytes", "policy", b"policy", "reused", b"reused", "sequential_us", b"sequential_us", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
 
 global___Bucket = Bucket
 
@@ -409,6 +425,7 @@ class Candidate(google.protobuf.message.Message):
     MEASURED_US_FIELD_NUMBER: builtins.int
     PEAK_BYTES_FIELD_NUMBER: builtins.int
     REJECTED_FIELD_NUMBER: builtins.int
+    COMPACT_FIELD_NUMBER: builtins.int
     policy: builtins.str
     streams: builtins.int
     synchronisations: builtins.int
@@ -417,6 +434,8 @@ class Candidate(google.protobuf.message.Message):
     peak_bytes: builtins.int
     rejected: builtins.str
     """Why it was refused whatever it measured; else empty."""
+    compact: builtins.bool
+    """Its streams were reduced to what its order needs."""
     def __init__(
         self,
         *,
@@ -427,7 +446,8 @@ class Candidate(google.protobuf.message.Message):
         measured_us: builtins.float = ...,
         peak_bytes: builtins.int = ...,
         rejected: builtins.str = ...,
+        compact: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["measured_us", b"measured_us", "peak_bytes", b"peak_bytes", "policy", b"policy", "predicted_us", b"predicted_us", "rejected", b"rejected", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compact", b"compact", "measured_us", b"measured_us", "peak_bytes", b"peak_bytes", "policy", b"policy", "predicted_us", b"predicted_us", "rejected", b"rejected", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
 
 global___Candidate = Candidate

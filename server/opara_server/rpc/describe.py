@@ -41,6 +41,7 @@ def _bucket_message(bucket: BucketPlan) -> pb.Bucket:
         peak_bytes=bucket.peak_bytes,
         candidates=map(_candidate_message, bucket.candidates),
         reused=bucket.reused,
+        compact=bucket.compact,
     )
 
 
@@ -53,4 +54,5 @@ def _candidate_message(candidate: Candidate) -> pb.Candidate:
         measured_us=candidate.measured_us,
         peak_bytes=candidate.peak_bytes,
         rejected=candidate.rejected,
+        compact=candidate.compact,
     )

@@ -93,7 +93,8 @@ def encode(
 
 
 def spec_message(spec: TensorSpec) -> pb.TensorSpec:
-    return pb.TensorSpec(name=spec.name, data_type=DATA_TYPES[spec.dtype], shape=(-1, *spec.shape))
+    shape = (-1, *spec.shape)
+    return pb.TensorSpec(name=spec.name, data_type=DATA_TYPES[spec.dtype], shape=shape, low=spec.low, high=spec.high)
 
 
 def _check_shape(tensor: pb.Tensor, spec: TensorSpec, max_rows: int) -> int:
