@@ -94,10 +94,27 @@ def test_a_saved_plan_is_reused_and_keeps_all_measurements(tmp_path: Path) -> No
         assert after.reused
         assert (after.policy, after.compact) == (before.policy, before.compact)
         assert {(c.policy, c.compact) for c in after.candidates} >= {(c.policy, c.compact) for c in before.candidates}
-    assert len(device.graphs) == 2 * (2 + 1)  # per bucket sequential and the choice are measured, and one serves
+    assert len(device.graphs) == 2 * (2 + 2)  # per bucket sequential and the choice are measured, the latter serves,
+    # and is measured once more against the former
     assert_right(second, module)
     for model in (first, second):
         model.close()
+
+
+def test_what_is_slower_when_it_serves_gives_way(caplog: pytest.LogCaptureFixture) -> None:
+    device = ScriptedDevice()
+    # fast while candidates are compared, whose graphs are closed then; slow as the graph that is to serve
+    device.microseconds = lambda streams, _: (
+        100.0 if streams == 1 else 150.0 if any(g.closed for g in device.graphs) else 50.0
+    )
+    module = Branches()
+    model = compiled(module, device=device, batch_sizes=(4,))
+    (bucket,) = model.plan.buckets
+    assert bucket.policy == "sequential"
+    assert "slower than sequential when measured again" in {c.rejected for c in bucket.candidates}
+    assert "which runs" in caplog.text
+    assert_right(model, module)
+    model.close()
 
 
 def test_a_reused_plan_is_verified_again(tmp_path: Path) -> None:
@@ -300,6 +317,8 @@ class NormsByBatch(nn.Module):
         (Counter(), "writes to 'calls'"),
         (NormsByBatch(), "writes to 'running_mean'"),
         (Function(lambda x: x - x.mean(0)), "of a row changes with the other rows"),
+        (Function(lambda x: x.cumsum(0)), "of a row changes with the other rows"),
+        (Function(torch.rand_like), "of a row changes with the other rows of its batch, or at random"),
         (Function(lambda x: x * 2 if x.shape[0] < 4 else x * 3), "changes with the number of rows, at 1"),
         (Function(lambda x: x.sum()), "first dimension must count rows"),
         (Function(lambda x: (x * 2).squeeze()), "for 1 rows"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from opara_server.config import ConfigError
-from opara_server.serving.repository import RepositoryError, scan
+from opara_server.serving.repository import Entry, RepositoryError, scan
 
 MODEL = """
 source = "python:tests.serving.models:Scale"
@@ -86,6 +86,12 @@ def test_weights_that_are_no_weights(tmp_path: Path) -> None:
     (folder_of(tmp_path) / "weights.safetensors").write_bytes(b"PK\x03\x04")
     with pytest.raises(RepositoryError, match="not a readable safetensors file"):
         load(tmp_path)
+
+
+def test_a_model_without_weights_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entry = Entry("scaled", folder_of(tmp_path))
+    entry.module(entry.config())
+    assert "no weights.safetensors: the weights are as python:" in caplog.text
 
 
 @pytest.mark.parametrize("weights", ["missing.safetensors", "../outside.safetensors", "link.safetensors"])

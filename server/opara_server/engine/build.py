@@ -23,8 +23,7 @@ from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan import BucketPlan, Plan, PlanStore
 from opara_server.engine.policies import check_policy
 from opara_server.engine.program import Program
-from opara_server.engine.schedule import Schedule
-from opara_server.engine.select import Choice, contenders, select
+from opara_server.engine.select import Choice, contenders, measure, select
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import Verifier
@@ -190,26 +189,32 @@ class _Build:
         return select(program, profile, self.device, entrants)
 
     def _finish(self, program: Program, choice: Choice) -> tuple[CapturedGraph, Choice]:
-        """The graph that will serve, verified; sequential where the chosen one fails that."""
+        """The graph that will serve: verified, and measured once more; sequential where the chosen one fails either."""
+        if choice.winner == 0:
+            return self._verified(capture(program, choice.schedule, self.device)), choice
         try:
-            return self._capture_verified(program, choice.schedule), choice
+            graph = self._verified(capture(program, choice.schedule, self.device))
         except (CaptureError, VerificationError) as error:
-            if choice.winner == 0:
-                raise
             log.warning("%s: %s failed, sequential runs instead: %s", self.name, choice.chosen.policy, error)
-            choice = choice.falling_back(
-                "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
-            )
-            return self._capture_verified(program, choice.schedule), choice
+            reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
+            choice = choice.falling_back(reason)
+            return self._verified(capture(program, choice.schedule, self.device)), choice
+        sequential = capture(program, choice.entrants[0].schedule, self.device)
+        before, now = measure([sequential, graph], self.device)
+        if now.median < before.median:
+            sequential.close()
+            return graph, choice.confirmed(before.median, now.median)
+        log.warning("%s: measured again, %s is slower than sequential, which runs", self.name, choice.chosen.policy)
+        graph.close()
+        return self._verified(sequential), choice.falling_back("slower than sequential when measured again")
 
-    def _capture_verified(self, program: Program, schedule: Schedule) -> CapturedGraph:
-        graph = capture(program, schedule, self.device)
+    def _verified(self, graph: CapturedGraph) -> CapturedGraph:
         try:
             error = self.verifier.check(graph)
         except BaseException:
             graph.close()
             raise
-        log.debug("%s, %s: error %.1e against float64", self.name, schedule.policy, error)
+        log.debug("%s: error %.1e against float64", self.name, error)
         return graph
 
     def _bucket_plan(self, bucket: int, program: Program, choice: Choice, saved: Plan | None) -> BucketPlan:

@@ -34,7 +34,7 @@ from opara_server.engine.trace import Interval, Trace
 
 Job = Callable[[], None]
 
-TRIAL_RUNS = 3
+TRIAL_RUNS = 9
 HANDOVERS = 200
 
 

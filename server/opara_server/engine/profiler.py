@@ -56,7 +56,8 @@ def _attention_flops(query: Shape, key: Shape, value: Shape, *_other: Any, **_na
 
 
 def profile_cpu(program: Program) -> Profile:
-    """Duration: the median of several passes. Footprint: the share of the machine's cores that the passes kept busy."""
+    """Duration: the shortest of several passes, since others use the cores, too. Footprint: the share of the cores that
+    the passes kept busy."""
     flops = count_flops(program)  # also the warm-up
     walls: list[list[float]] = [[] for _ in program.graph.operators]
     busy = [0.0] * len(program.graph)
@@ -71,7 +72,7 @@ def profile_cpu(program: Program) -> Profile:
     return Profile(
         tuple(
             OperatorProfile(
-                duration_us=statistics.median(walls[i]) * 1e6,
+                duration_us=min(walls[i]) * 1e6,
                 flops=flops[i],
                 bytes=program.traffic[i],
                 demand=min(1.0, program.traffic[i] / CACHE_BYTES),

@@ -60,6 +60,12 @@ class Choice:
     def sequential(self) -> Candidate:
         return self.candidates[0]
 
+    def confirmed(self, sequential_us: float, chosen_us: float) -> Choice:
+        """With the times of the graphs that were captured to serve."""
+        times = {0: sequential_us, self.winner: chosen_us}
+        again = tuple(replace(c, measured_us=times.get(i, c.measured_us)) for i, c in enumerate(self.candidates))
+        return replace(self, candidates=again)
+
     def falling_back(self, reason: str) -> Choice:
         """Sequential instead of the winner, which is refused for ``reason``."""
         marked = tuple(replace(c, rejected=reason) if i == self.winner else c for i, c in enumerate(self.candidates))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from opara_server.config import DEFAULT_WEIGHTS, MODEL_FILE, ConfigError, ModelConfig
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -44,6 +47,8 @@ class Entry:
         weights = self._weights(config)
         if weights is not None:
             _load_weights(module, weights)
+        elif next(module.parameters(), None) is not None:
+            log.warning("%s: no %s: the weights are as %s makes them", self.name, DEFAULT_WEIGHTS, config.source)
         return module.to(getattr(torch, config.dtype)).eval().requires_grad_(False)
 
     def _weights(self, config: ModelConfig) -> Path | None:
