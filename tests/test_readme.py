@@ -15,7 +15,7 @@ from typer.main import get_command
 from examples.serving import Server, running_server
 from opara_client import cli as client_cli
 from opara_server.commands import app
-from opara_server.config import ModelConfig
+from opara_server.config import BatchingConfig, ModelConfig
 from opara_server.engine.policies import POLICIES
 from opara_server.observe.metrics import Metrics
 
@@ -40,7 +40,8 @@ def targets() -> set[str]:
 
 def test_every_shell_command_is_of_a_program_that_is_tested_here() -> None:
     programs = {line.split()[0] for snippet in snippets("bash") for line in snippet.splitlines()}
-    assert programs == {"make", "opara-server", "opara-client", "docker", "kubectl"}
+    assert programs == {".", "make", "opara-server", "opara-client", "docker", "kubectl"}
+    assert commands(".") == [[".venv/bin/activate"]]  # which `make` makes
 
 
 @pytest.mark.parametrize("arguments", commands("make"))
@@ -84,6 +85,12 @@ def test_the_model_file_is_valid() -> None:
     config = ModelConfig.model_validate(tomllib.loads(snippet))
     example = ModelConfig.load(ROOT / "examples" / "models" / "digits" / "model.toml")
     assert (config.source, config.inputs, config.batch_sizes) == (example.source, example.inputs, example.batch_sizes)
+
+
+def test_every_key_of_a_model_file_is_explained() -> None:
+    (snippet,) = snippets("toml")
+    explained = re.findall(r"^\| `(?:\[batching\]` `)?(\w+)` \| [^|]+ \| [^|]+ \|$", README, re.MULTILINE)
+    assert {*tomllib.loads(snippet), *explained} >= {*ModelConfig.model_fields, *BatchingConfig.model_fields}
 
 
 def test_the_library_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,10 @@ def _factory(source: str, folder: Path) -> Callable[[], object]:
     try:
         found = getattr(import_module(name), attribute, None)
     except ModuleNotFoundError as error:
-        raise RepositoryError(f"{folder}: source {source}: no module named {error.name!r}") from error
+        raise RepositoryError(
+            f"{folder}: source {source}: no module named {error.name!r}, neither installed nor in the folder "
+            "of --app-dir (default: the current one)"
+        ) from error
     if not callable(found):
         raise RepositoryError(f"{folder}: source {source}: {name} has no function {attribute!r}")
     factory: Callable[[], object] = found
