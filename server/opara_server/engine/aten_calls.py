@@ -29,6 +29,18 @@ CHECKS = {
     aten.sym_constrain_range_for_size,
 }
 DETACHES = {aten.detach_}  # writes nothing, whatever its schema says: it forgets gradients, of which there are none
+VIEWS_IN_PLACE = {  # they write no bytes; an export's later nodes take the result, and aliases keep their shape
+    aten.as_strided_.default: aten.as_strided.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.swapaxes_.default: aten.swapaxes.default,
+    aten.swapdims_.default: aten.swapdims.default,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}
+RESIZES = {aten.resize_, aten.resize_as_, aten.set_}
 SHAPE_READS = {aten.sym_size, aten.sym_stride, aten.sym_numel, aten.sym_storage_offset}
 
 
@@ -50,9 +62,11 @@ def written(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[s
             yield from refs(given)
 
 
-def depends_on_data(node: Node) -> bool:
-    """Whether the result is a number, or has a shape, that the export could not know: ``x.item()``, ``x[mask]``."""
-    return bool(free_unbacked_symbols(node.meta.get("val")))
+def refusal(target: torch._ops.OpOverload, node: Node) -> str:
+    """Why a program cannot make this call; empty if it can."""
+    if free_unbacked_symbols(node.meta.get("val")):  # the export could not know it: ``x.item()``, ``x[mask]``
+        return f"{target} makes a number or a shape of data"
+    return f"{target} gives a tensor other memory" if target.overloadpacket in RESIZES else ""
 
 
 def bytes_moved(value: Any) -> int:

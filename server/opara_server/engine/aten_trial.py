@@ -19,9 +19,10 @@ from opara_server.engine.aten_calls import (
     CHECKS,
     DETACHES,
     SHAPE_READS,
+    VIEWS_IN_PLACE,
     bytes_moved,
-    depends_on_data,
     refs,
+    refusal,
     source_line,
     without_idle_mask,
     written,
@@ -174,11 +175,13 @@ class Trial:
             return None
         if packet in DETACHES:
             return args[0]
-        if depends_on_data(node):
-            raise LoweringError(f"{target} makes a number or a shape of data", source_line(node))
+        if reason := refusal(target, node):
+            raise LoweringError(reason, source_line(node))
+        writes = [self._write(ref.value, node) for ref in written(target, args, kwargs)]
+        if target in VIEWS_IN_PLACE:
+            target, writes = VIEWS_IN_PLACE[target], []
         call = without_idle_mask(Call(target, args, kwargs, self._new_value(None)), self._steady_content)
         operands = [ref.value for ref in refs((call.args, call.kwargs))]
-        writes = [self._write(ref.value, node) for ref in written(target, args, kwargs)]
         try:
             call.run(self.values)  # they are numbered as in an environment
         except Exception as error:
