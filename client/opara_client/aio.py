@@ -107,7 +107,8 @@ class AsyncOparaClient:
     ) -> AsyncGenerator[tuple[str, InferResult | OparaError], None]:
         """As ``OparaClient.infer_stream``; ``requests`` is read by a task of its own."""
         feed = AsyncFeed(requests, self._encode_for_stream, max_in_flight)
-        call = self._stub.InferStream(None, timeout=timeout, wait_for_ready=self._wait)
+        with translated():
+            call = self._stub.InferStream(None, timeout=timeout, wait_for_ready=self._wait)
         ending = Ending(call)
         sender = asyncio.create_task(feed.send(call))
         try:

@@ -23,7 +23,7 @@ from opara_client.errors import OparaError
 from opara_client.health import HealthStatus
 from opara_client.inputs import InputError, make_inputs, parse_inputs
 from opara_client.messages import InferResult
-from opara_client.models import Bucket, Candidate, ModelInfo, ModelStatus, TensorSpec
+from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +125,7 @@ def _save(path: Path, result: InferResult) -> None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.save(entry, array)
     except OSError as error:
-        raise InputError(f"--output {path}: {error}") from error
+        raise InputError(f"--output {path}: {error.strerror or error}") from error
 
 
 def _result_json(result: InferResult) -> dict[str, Any]:
@@ -137,9 +137,11 @@ def _result_json(result: InferResult) -> dict[str, Any]:
 
 
 def _model_lines(model: ModelInfo) -> list[str]:
-    lines = [
-        f"{model.name}  {model.state}  on {model.device} ({model.device_name}), {model.max_rows} rows a request at most"
-    ]
+    if model.state is ModelState.READY:
+        where = f"on {model.device} ({model.device_name}), {model.max_rows} rows a request at most"
+    else:
+        where = "the server's log says more"
+    lines = [f"{model.name}  {model.state}  {where}"]
     lines += [f"  input   {_spec(spec)}" for spec in model.inputs]
     lines += [f"  output  {_spec(spec)}" for spec in model.outputs]
     if model.fallback_reason:

@@ -47,7 +47,8 @@ class OparaClient:
 
     Arrays go out in the dtype they have. A model's declared dtypes are fetched with the first request for it and kept:
     another dtype raises InvalidArgument here. Only float32 for a bfloat16 input is converted (see ``tensors``).
-    Every failed call raises an ``OparaError``.
+    What is no numpy array raises TypeError, a call of a closed client ValueError, and every failed call an
+    ``OparaError``.
     """
 
     def __init__(

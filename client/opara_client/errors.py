@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import grpc.aio
 
 
 class OparaError(Exception):
@@ -89,8 +90,13 @@ def error_for(code: grpc.StatusCode | int, message: str) -> OparaError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns gRPC's errors into ours. The one place that does, for sync and asyncio."""
+    """Turns gRPC's errors into ours. The one place that does, for sync and asyncio.
+
+    A call on a closed channel raises ValueError; grpc.aio has an error of its own for that.
+    """
     try:
         yield
+    except grpc.aio.UsageError as error:
+        raise ValueError("the client is closed") from error
     except grpc.RpcError as error:
         raise error_for(error.code(), error.details() or "") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -63,7 +64,9 @@ def _random(random: np.random.Generator, spec: TensorSpec, rows: int) -> Array:
 def _load(path: str) -> Array:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: {error}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: holds several arrays, expected one (.npy)")
@@ -74,9 +77,13 @@ def _from_json(text: str, spec: TensorSpec) -> Array:
     """The literal in the declared dtype, if that holds it: floats may be rounded, anything else must be exact."""
     dtype = numpy_dtype(spec.dtype)
     try:
-        array = np.asarray(json.loads(text))
-    except ValueError as error:  # not JSON, or rows of different lengths
-        raise InputError(f"input {spec.name!r}: {error}") from error
+        literal = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"input {spec.name!r}: not a JSON literal, @FILE.npy or random") from error
+    try:
+        array = np.asarray(literal)
+    except ValueError as error:
+        raise InputError(f"input {spec.name!r}: the literal's rows are not all of one shape") from error
     fits = array.dtype.kind == "b" if dtype.kind == "b" else array.dtype.kind in "iuf"
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype) if fits else array

@@ -44,11 +44,13 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def check_dtypes(inputs: Mapping[str, Array], declared: Mapping[str, str]) -> None:
-    """Raises InvalidArgument for an array whose dtype is not the one its input declares (``declared``: dtype by input).
+    """Raises InvalidArgument for an array whose dtype is not the one its input declares (``declared``: dtype by input),
+    and TypeError for what is no array.
 
     Names that the model does not have are left to the server.
     """
     for name, array in inputs.items():
+        _check_array(name, array)
         have = array.dtype.newbyteorder("=").name
         want = declared.get(name, have)
         if have not in _WIRE_TYPES:
@@ -61,8 +63,10 @@ def check_dtypes(inputs: Mapping[str, Array], declared: Mapping[str, str]) -> No
 def encode(name: str, array: Array, declared: str = "") -> pb.Tensor:
     """``array`` as a wire tensor, in the dtype it has; float32 is rounded where ``declared`` is bfloat16.
 
-    A dtype that the protocol lacks goes out as unspecified and without data, for the server to refuse.
+    A dtype that the protocol lacks goes out as unspecified and without data, for the server to refuse. What is no array
+    raises TypeError: a list has no dtype of its own, and one that is guessed would surprise.
     """
+    _check_array(name, array)
     dtype = array.dtype.newbyteorder("=").name
     if dtype not in _WIRE_TYPES:
         return pb.Tensor(name=name, shape=array.shape)
@@ -83,6 +87,11 @@ def decode(tensor: pb.Tensor) -> Array:
         raise Internal(f"output {tensor.name!r}: the answer has {len(data)} bytes for {name} {list(shape)}")
     array = np.frombuffer(data, stored).reshape(shape)
     return _from_bfloat16(array) if name == "bfloat16" else array
+
+
+def _check_array(name: str, value: object) -> None:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"input {name!r} must be a numpy array, got {type(value).__name__}")
 
 
 def _to_bfloat16(array: Array) -> Array:

@@ -144,6 +144,8 @@ class FakeServer(rpc.InferenceServiceServicer):
             pb.TensorSpec(name=name, data_type=kind, shape=[-1, 2], low=low, high=high)
             for name, kind in model.inputs.items()
         ]
+        if model.state != pb.MODEL_STATE_READY:
+            return pb.GetModelResponse(status=self._status(request.model), inputs=specs)
         return pb.GetModelResponse(
             status=self._status(request.model),
             inputs=specs,

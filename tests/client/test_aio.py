@@ -83,6 +83,14 @@ async def test_closing_ends_what_is_in_flight(server: FakeServer) -> None:
     assert await asyncio.to_thread(server.seen.left.wait, 10)
 
 
+async def test_a_closed_client_says_so(server: FakeServer) -> None:
+    client = AsyncOparaClient(server.target)
+    await client.close()
+    for call in (client.infer("double", {"x": X}), client.models(), anext(client.infer_stream([]))):
+        with pytest.raises(ValueError, match="the client is closed"):
+            await call
+
+
 async def test_unavailable_is_tried_again(server: FakeServer, aclient: AsyncOparaClient) -> None:
     server.models["double"].failures = 2
     np.testing.assert_array_equal((await aclient.infer("double", {"x": X}))["x"], X * 2)

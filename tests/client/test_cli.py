@@ -103,14 +103,17 @@ def test_random_inputs_lie_in_the_declared_range(
         ("x", "double", "expected NAME=@FILE.npy, NAME=JSON or NAME=random"),
         ("=1", "double", "expected NAME="),
         ("y=[1]", "double", "the model has no input 'y'; it has x"),
-        ("x=[1", "double", "input 'x': "),
-        ("x=[[1], [1, 2]]", "double", "input 'x': "),
+        ("x=[1", "double", "input 'x': not a JSON literal, @FILE.npy or random"),
+        ("x=hello", "double", "input 'x': not a JSON literal, @FILE.npy or random"),
+        ("x=" + 50_000 * "[", "double", "input 'x': not a JSON literal, @FILE.npy or random"),
+        ("x=[[1], [1, 2]]", "double", "input 'x': the literal's rows are not all of one shape"),
         ('x=["a"]', "double", "input 'x': the literal does not fit float32"),
         ("x=[1.5]", "echo-int32", "input 'x': the literal does not fit int32"),
         ("x=[300]", "echo-uint8", "input 'x': the literal does not fit uint8"),
         ("x=[true]", "echo-int8", "input 'x': the literal does not fit int8"),
         ("x=[1]", "echo-bool", "input 'x': the literal does not fit bool"),
-        ("x=@nowhere.npy", "double", "nowhere.npy: "),
+        ("x=@nowhere.npy", "double", ": nowhere.npy: No such file or directory\n"),
+        ("x=@/dev/null", "double", "/dev/null: No data left in file"),
     ],
 )
 def test_inputs_that_cannot_be_are_wrong_usage(cli: Cli, value: str, model: str, message: str) -> None:
@@ -174,6 +177,12 @@ def test_one_model_with_its_plan(cli: Cli) -> None:
         "opara, compacted 4 7 90.0 100.0 0.0",
         "nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
     ]
+
+
+def test_a_model_that_is_not_ready_has_no_empty_fields(cli: Cli) -> None:
+    code, out, _ = cli("models", "loading")
+    assert code == 0
+    assert out == "loading  LOADING  the server's log says more\n  input   x  float32 [rows, 2]\n"
 
 
 def test_models_as_json(cli: Cli) -> None:

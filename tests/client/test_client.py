@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,6 +15,7 @@ from opara_client import (
     Cancelled,
     DeadlineExceeded,
     HealthStatus,
+    InferRequest,
     InvalidArgument,
     ModelState,
     NotFound,
@@ -69,6 +71,24 @@ def test_a_wrong_dtype_is_refused_before_it_is_sent(
     with pytest.raises(InvalidArgument, match=message):
         client.infer(model, {"x": array})
     assert server.seen.calls["Infer"] == 0
+
+
+@pytest.mark.parametrize(("value", "kind"), [([[1.0, 2.0]], "list"), (1.0, "float"), (None, "NoneType")])
+def test_what_is_no_array_is_not_made_one(server: FakeServer, client: OparaClient, value: Any, kind: str) -> None:
+    message = f"^input 'x' must be a numpy array, got {kind}$"
+    with pytest.raises(TypeError, match=message):
+        client.infer("double", {"x": value})
+    with pytest.raises(TypeError, match=message):
+        list(client.infer_stream([InferRequest("double", {"x": value})]))
+    assert (server.seen.calls["Infer"], server.seen.streamed) == (0, [])
+
+
+def test_a_closed_client_says_so(server: FakeServer) -> None:
+    client = OparaClient(server.target)
+    client.close()
+    for call in (lambda: client.infer("double", {"x": X}), client.models, lambda: next(client.infer_stream([]))):
+        with pytest.raises(ValueError, match="closed"):
+            call()
 
 
 def test_metadata_is_fetched_once_and_again_after_a_refusal(server: FakeServer, client: OparaClient) -> None:
