@@ -139,7 +139,10 @@ class Application:
         try:
             port = self.metrics.start(host, port)
         except OSError as error:
-            raise StartError(f"cannot serve metrics on {_address(host, port)}: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise StartError(
+                f"cannot serve metrics on {_address(host, port)} (--metrics-host, --metrics-port): {reason}"
+            ) from None
         self.metrics_address = _address(host, port)
 
     async def _listen(self) -> None:
@@ -153,7 +156,7 @@ class Application:
         try:
             port = self._server.add_insecure_port(_address(host, port))
         except RuntimeError:  # gRPC has logged why
-            raise StartError(f"cannot listen on {_address(host, port)}: is the port in use?") from None
+            raise StartError(f"cannot listen on {_address(host, port)} (--host, --port): is the port in use?") from None
         self.grpc_address = _address(host, port)
         await self._server.start()
 

@@ -6,7 +6,7 @@ import json
 import sys
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -41,8 +41,14 @@ def _options_of_config() -> list[Parameter]:
     for name, field in ServerConfig.model_fields.items():
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         flag = "--" + name.removesuffix("_s").replace("_", "-")
-        option = typer.Option(flag, help=field.description, show_default=str(default) if default else False)
-        kind: object = Annotated[bool if field.annotation is bool else str, option]
+        is_switch = field.annotation is bool
+        option = typer.Option(
+            flag,
+            help=field.description,
+            show_default=False if is_switch or default is None else str(default),
+            metavar="|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else None,
+        )
+        kind: object = Annotated[bool if is_switch else str, option]
         missing = Parameter.empty if field.is_required() else None
         parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=missing, annotation=kind))
     return parameters

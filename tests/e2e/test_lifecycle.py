@@ -152,7 +152,10 @@ def test_a_port_in_use_is_one_readable_line(small: Path) -> None:
         port = taken.getsockname()[1]
         ended = run("serve", f"--models={small}", f"--port={port}", "--metrics-port=0", cwd=small)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert f"opara-server: cannot listen on 127.0.0.1:{port}: is the port in use?" in ended.stderr.splitlines()
+    assert (
+        f"opara-server: cannot listen on 127.0.0.1:{port} (--host, --port): is the port in use?"
+        in ended.stderr.splitlines()
+    )
 
 
 def test_a_bad_option_is_one_readable_line(small: Path) -> None:

@@ -1,0 +1,26 @@
+"""What ``opara-server serve --help`` says of each option."""
+
+from __future__ import annotations
+
+from typer.core import TyperGroup
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from opara_server.commands import app
+from opara_server.config import ServerConfig
+
+
+def test_every_setting_has_an_option_and_what_it_does() -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    options = {option.name: option for option in group.commands["serve"].params}
+    assert {*ServerConfig.model_fields, "app_dir"} == options.keys()
+    assert [name for name, option in options.items() if not getattr(option, "help", "")] == []
+
+
+def test_choices_and_defaults_are_shown() -> None:
+    said = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "--log-format text|json" in said
+    assert "--log-level debug|info|warning|error" in said
+    for name, default in (("--drain-delay", "0.0"), ("--grace", "30.0"), ("--port", "50051")):
+        assert f"[default: ({default})]" in said.partition(f"{name} ")[2].partition("│ │")[0], name
