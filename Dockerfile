@@ -1,7 +1,8 @@
 # The server with PyTorch in one image, models mounted at /models. Without arguments it is for CPUs:
 #   docker build -t opara-serve .
 # For GPUs, take the torch version that the kernels are verified with, and the index that has its CUDA build:
-#   docker build -t opara-serve:cuda --build-arg TORCH_VERSION=2.11.0 --build-arg TORCH_INDEX_URL=<index> .
+#   docker build -t opara-serve:cuda --build-arg TORCH_VERSION=2.11.0 --build-arg TORCH_INDEX_URL="$INDEX" .
+# INDEX is what PyTorch's "Get started" page gives as --index-url, for example https://.../whl/cu130 (CUDA 13.0), or .../whl/cpu.
 #   docker run --gpus all ...
 # CUDA's user-space libraries come with that build of torch; the driver comes from the host.
 ARG BASE_IMAGE=python:3.12-slim

@@ -91,6 +91,12 @@ def test_a_pod_may_take_as_long_to_end_as_its_drain() -> None:
     assert config.drain_delay_s > noticed_s, "the pod would stop serving before anyone has noticed"
 
 
+def test_torch_starts_as_many_threads_as_the_pod_asks_for_processors() -> None:
+    (threads,) = [variable for variable in server_container()["env"] if variable["name"] == "OMP_NUM_THREADS"]
+    assert threads["valueFrom"] == {"resourceFieldRef": {"resource": "requests.cpu"}}
+    assert int(server_container()["resources"]["requests"]["cpu"]) >= 1
+
+
 def test_the_pod_can_write_only_where_something_is_mounted() -> None:
     assert pod()["securityContext"]["runAsNonRoot"] is True
     assert server_container()["securityContext"]["readOnlyRootFilesystem"] is True
