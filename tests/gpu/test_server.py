@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from opara_client import OparaClient
+from opara_client import HealthStatus, Internal, OparaClient, Unavailable
 from tests.e2e.server_process import running
 from tests.gpu.nets import googlenet
 
@@ -48,3 +48,29 @@ def test_concurrent_requests_to_googlenet_are_answered_as_eager_would(tmp_path: 
             expected = module(torch.from_numpy(image).cuda()).cpu().float().numpy()
         (logits,) = answer.outputs.values()
         assert np.linalg.norm(logits.astype(np.float32) - expected) <= 2e-2 * np.linalg.norm(expected)
+
+
+LOOKS = """
+source = "python:tests.gpu.nets:Looks"
+batch_sizes = [2]
+device = "cuda"
+
+[[inputs]]
+name = "x"
+dtype = "float32"
+shape = [3]
+"""
+
+
+def test_a_lost_gpu_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "looks"
+    folder.mkdir(parents=True)
+    (folder / "model.toml").write_text(LOOKS)
+    with running(tmp_path / "models") as server, OparaClient(server.grpc) as client:
+        assert client.health("looks") == HealthStatus.SERVING
+        client.infer("looks", {"x": np.ones((1, 3), np.float32)})
+        with pytest.raises(Internal):  # a device-side assertion: nothing of this process can use the GPU any more
+            client.infer("looks", {"x": np.full((1, 3), 1e6, np.float32)})
+        assert client.health() == client.health("looks") == HealthStatus.NOT_SERVING
+        with pytest.raises(Unavailable):
+            client.infer("looks", {"x": np.ones((1, 3), np.float32)}, timeout=5.0)
