@@ -128,6 +128,7 @@ def demo(console: Console) -> bool:
     """Whether the served model is as good as it should be and answers batches as it answers single images."""
     _, held_out = training_and_held_out()
     console.print("starting a server: it exports, measures, captures and verifies the model")
+    console.print("half of the processors are left to the client, unless OMP_NUM_THREADS is set")
     with running_server() as server:
         console.print(f"serving     gRPC on {server.grpc}")
         with OparaClient(server.grpc) as client:
@@ -146,7 +147,9 @@ def demo(console: Console) -> bool:
         if model.fallback_reason:
             console.print(f"one sequential graph, because {model.fallback_reason}")
         url = f"http://{server.metrics}/metrics"
-        console.print(f"metrics     {url}, for example:")
+        console.print(f"metrics     {url}")
+        rows = len(single.digits) + len(batched.digits)
+        console.print(f"            after {rows} rows: each image alone, and again in a batch")
         for line in metric_lines(url):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     console.print("the server has stopped cleanly")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -47,6 +48,9 @@ def test_the_demo_serves_real_images_and_reports(capsys: pytest.CaptureFixture[s
     ):
         assert expected in said
     assert "the same answers" in said
+    assert re.search(r"^metrics +http://[\d.:]+/metrics$", said, re.MULTILINE)
+    assert "after 720 rows" in said
+    assert 'opara_rows_total{model="digits"} 720.0' in said
     assert said.rstrip().endswith("the server has stopped cleanly")
 
 
