@@ -79,7 +79,7 @@ def verdict(bucket: Bucket, opara: Candidate) -> str:
         return "slower: not chosen"
     if bucket.policy == "sequential":
         return "hardly faster: not chosen"
-    return "faster, but not the fastest"
+    return "faster, but another was chosen"
 
 
 def plan_table(model: ModelInfo) -> Table:

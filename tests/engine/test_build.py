@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from opara_server.engine.build import CompiledModel, compile_model
+from opara_server.engine.build import compile_model
 from opara_server.engine.errors import CaptureError, DeviceError, ModelError, VerificationError
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.spec import TensorSpec
-from opara_server.engine.tensors import fill_random
-from tests.engine.devices import ScriptedDevice, Spoil, nothing
+from tests.engine.compiling import TWO_BUCKETS, assert_right, compiled, on_several_streams, streams_are_fast, wrong
+from tests.engine.devices import ScriptedDevice
 from tests.engine.models import IMAGE, ROW, Branches, ConvBranches, Counter, Function
-
-TWO_BUCKETS = BuildOptions((1, 4))
-
-
-def streams_are_fast(streams: int, _replay: int) -> float:
-    return 100.0 if streams == 1 else 50.0 + streams
-
-
-def compiled(module: nn.Module, specs: tuple[TensorSpec, ...] = ROW, **options: Any) -> CompiledModel:
-    device = options.pop("device", None) or ScriptedDevice(streams_are_fast)
-    return compile_model("small", module.eval(), specs, device, replace(TWO_BUCKETS, **options))
-
-
-def assert_right(model: CompiledModel, module: nn.Module) -> None:
-    with model.device.bind():
-        for bucket in model.buckets:
-            graph = model.graph(bucket)
-            fill_random(graph.inputs, model.inputs)
-            expected = module(*[tensor.clone() for tensor in graph.inputs])
-            graph.replay()
-            assert all(len(output) == bucket for output in graph.outputs)
-            torch.testing.assert_close(model.rebuild(graph.outputs), expected)
 
 
 def test_the_plan_tells_what_runs() -> None:
@@ -81,26 +55,6 @@ def test_progress_only_grows() -> None:
     assert "capturing and verifying batch size 1" in [what for what, _ in told]
 
 
-def test_a_saved_plan_is_reused_and_keeps_all_measurements(tmp_path: Path) -> None:
-    module = Branches()
-    first = compiled(module, cache_dir=tmp_path)
-    (file,) = tmp_path.iterdir()
-    saved = file.read_bytes()
-    device = ScriptedDevice(streams_are_fast)
-    second = compiled(module, cache_dir=tmp_path, device=device)
-    assert (first.plan.reused, second.plan.reused) == (False, True)
-    assert file.read_bytes() == saved
-    for before, after in zip(first.plan.buckets, second.plan.buckets, strict=True):
-        assert after.reused
-        assert (after.policy, after.compact) == (before.policy, before.compact)
-        assert {(c.policy, c.compact) for c in after.candidates} >= {(c.policy, c.compact) for c in before.candidates}
-    assert len(device.graphs) == 2 * (2 + 2)  # per bucket sequential and the choice are measured, the latter serves,
-    # and is measured once more against the former
-    assert_right(second, module)
-    for model in (first, second):
-        model.close()
-
-
 def test_what_is_slower_when_it_serves_gives_way(caplog: pytest.LogCaptureFixture) -> None:
     device = ScriptedDevice()
     # fast while candidates are compared, whose graphs are closed then; slow as the graph that is to serve
@@ -115,57 +69,6 @@ def test_what_is_slower_when_it_serves_gives_way(caplog: pytest.LogCaptureFixtur
     assert "which runs" in caplog.text
     assert_right(model, module)
     model.close()
-
-
-def test_a_reused_plan_is_verified_again(tmp_path: Path) -> None:
-    module = Branches()
-    compiled(module, cache_dir=tmp_path).close()
-    model = compiled(module, cache_dir=tmp_path, device=ScriptedDevice(streams_are_fast, spoil=on_several_streams))
-    assert [bucket.policy for bucket in model.plan.buckets] == ["sequential"] * 2
-    model.close()
-
-
-def test_other_conditions_other_plans(tmp_path: Path) -> None:
-    other_weights = Branches()
-    with torch.no_grad():
-        next(other_weights.parameters())[0, 0] += 1e-6
-    one: dict[str, Any] = {"batch_sizes": (2,), "policy": "nimble"}
-    variants: list[tuple[nn.Module, dict[str, Any]]] = [
-        (Branches(), one),
-        (other_weights, one),
-        (Branches(3), one),
-        (Branches(), one | {"batch_sizes": (2, 3)}),
-        (Branches(), one | {"policy": "opara"}),
-        (Branches(), one | {"tolerance": 1e-3}),
-        (Branches(), one | {"channels_last": True}),
-        (Branches(), one | {"specs": (replace(ROW[0], low=0.0, high=1.0),)}),
-    ]
-    for number, (module, options) in enumerate(variants):
-        model = compiled(module, cache_dir=tmp_path, **options)
-        assert not model.plan.reused
-        assert len(list(tmp_path.iterdir())) == number + 1
-        model.close()
-
-
-def test_a_damaged_plan_is_measured_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    module = Branches()
-    compiled(module, cache_dir=tmp_path).close()
-    (file,) = tmp_path.iterdir()
-    data = json.loads(file.read_text())
-    data["plan"]["buckets"][0].pop("policy")
-    file.write_text(json.dumps(data))
-    model = compiled(module, cache_dir=tmp_path)
-    assert not model.plan.reused
-    assert "ignoring the saved plan" in caplog.text
-    model.close()
-
-
-def wrong(_replay: int, outputs: Sequence[Tensor]) -> None:
-    outputs[0][0, 0] += 1
-
-
-def on_several_streams(streams: int) -> Spoil:
-    return wrong if streams > 1 else nothing
 
 
 def test_a_schedule_with_wrong_numbers_gives_way_to_sequential(caplog: pytest.LogCaptureFixture) -> None:
@@ -273,18 +176,6 @@ def test_every_run_starts_from_the_inputs_that_were_copied_in(build: type[nn.Mod
         for _ in range(20):
             graph.replay()
             assert torch.equal(graph.outputs[0], module(given.clone()))
-    model.close()
-
-
-def test_a_saved_plan_that_names_no_policy_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    compiled(Branches(), cache_dir=tmp_path).close()
-    (path,) = tmp_path.glob("*.json")
-    saved = json.loads(path.read_text())
-    saved["plan"]["buckets"][0]["policy"] = "bogus"
-    path.write_text(json.dumps(saved))
-    model = compiled(Branches(), cache_dir=tmp_path)
-    assert not model.plan.reused
-    assert "unknown policy 'bogus'" in caplog.text
     model.close()
 
 
