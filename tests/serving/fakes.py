@@ -71,8 +71,6 @@ class FakeDevice:
 
 
 class FakeGraph:
-    peak_bytes = 0
-
     def __init__(
         self,
         device: FakeDevice,
