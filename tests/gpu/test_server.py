@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from opara_client import HealthStatus, Internal, OparaClient, Unavailable
-from tests.e2e.server_process import running
+from tests.e2e.server_process import PATIENCE_S, running
 from tests.gpu.nets import googlenet
 
 GOOGLENET = """
@@ -71,6 +72,9 @@ def test_a_lost_gpu_is_noticed(tmp_path: Path) -> None:
         client.infer("looks", {"x": np.ones((1, 3), np.float32)})
         with pytest.raises(Internal):  # a device-side assertion: nothing of this process can use the GPU any more
             client.infer("looks", {"x": np.full((1, 3), 1e6, np.float32)})
+        end = time.monotonic() + PATIENCE_S  # the failed request is answered first, the device is looked at then
+        while client.health("looks") == HealthStatus.SERVING and time.monotonic() < end:
+            time.sleep(0.05)
         assert client.health() == client.health("looks") == HealthStatus.NOT_SERVING
         with pytest.raises(Unavailable):
             client.infer("looks", {"x": np.ones((1, 3), np.float32)}, timeout=5.0)
