@@ -151,14 +151,14 @@ def _winner(candidates: Sequence[Candidate], timed: Sequence[Timing | None]) -> 
     return min(as_fast, key=lambda number: (candidates[number].peak_bytes, able[number].median), default=0)
 
 
-def measure(graphs: Sequence[CapturedGraph], device: Device) -> list[Timing]:
-    """Replay the graphs in turns, A B C A B C, and time each with the device's own clock.
+def measure(graphs: Sequence[CapturedGraph], device: Device, seconds: float = MEASURE_SECONDS) -> list[Timing]:
+    """Replay the graphs in turns, A B C A B C, for ``seconds`` each, and time each with the device's own clock.
 
     An untimed replay goes ahead of each timed one: it warms the caches for all alike and keeps a GPU busy while the CPU
     enqueues what is timed.
     """
     samples: list[list[float]] = [[] for _ in graphs]
-    for _ in _rounds(graphs, device):
+    for _ in _rounds(graphs, device, seconds):
         stamps = []
         for graph in graphs:
             graph.replay()
@@ -171,7 +171,7 @@ def measure(graphs: Sequence[CapturedGraph], device: Device) -> list[Timing]:
     return [_timing(times) for times in samples]
 
 
-def _rounds(graphs: Sequence[CapturedGraph], device: Device) -> Iterator[int]:
+def _rounds(graphs: Sequence[CapturedGraph], device: Device, seconds: float) -> Iterator[int]:
     """As many rounds as fit the time per candidate, judged by one that is not counted."""
     device.synchronize()
     begin = device.stamp()
@@ -182,7 +182,7 @@ def _rounds(graphs: Sequence[CapturedGraph], device: Device) -> Iterator[int]:
     device.synchronize()
     round_seconds = begin.elapsed_us(end) / 1e6
     least, most = ROUNDS
-    yield from range(min(most, max(least, int(MEASURE_SECONDS * len(graphs) / max(round_seconds, 1e-9)))))
+    yield from range(min(most, max(least, int(seconds * len(graphs) / max(round_seconds, 1e-9)))))
 
 
 def _timing(samples: Sequence[float]) -> Timing:

@@ -1,0 +1,206 @@
+"""How well the simulator predicts: measured schedules as data, and what the simulator says of the same ones.
+
+    python -m bench.prediction bench/data/schedules/*.json.gz
+
+Needs neither torch nor a GPU: ``bench.simulator`` measured once, and a change to the simulator or to its numbers can be
+judged anywhere.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import StatisticsError, correlation, median
+from typing import Annotated, Any
+
+import typer
+
+from opara_server.engine.graph import OperatorGraph
+from opara_server.engine.profile import Profile
+from opara_server.engine.schedule import Schedule, Step
+from opara_server.engine.simulate import Latency, simulate
+
+RANDOM = "random"
+TOP = 5
+CLOSE = 1.03  # times the best
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``median_us``: of replays; ``spread``: how uncertain it is, as a share of it (``select.Timing``)."""
+
+    schedule: Schedule
+    median_us: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """Schedules of one model in one bucket, measured in turns on one device."""
+
+    model: str
+    lowering: str
+    dtype: str
+    batch: int
+    environment: dict[str, Any]
+    graph: OperatorGraph
+    profile: Profile
+    measured: tuple[Measured, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.lowering}-{self.dtype}-{self.batch}"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``rank_correlation``: Spearman's over the random schedules, None where they are all alike; ``error``: the median
+    of |predicted / measured - 1| over all; ``scale``: the median of predicted / measured; ``top``: the best measured
+    time among the TOP predicted fastest, over the best of all; ``range``: the slowest random schedule's time over the
+    fastest's."""
+
+    model: str
+    lowering: str
+    dtype: str
+    batch: int
+    schedules: int
+    range: float
+    rank_correlation: float | None
+    error: float
+    scale: float
+    top: float
+
+
+def evaluate(record: Record, latency: Latency) -> Accuracy:
+    predicted = [simulate(record.graph, m.schedule, record.profile, latency).makespan_us for m in record.measured]
+    measured = [m.median_us for m in record.measured]
+    random = [i for i, m in enumerate(record.measured) if m.schedule.policy == RANDOM]
+    ratios = [p / m for p, m in zip(predicted, measured, strict=True)]
+    first = sorted(range(len(predicted)), key=predicted.__getitem__)[:TOP]
+    return Accuracy(
+        record.model,
+        record.lowering,
+        record.dtype,
+        record.batch,
+        schedules=len(measured),
+        range=max(measured[i] for i in random) / min(measured[i] for i in random),
+        rank_correlation=spearman([predicted[i] for i in random], [measured[i] for i in random]),
+        error=median(abs(ratio - 1) for ratio in ratios),
+        scale=median(ratios),
+        top=min(measured[i] for i in first) / min(measured),
+    )
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation; None where one of the two is constant or has fewer than two values."""
+    try:
+        return correlation(_ranks(first), _ranks(second))
+    except StatisticsError:
+        return None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """From 1; equal values share the mean of theirs."""
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(values), 1):
+        places.setdefault(value, []).append(place)
+    return [sum(places[value]) / len(places[value]) for value in values]
+
+
+def table(accuracies: Sequence[Accuracy]) -> str:
+    lines = [
+        "| model | lowering | schedules | slowest / fastest | rank correlation | median error | predicted / measured "
+        f"| best of top {TOP} / best |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for a in accuracies:
+        rank = "–" if a.rank_correlation is None else f"{a.rank_correlation:.3f}"
+        lines.append(
+            f"| {a.model} {a.dtype} ×{a.batch} | {a.lowering} | {a.schedules} | {a.range:.2f} | {rank} | {a.error:.1%} "
+            f"| {a.scale:.3f} | {a.top:.3f}{'' if a.top <= CLOSE else ' (missed)'} |"
+        )
+    known = [a.rank_correlation for a in accuracies if a.rank_correlation is not None]
+    if known:
+        held = sum(a.top <= CLOSE for a in accuracies)
+        lines += [
+            "",
+            f"Median rank correlation {median(known):.3f}; the top {TOP} hold one within {CLOSE - 1:.0%} of the best "
+            f"in {held} of {len(accuracies)}.",
+        ]
+    return "\n".join(lines)
+
+
+def save(record: Record, folder: Path) -> Path:
+    """As gzipped JSON: a schedule is its order, streams and waits, each a list in launch order."""
+    data = {
+        "model": record.model,
+        "lowering": record.lowering,
+        "dtype": record.dtype,
+        "batch": record.batch,
+        "environment": record.environment,
+        "graph": record.graph.to_json(),
+        "profile": record.profile.to_json(),
+        "schedules": [
+            {
+                "policy": m.schedule.policy,
+                "order": m.schedule.order,
+                "streams": [step.stream for step in m.schedule.steps],
+                "waits": [step.waits for step in m.schedule.steps],
+                "urgent": sorted(m.schedule.urgent),
+                "median_us": round(m.median_us, 3),
+                "spread": round(m.spread, 6),
+            }
+            for m in record.measured
+        ],
+    }
+    path = folder / f"{record.name}.json.gz"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0))
+    return path
+
+
+def load(path: Path) -> Record:
+    data = json.loads(gzip.decompress(path.read_bytes()))
+    return Record(
+        data["model"],
+        data["lowering"],
+        data["dtype"],
+        data["batch"],
+        data["environment"],
+        OperatorGraph.from_json(data["graph"]),
+        Profile.from_json(data["profile"]),
+        tuple(Measured(_schedule(s), s["median_us"], s["spread"]) for s in data["schedules"]),
+    )
+
+
+def _schedule(data: dict[str, Any]) -> Schedule:
+    steps = zip(data["order"], data["streams"], data["waits"], strict=True)
+    return Schedule(data["policy"], tuple(Step(o, s, tuple(w)) for o, s, w in steps), frozenset(data["urgent"]))
+
+
+def report(records: Sequence[Record], latency: Latency, output: Path) -> str:
+    """Evaluate, write ``output`` as JSON and beside it the table, which is returned."""
+    accuracies = [evaluate(record, latency) for record in records]
+    environments = {json.dumps(record.environment, sort_keys=True): record.environment for record in records}
+    result = {
+        "environments": list(environments.values()),
+        "latency": asdict(latency),
+        "results": [asdict(a) for a in accuracies],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    text = table(accuracies)
+    output.with_suffix(".md").write_text(text + "\n")
+    return text
+
+
+def main(records: list[Path], output: Annotated[Path, typer.Option()] = Path("bench/results/simulator.json")) -> None:
+    """Evaluate measured schedules with the simulator as it is now."""
+    typer.echo(report([load(path) for path in records], Latency(), output))
+
+
+if __name__ == "__main__":
+    typer.run(main)

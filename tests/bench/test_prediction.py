@@ -1,0 +1,92 @@
+"""The measurement of the simulator, on schedules whose measured times are made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+from bench.prediction import Measured, Record, evaluate, load, report, save, spearman, table
+from opara_server.engine.policies import make_schedule
+from opara_server.engine.random_schedules import random_schedules
+from opara_server.engine.simulate import Latency, simulate
+from tests.engine.dags import googlenet, random_profile
+
+GRAPH = googlenet()
+PROFILE = random_profile(GRAPH, Random(1))
+SCHEDULES = [make_schedule(GRAPH, PROFILE, "sequential"), *random_schedules(GRAPH, 12, 0)]
+PREDICTED = [simulate(GRAPH, schedule, PROFILE, Latency()).makespan_us for schedule in SCHEDULES]
+
+
+def record(measured: Callable[[float], float]) -> Record:
+    """``measured`` of the predicted time of each."""
+    times = zip(SCHEDULES, PREDICTED, strict=True)
+    return Record(
+        "net",
+        "aten",
+        "float16",
+        1,
+        {"gpu": "none"},
+        GRAPH,
+        PROFILE,
+        tuple(Measured(s, measured(p), 0.01) for s, p in times),
+    )
+
+
+def test_a_device_that_is_twice_as_fast_is_ranked_without_fault() -> None:
+    accuracy = evaluate(record(lambda predicted: predicted / 2), Latency())
+    assert accuracy.rank_correlation == pytest.approx(1)
+    assert accuracy.scale == pytest.approx(2)
+    assert accuracy.error == pytest.approx(1)
+    assert accuracy.top == 1
+    assert accuracy.schedules == 13
+    assert accuracy.range == pytest.approx(max(PREDICTED[1:]) / min(PREDICTED[1:]))
+
+
+def test_a_device_on_which_slow_is_fast_is_ranked_backwards_and_its_best_is_missed() -> None:
+    accuracy = evaluate(record(lambda predicted: 1e6 / predicted), Latency())
+    assert accuracy.rank_correlation == pytest.approx(-1)
+    assert accuracy.top == pytest.approx(max(PREDICTED) / sorted(PREDICTED)[4])
+    assert "(missed)" in table([accuracy])
+
+
+def test_the_policies_do_not_count_for_the_rank_but_for_the_top() -> None:
+    spoilt = record(lambda predicted: predicted)
+    sequential = Measured(SCHEDULES[0], 1.0, 0.01)
+    accuracy = evaluate(Record(**{**vars(spoilt), "measured": (sequential, *spoilt.measured[1:])}), Latency())
+    assert accuracy.rank_correlation == pytest.approx(1)
+    assert accuracy.top == pytest.approx(min(PREDICTED))
+
+
+def test_a_record_survives_a_file(tmp_path: Path) -> None:
+    saved = record(lambda predicted: round(predicted, 3))
+    path = save(saved, tmp_path / "new")
+    assert path.name == "net-aten-float16-1.json.gz"
+    assert load(path) == saved
+    assert path.read_bytes() == save(saved, tmp_path).read_bytes()
+
+
+def test_a_report_is_a_table_and_its_data(tmp_path: Path) -> None:
+    output = tmp_path / "results" / "simulator.json"
+    text = report([record(lambda predicted: predicted), record(lambda predicted: 1e6 / predicted)], Latency(), output)
+    assert output.with_suffix(".md").read_text() == text + "\n"
+    assert "hold one within 3% of the best in 1 of 2" in text
+    written = json.loads(output.read_text())
+    assert written["environments"] == [{"gpu": "none"}]
+    assert [round(result["rank_correlation"]) for result in written["results"]] == [1, -1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2))
+def test_spearman_is_scipys_ties_included(pairs: list[tuple[int, int]]) -> None:
+    first, second = zip(*pairs, strict=True)
+    found = spearman(first, second)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(spearmanr(first, second).statistic)
