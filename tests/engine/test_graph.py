@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from tests.engine.dags import dags, programs, true_order
@@ -51,6 +52,45 @@ def test_an_in_place_write_waits_for_earlier_readers_and_later_readers_wait_for_
     ]
     graph = OperatorGraph.from_accesses(operators, buffers)
     assert graph.predecessors == ((), (0,), (0, 1), (2,), ())
+
+
+class Slices:
+    """Operators by the part of the one buffer that each touches."""
+
+    def __init__(self, *parts: set[int]) -> None:
+        self._parts = parts
+
+    def apart(self, first: int, second: int, buffer: int) -> bool:  # noqa: ARG002
+        return not self._parts[first] & self._parts[second]
+
+    def covers(self, first: int, second: int, buffer: int) -> bool:  # noqa: ARG002
+        return self._parts[first] <= self._parts[second]
+
+
+def test_those_who_fill_a_buffer_side_by_side_do_not_wait_for_each_other() -> None:
+    write, read = Operator("w", "t", (), (0,)), Operator("r", "t", (0,), (1,))
+    graph = OperatorGraph.from_accesses([write, write, read, write], [Buffer(4)] * 2, Slices({0}, {1}, {0, 1}, {1}))
+    assert graph.predecessors == ((), (), (0, 1), (1, 2))
+
+
+def test_a_reader_of_one_part_waits_for_its_writers_alone() -> None:
+    write, read = Operator("w", "t", (), (0,)), Operator("r", "t", (0,), ())
+    parts = Slices({0, 1, 2}, {0}, {1, 2}, {0}, {0, 1}, {2})
+    graph = OperatorGraph.from_accesses([write, write, write, read, write, read], [Buffer(4)], parts)
+    assert graph.predecessors == ((), (0,), (0,), (0, 1), (0, 1, 2, 3), (0, 2))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 3), min_size=1)), max_size=14))
+def test_conflicts_over_parts_are_ordered(accesses: list[tuple[bool, set[int]]]) -> None:
+    operators = [Operator("o", "t", () if writes else (0,), (0,) if writes else ()) for writes, _ in accesses]
+    graph = OperatorGraph.from_accesses(operators, [Buffer(4)], Slices(*(part for _, part in accesses)))
+    past = true_order(graph)
+    for (first, (writes, one)), (second, (also, two)) in combinations(enumerate(accesses), 2):
+        if (writes or also) and one & two:
+            assert past[second] >> first & 1
+        elif first in graph.predecessors[second]:
+            raise AssertionError(f"{second} waits for {first} without need")
 
 
 def test_predecessors_keep_argument_order() -> None:

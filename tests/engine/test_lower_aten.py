@@ -80,34 +80,48 @@ def test_static_export(name: str) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_edges_are_those_of_storages_as_they_change(name: str) -> None:
     program = lowered(ZOO[name])
-    reads, writes = observed_accesses(program)
+    accesses = observed_accesses(program)
     past = [0] * len(program.graph)
-    for second in range(len(program.graph)):
-        for first in range(second):
-            if writes[first] & (reads[second] | writes[second]) or reads[first] & writes[second]:
+    for second, (after, touched_after) in enumerate(accesses):
+        for first, (before, touched_before) in enumerate(accesses[:second]):
+            if any(
+                touched_before[s] & touched_after[s]
+                for s in touched_before.keys() & touched_after.keys() & (before | after)
+            ):
                 past[second] |= past[first] | 1 << first
     closure = program.graph.descendants
     for first in range(len(program.graph)):
         assert closure[first] == sum(1 << second for second, p in enumerate(past) if p >> first & 1), first
 
 
-def observed_accesses(program: Program) -> tuple[list[set[int]], list[set[int]]]:
-    """Per operator the storages that its arguments lie in, and those that are new or have other bytes after it."""
+def observed_accesses(program: Program) -> list[tuple[set[int], dict[int, set[int]]]]:
+    """Per operator the storages that are new or have other bytes after it, and by storage the bytes that its arguments
+    cover; of a new one all."""
     environment = program.new_environment()
     everything: dict[int, Tensor] = {}
-    reads, writes = [], []
+    found = []
     for operator, body in enumerate(program.bodies):
-        arguments = [environment[ref.value] for call in body for ref in references((call.args, dict(call.kwargs)))]
-        reads.append({storage_of(tensor) for tensor in tensors_in(arguments)})
+        references_in = [ref for call in body for ref in references((call.args, dict(call.kwargs)))]
+        touched: dict[int, set[int]] = {}
+        for tensor in tensors_in([environment[ref.value] for ref in references_in]):
+            touched.setdefault(storage_of(tensor), set()).update(places_of(tensor))
         collect(environment, everything)
         before = {storage: bytes_of(tensor) for storage, tensor in everything.items()}
         program.run(operator, environment)
         collect(environment, everything)
-        changed = {
-            s for s, tensor in everything.items() if s not in before or not torch.equal(before[s], bytes_of(tensor))
-        }
-        writes.append(changed)
-    return reads, writes
+        new = everything.keys() - before
+        changed = {s for s in before if not torch.equal(before[s], bytes_of(everything[s]))}
+        touched.update({s: set(range(everything[s].untyped_storage().nbytes())) for s in new})
+        found.append((changed | new, touched))
+    return found
+
+
+def places_of(tensor: Tensor) -> set[int]:
+    """The bytes of its storage that hold its elements."""
+    size = tensor.element_size()
+    numbers = torch.arange(tensor.untyped_storage().nbytes() // size)
+    elements = numbers.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten().tolist()
+    return {element * size + byte for element in elements for byte in range(size)}
 
 
 def references(arguments: Any) -> Iterator[Ref]:
@@ -181,7 +195,7 @@ def two_halves(x: Tensor) -> Tensor:
                 ("add", (5, 3)),
             ],
         ),
-        (of(two_halves), [("copy_", ()), ("copy_", (0,)), ("mul", (1,))]),
+        (of(two_halves), [("copy_", ()), ("copy_", (0,)), ("mul", (0, 1))]),
         (of(lambda x: x + torch.arange(8) + torch.zeros(8).exp()), [("add", ()), ("add", (0,))]),
         (of(lambda x: x + torch.rand(8)), [("rand", ()), ("add", (0,))]),
         (of(lambda x: x + torch.zeros(8).add_(1)), [("zeros", ()), ("add_", (0,)), ("add", (1,))]),

@@ -1,7 +1,8 @@
 """The operator graph: what a model's forward pass executes, and what must happen before what.
 
-Operators and buffers are plain data. Edges follow from the buffers each operator reads and writes: a reader waits
-for the last writer, a writer waits for the last writer and for everyone who has read since. No torch in here.
+Operators and buffers are plain data. Edges follow from the buffers each operator reads and writes: a reader waits for
+those who wrote what it reads, a writer for those who wrote it before and for everyone who has read it since. No torch
+in here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from opara_server.engine.matching import maximum_matching
 
@@ -23,6 +24,32 @@ class Kind(StrEnum):
     CONSTANT = "constant"  # weights and whatever is computed from weights alone: as old as the model
     ACTIVATION = "activation"  # made and last read within one replay
     OUTPUT = "output"  # made within one replay, read by the caller after it
+    ARENA = "arena"  # as ACTIVATION, but there from the start: a plan, not the allocator, says in which bytes
+
+
+class Parts(Protocol):
+    """Which parts of a buffer operators touch."""
+
+    def apart(self, first: int, second: int, buffer: int) -> bool:
+        """Whether they touch different parts."""
+        ...
+
+    def covers(self, first: int, second: int, buffer: int) -> bool:
+        """Whether the second touches every part that the first touches."""
+        ...
+
+
+class _Whole:
+    """Every operator touches all of each of its buffers."""
+
+    def apart(self, first: int, second: int, buffer: int) -> bool:  # noqa: ARG002
+        return False
+
+    def covers(self, first: int, second: int, buffer: int) -> bool:  # noqa: ARG002
+        return True
+
+
+_WHOLE = _Whole()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +68,34 @@ class Operator:
     target: str
     reads: tuple[int, ...] = ()
     writes: tuple[int, ...] = ()
+
+
+class _Accesses:
+    """Of one buffer: those who have written and read it, less those whom everyone waits for by way of a later one."""
+
+    def __init__(self, buffer: int, parts: Parts) -> None:
+        self._buffer = buffer
+        self._parts = parts
+        self._writers: list[int] = []
+        self._readers: list[int] = []
+
+    def read(self, operator: int) -> list[int]:
+        """Returns whom to wait for."""
+        self._readers.append(operator)
+        return self._in_the_way(self._writers, operator)
+
+    def write(self, operator: int) -> list[int]:
+        """Returns whom to wait for."""
+        found = [*self._in_the_way(self._writers, operator), *self._in_the_way(self._readers, operator)]
+        self._writers = [*self._uncovered(self._writers, operator), operator]
+        self._readers = self._uncovered(self._readers, operator)
+        return found
+
+    def _in_the_way(self, others: Iterable[int], operator: int) -> list[int]:
+        return [o for o in others if o != operator and not self._parts.apart(o, operator, self._buffer)]
+
+    def _uncovered(self, others: Iterable[int], operator: int) -> list[int]:
+        return [o for o in others if not self._parts.covers(o, operator, self._buffer)]
 
 
 @dataclass(frozen=True)
@@ -64,25 +119,21 @@ class OperatorGraph:
                 raise ValueError(f"{operator.name} uses a buffer that is none of the {len(self.buffers)}")
 
     @classmethod
-    def from_accesses(cls, operators: Sequence[Operator], buffers: Sequence[Buffer]) -> OperatorGraph:
-        """Derive the edges from each operator's reads and writes, given in program order."""
-        last_writer: dict[int, int] = {}
-        readers: dict[int, list[int]] = {}
+    def from_accesses(
+        cls, operators: Sequence[Operator], buffers: Sequence[Buffer], parts: Parts = _WHOLE
+    ) -> OperatorGraph:
+        """Derive the edges from each operator's reads and writes, given in program order.
+
+        Operators that fill one tensor side by side need not wait for each other: ``parts`` knows.
+        """
+        accesses = [_Accesses(buffer, parts) for buffer in range(len(buffers))]
         predecessors = []
         for index, operator in enumerate(operators):
             sources: dict[int, None] = {}  # an ordered set: the first predecessor means something to Algorithm 1
             for buffer in operator.reads:
-                if buffer in last_writer:
-                    sources.setdefault(last_writer[buffer])
+                sources.update(dict.fromkeys(accesses[buffer].read(index)))
             for buffer in operator.writes:
-                if buffer in last_writer:
-                    sources.setdefault(last_writer[buffer])
-                sources.update(dict.fromkeys(readers.get(buffer, ())))
-            for buffer in operator.writes:
-                last_writer[buffer] = index
-                readers[buffer] = []
-            for buffer in operator.reads:
-                readers.setdefault(buffer, []).append(index)
+                sources.update(dict.fromkeys(accesses[buffer].write(index)))
             predecessors.append(tuple(sources))
         return cls(tuple(operators), tuple(buffers), tuple(predecessors))
 

@@ -1,89 +1,40 @@
-"""The `aten` lowering: an exported module → a program whose operators are the ATen calls PyTorch itself would make.
-
-A trial run on real tensors of the bucket's shape decides what is what, exactly and for every operator alike: a call
-whose results live in storages that existed before is a view; one that depends on weights alone is computed once, now;
-everything else that makes or changes a storage is an operator, and the storages it touches give its edges.
-"""
+"""The `aten` lowering: an exported module → a program whose operators are the ATen calls PyTorch itself would make."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 
-from opara_server.engine.aten_trial import Event, InputWrittenError, Trial
-from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
-from opara_server.engine.program import Call, Program
+from opara_server.engine.errors import LoweringError
+from opara_server.engine.graph import Kind
+from opara_server.engine.lowering import program_of
+from opara_server.engine.program import Program
+from opara_server.engine.trial_record import Given
 
 
 def lower(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Program:
-    """The program of ``exported`` for exactly these static inputs (shapes, strides, addresses).
-
-    Raises LoweringError for what cannot be taken apart into operators (data-dependent values, control flow), ModelError
-    where the module writes to its own weights.
-    """
-    trial = _trial(exported, inputs)
-    outputs = {trial.storage(value) for value in trial.outputs}
-    constant = {i for i, storage in enumerate(trial.storages) if storage.steady} - outputs
-    operators: list[Operator] = []
-    bodies: list[tuple[Call, ...]] = []
-    traffic: list[int] = []
-    for event, allocations in _operators(trial, constant, outputs):
-        prepared = [call for allocation in allocations for call in (allocation.call, *allocation.views)]
-        bodies.append((*prepared, event.call, *event.views))
-        writes = [*event.writes, *event.creates, *(s for allocation in allocations for s in allocation.creates)]
-        target = str(event.call.target)
-        operators.append(Operator(event.node.name, target, _distinct(event.reads), _distinct(writes)))
-        traffic.append(event.traffic)
-    buffers = _buffers(trial, constant, outputs)
-    lasting = [
-        s for s, buffer in zip(trial.storages, buffers, strict=True) if buffer.kind in {Kind.INPUT, Kind.CONSTANT}
-    ]
-    return Program(
-        lowering="aten",
-        graph=OperatorGraph.from_accesses(operators, buffers),
-        bodies=tuple(bodies),
-        value_count=len(trial.values),
-        fixed={value: trial.values[value] for s in lasting for value in (s.value, *s.views)},
-        buffer_values=tuple(_distinct((s.value, *s.views)) for s in trial.storages),
-        inputs=trial.inputs,
-        outputs=tuple(trial.outputs),
-        traffic=tuple(traffic),
-    )
+    """The program of ``exported`` for exactly these static inputs. Raises as ``program_of`` does."""
+    return program_of(exported.graph_module, list(_given(exported, iter(inputs))), "aten")
 
 
-def _trial(exported: ExportedProgram, inputs: Sequence[Tensor]) -> Trial:
-    """With copies of the inputs that the module writes to: every run starts from what was copied in."""
-    copied: set[int] = set()
-    while True:
-        try:
-            return Trial(exported, inputs, copied)
-        except InputWrittenError as error:
-            copied.add(error.number)
-
-
-def _operators(trial: Trial, constant: set[int], outputs: set[int]) -> list[tuple[Event, list[Event]]]:
-    """The calls to schedule, each with the allocations that it is the first to use. An output that is allocated and
-    never written is a call of its own."""
-    found: list[tuple[Event, list[Event]]] = []
-    pending: dict[int, Event] = {}
-    for event in trial.events:
-        if event.creates and constant.issuperset(event.creates):
-            continue
-        if event.allocation:
-            pending.update(dict.fromkeys(event.creates, event))
+def _given(exported: ExportedProgram, inputs: Iterator[Tensor]) -> Iterator[Given]:
+    for spec in exported.graph_signature.input_specs:
+        if isinstance(spec.arg, ConstantArgument):
+            yield Given(spec.arg.value)
+        elif spec.kind is InputKind.USER_INPUT:
+            yield Given(next(inputs), Kind.INPUT, spec.arg.name)
+        elif spec.kind in {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}:
+            yield Given(_weight(exported, str(spec.target)), Kind.CONSTANT, str(spec.target))
         else:
-            found.append((event, [pending.pop(s) for s in _distinct([*event.reads, *event.writes]) if s in pending]))
-    return found + [(event, []) for s, event in pending.items() if s in outputs]
+            raise LoweringError(f"input {spec.arg.name} is a {spec.kind.name.lower()}, not a tensor")
 
 
-def _buffers(trial: Trial, constant: set[int], outputs: set[int]) -> list[Buffer]:
-    return [
-        Buffer(s.size, Kind.OUTPUT if i in outputs else Kind.CONSTANT if i in constant else s.kind)
-        for i, s in enumerate(trial.storages)
-    ]
-
-
-def _distinct(numbers: Sequence[int]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(numbers))
+def _weight(exported: ExportedProgram, target: str) -> Tensor:
+    found = exported.state_dict.get(target)
+    weight = exported.constants[target] if found is None else found
+    if not isinstance(weight, Tensor):
+        raise LoweringError(f"constant {target} is not a tensor")
+    return weight

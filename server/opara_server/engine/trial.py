@@ -1,26 +1,26 @@
-"""One run of an exported module on real tensors, which finds out what each call reads, writes, makes or only views."""
+"""One run of a graph module on real tensors, which finds out what each call reads, writes, makes or only views."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import GraphModule, Node
 
-from opara_server.engine.aten_calls import (
+from opara_server.engine.calls import (
     ALLOCATIONS,
     CHECKS,
     DETACHES,
     SHAPE_READS,
     VIEWS_IN_PLACE,
+    Kernel,
+    Target,
     bytes_moved,
+    read,
     refs,
     refusal,
     source_line,
@@ -30,7 +30,9 @@ from opara_server.engine.aten_calls import (
 from opara_server.engine.errors import LoweringError, ModelError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.program import Call, Ref
+from opara_server.engine.regions import Region, region
 from opara_server.engine.tensors import overlaps_itself
+from opara_server.engine.trial_record import Event, Given, Storage
 
 
 class InputWrittenError(Exception):
@@ -41,92 +43,43 @@ class InputWrittenError(Exception):
         self.number = number
 
 
-@dataclass
-class Storage:
-    """One storage seen in the trial run, and the first value that covers it."""
-
-    kind: Kind
-    size: int
-    value: int
-    views: list[int] = field(default_factory=list)
-    name: str = ""  # of the weight, to name it in errors
-    steady: bool = False  # the same content in every run so far: a weight, or computed from steady ones alone
-
-
-@dataclass
-class Event:
-    """One call of the trial run that makes or changes storages."""
-
-    node: Node
-    call: Call
-    reads: list[int]
-    writes: list[int]
-    creates: list[int]
-    traffic: int
-    steady: bool  # what it makes is the same in every run
-    views: list[Call] = field(default_factory=list)
-
-    @property
-    def target(self) -> OpOverload:
-        target = self.call.target
-        assert isinstance(target, OpOverload)
-        return target
-
-    @property
-    def allocation(self) -> bool:
-        return self.target.overloadpacket in ALLOCATIONS
-
-
 class Trial:
     """The run on real tensors, and what it found out. Values and storages are numbered as they appear."""
 
-    def __init__(
-        self, exported: ExportedProgram, inputs: Sequence[Tensor], copied: Collection[int] = frozenset()
-    ) -> None:
-        """Runs at once. ``copied``: numbers of inputs that the module gets a copy of.
+    def __init__(self, module: GraphModule, given: Sequence[Given], copied: Collection[int] = frozenset()) -> None:
+        """Runs at once. ``given``: per placeholder. ``copied``: numbers of inputs that the module gets a copy of.
 
         Raises InputWrittenError where the module is about to write to one that is not, LoweringError, and ModelError
         where it writes to its own weights.
         """
-        self.inputs = tuple(inputs)
+        self.inputs: tuple[Tensor, ...] = tuple(g.value for g in given if g.kind is Kind.INPUT)
         self.values: list[Any] = []
         self.storages: list[Storage] = []
         self.events: list[Event] = []
-        self._exported = exported
         self._copied = copied
         self._input_of: dict[int, int] = {}  # by storage
         self._storage_of: dict[int, int] = {}  # address of the StorageImpl → index; all storages stay alive meanwhile
         self._creator: dict[int, Event] = {}  # by storage
-        results = self._interpret(exported.graph_module, dict(self._placeholders()))
-        self.outputs = [self._output(result) for result in results if isinstance(result, Ref)]  # the rest is constant
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        environment = {node: self._given(node, g) for node, g in zip(placeholders, given, strict=True)}
+        results = self._interpret(module, environment)
+        last = next(iter(reversed(module.graph.nodes)))
+        # What is no tensor is the same in every run.
+        self.outputs = [self._output(last, result) for result in results if isinstance(result, Ref)]
 
     def storage(self, value: int) -> int:
         """The storage that a value lies in."""
         return self._storage_of[self.values[value].untyped_storage()._cdata]
 
-    def _placeholders(self) -> Iterator[tuple[Node, Any]]:
-        user_inputs = iter(enumerate(self.inputs))
-        nodes = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
-        for node, spec in zip(nodes, self._exported.graph_signature.input_specs, strict=True):
-            if isinstance(spec.arg, ConstantArgument):
-                yield node, spec.arg.value
-            elif spec.kind is InputKind.USER_INPUT:
-                number, tensor = next(user_inputs)
-                given = self._value(tensor, Kind.INPUT, node.name)
-                self._input_of[self.storage(given.value)] = number
-                clone = torch.ops.aten.clone.default
-                yield node, self._call_operator(node, clone, (given,), {}) if number in self._copied else given
-            elif spec.kind in {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}:
-                yield node, self._value(self._weight(str(spec.target)), Kind.CONSTANT, str(spec.target))
-            else:
-                raise LoweringError(f"input {node.name} is a {spec.kind.name.lower()}, not a tensor")
-
-    def _weight(self, target: str) -> Tensor:
-        found = self._exported.state_dict.get(target)
-        weight = self._exported.constants[target] if found is None else found
-        if not isinstance(weight, Tensor):
-            raise LoweringError(f"constant {target} is not a tensor")
-        return weight
+    def _given(self, node: Node, given: Given) -> Any:
+        if not isinstance(given.value, Tensor):
+            return given.value
+        value = self._value(given.value, given.kind, given.name)
+        if given.kind is not Kind.INPUT:
+            return value
+        number = self._input_of[self.storage(value.value)] = len(self._input_of)
+        clone = torch.ops.aten.clone.default
+        return self._call_operator(node, clone, (value,), {}) if number in self._copied else value
 
     def _interpret(self, module: GraphModule, environment: dict[Node, Any]) -> Sequence[Any]:
         """Run a graph; a value in ``environment`` is a Ref, a tuple of them, or a plain number."""
@@ -135,7 +88,7 @@ class Trial:
                 continue
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), environment.__getitem__)
             if node.op == "output":
-                return list(args[0])
+                return list(args[0]) if isinstance(args[0], (list, tuple)) else [args[0]]
             if node.op == "get_attr":
                 attribute = getattr(module, str(node.target))
                 known = isinstance(attribute, Tensor)
@@ -148,7 +101,7 @@ class Trial:
 
     def _call_function(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target = node.target
-        if isinstance(target, OpOverload):
+        if isinstance(target, (OpOverload, Kernel)):
             return self._call_operator(node, target, args, kwargs)
         if isinstance(target, HigherOrderOperator):
             return self._call_inline(node, target, args)
@@ -169,19 +122,19 @@ class Trial:
         placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
         return self._interpret(body, dict(zip(placeholders, operands, strict=True)))
 
-    def _call_operator(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        packet = target.overloadpacket
+    def _call_operator(self, node: Node, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        packet = target.overloadpacket if isinstance(target, OpOverload) else None
         if packet in CHECKS:
             return None
         if packet in DETACHES:
             return args[0]
-        if reason := refusal(target, node):
+        if isinstance(target, OpOverload) and (reason := refusal(target, node)):
             raise LoweringError(reason, source_line(node))
         writes = [self._write(ref.value, node) for ref in written(target, args, kwargs)]
         if target in VIEWS_IN_PLACE:
             target, writes = VIEWS_IN_PLACE[target], []
         call = without_idle_mask(Call(target, args, kwargs, self._new_value(None)), self._steady_content)
-        operands = [ref.value for ref in refs((call.args, call.kwargs))]
+        operands = [ref.value for ref in read(target, call.args, call.kwargs)]
         try:
             call.run(self.values)  # they are numbered as in an environment
         except Exception as error:
@@ -192,21 +145,33 @@ class Trial:
             kind = {"dtype": result.dtype, "device": result.device}
             call, operands = Call(torch.ops.aten.empty_strided.default, layout, kind, call.result), []
         tensors = [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]
-        if not tensors and (packet in SHAPE_READS or not operands):
+        if not (tensors or writes) and (packet in SHAPE_READS or not operands):
             return result
         if not tensors and result is not None:
             raise LoweringError(f"{target} makes a number of data", source_line(node))
         if writes or not tensors or any(t.untyped_storage()._cdata not in self._storage_of for t in tensors):
-            reads = [self.storage(value) for value in operands]
-            traffic = sum(bytes_moved(t) for t in [*(self.values[value] for value in operands), *tensors])
-            random = torch.Tag.nondeterministic_seeded in target.tags
-            steady = not (random or writes or packet in ALLOCATIONS) and all(self.storages[s].steady for s in reads)
-            self.events.append(Event(node, call, reads, writes, [], traffic, steady))
+            self._record(node, call, operands, writes, tensors)
         for ref in written(target, args, kwargs):
             if result is self.values[ref.value]:  # an in-place operator returns what it was given
                 self.storages[self.storage(ref.value)].views.append(call.result)
                 return ref
         return self._name_results(call, result)
+
+    def _record(
+        self, node: Node, call: Call, operands: Sequence[int], writes: list[int], results: Sequence[Tensor]
+    ) -> None:
+        reads = [self.storage(value) for value in operands]
+        given = {ref.value for ref in refs((call.args, call.kwargs))}
+        touches: dict[int, set[Region]] = {}
+        for value in given:
+            if self.values[value].numel():
+                touches.setdefault(self.storage(value), set()).add(region(self.values[value]))
+        traffic = sum(bytes_moved(t) for t in [*(self.values[value] for value in given), *results])
+        target = call.target
+        random = isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+        event = Event(node, call, reads, writes, [], touches, traffic)
+        event.steady = not (random or writes or event.allocation) and all(self.storages[s].steady for s in reads)
+        self.events.append(event)
 
     def _steady_content(self, ref: Ref) -> Tensor | None:
         value: Tensor = self.values[ref.value]
@@ -252,7 +217,8 @@ class Trial:
     def _view(self, storage: int, call: Call, index: int | None, tensor: Tensor) -> Ref:
         covered = self.storages[storage]
         covered.views.append(call.result)  # what was returned keeps the storage alive, too
-        writes = call.target._schema.is_mutable  # type: ignore[attr-defined]
+        assert isinstance(call.target, OpOverload)
+        writes = call.target._schema.is_mutable
         base = self.values[covered.value]
         layout = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
         if tensor.dtype == base.dtype and layout == (tuple(base.shape), base.stride(), base.storage_offset()):
@@ -285,13 +251,12 @@ class Trial:
             self.storages.append(Storage(kind, size, value, name=name, steady=steady))
         return Ref(value)
 
-    def _output(self, result: Ref) -> int:
+    def _output(self, last: Node, result: Ref) -> int:
         """An output has a storage of its own: what aliases an input or a weight, or overlaps itself, is copied."""
         tensor = self.values[result.value]
         storage = self.storages[self.storage(result.value)]
         if storage.kind is Kind.ACTIVATION and not overlaps_itself(tensor):
             return result.value
-        last = next(iter(reversed(self._exported.graph.nodes)))
         contiguous = {"memory_format": torch.contiguous_format}
         copy: Ref = self._call_operator(last, torch.ops.aten.clone.default, (result,), contiguous)
         return copy.value

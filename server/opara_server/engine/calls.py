@@ -1,13 +1,14 @@
-"""What an ATen call reads, writes and moves, and where in the model it comes from."""
+"""What a call of PyTorch's operators or of a kernel reads, writes and moves, and where in the model it comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
@@ -54,15 +55,43 @@ def refs(arguments: Any) -> Iterator[Ref]:
         yield from refs(list(arguments.values()))
 
 
-def written(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Ref]:
-    """The arguments that the operator's schema says it writes to."""
+@runtime_checkable
+class Kernel(Protocol):
+    """A kernel that is no operator of PyTorch's: it returns nothing and writes to some of its arguments.
+
+    ``written``: their positions. ``overwritten``: of those, the ones whose old content it does not look at.
+    """
+
+    written: tuple[int, ...]
+    overwritten: tuple[int, ...]
+
+    def __call__(self, *arguments: Any) -> None: ...
+
+
+Target = OpOverload | Kernel
+
+
+def written(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Ref]:
+    """The arguments that the kernel, or the operator's schema, says it writes to."""
+    if not isinstance(target, OpOverload):
+        yield from refs([args[position] for position in target.written])
+        return
     for position, argument in enumerate(target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = kwargs.get(argument.name) if argument.kwarg_only or position >= len(args) else args[position]
             yield from refs(given)
 
 
-def refusal(target: torch._ops.OpOverload, node: Node) -> str:
+def read(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Ref]:
+    """The arguments whose content matters: all but those that are only overwritten (``out=``)."""
+    if not isinstance(target, OpOverload):
+        yield from refs([argument for i, argument in enumerate(args) if i not in target.overwritten])
+        return
+    outs = {argument.name for argument in target._schema.arguments if argument.is_out}
+    yield from refs((args, {name: value for name, value in kwargs.items() if name not in outs}))
+
+
+def refusal(target: OpOverload, node: Node) -> str:
     """Why a program cannot make this call; empty if it can."""
     if free_unbacked_symbols(node.meta.get("val")):  # the export could not know it: ``x.item()``, ``x[mask]``
         return f"{target} makes a number or a shape of data"
