@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from hypothesis import strategies as st
@@ -62,6 +63,12 @@ def programs(draw: st.DrawFn, largest: int = LARGEST) -> OperatorGraph:
             buffers += [Buffer(random.randint(1, 64), kind) for _ in writes]
         operators.append(Operator(f"op{index}", "test", tuple(reads), tuple(writes)))
     return OperatorGraph.from_accesses(operators, buffers)
+
+
+def explicit(graph: OperatorGraph) -> OperatorGraph:
+    """The same with every activation in the arena."""
+    buffers = tuple(replace(b, kind=Kind.ARENA) if b.kind is Kind.ACTIVATION else b for b in graph.buffers)
+    return replace(graph, buffers=buffers)
 
 
 def random_profile(graph: OperatorGraph, random: Random) -> Profile:

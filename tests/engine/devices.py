@@ -23,6 +23,7 @@ class SpoiledGraph:
     def __init__(self, graph: CapturedGraph, spoil: Spoil, on_replay: Callable[[], None] = lambda: None) -> None:
         self.inputs = graph.inputs
         self.outputs = graph.outputs
+        self.arena = graph.arena
         self.replays = 0
         self.closed = False
         self._graph = graph

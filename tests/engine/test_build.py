@@ -39,6 +39,8 @@ def test_the_plan_tells_what_runs() -> None:
         assert bucket.streams > 1
         assert bucket.sequential_us == pytest.approx(100.0)
         assert bucket.speedup > 1.5
+        outputs = model.graph(bucket.batch_size).outputs
+        assert bucket.steady_bytes == sum(output.nbytes for output in outputs) > 0  # eager kernels leave nothing else
     model.close()
 
 

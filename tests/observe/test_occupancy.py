@@ -13,6 +13,7 @@ from opara_server.observe.occupancy import REPLAYS, sample
 class Graph:
     inputs: tuple[torch.Tensor, ...] = ()
     outputs: tuple[torch.Tensor, ...] = ()
+    arena = torch.empty(0, dtype=torch.uint8)
 
     def __init__(self, trace: Trace | Exception) -> None:
         self._trace = trace

@@ -82,6 +82,7 @@ class FakeGraph:
         self._device, self._bucket, self._forward = device, bucket, forward
         self.inputs = tuple(_static(bucket, spec) for spec in inputs)
         self.outputs = tuple(_static(bucket, spec) for spec in outputs)
+        self.arena = torch.empty(0, dtype=torch.uint8)
 
     def replay(self) -> None:
         assert self._device.bound == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -10,28 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.errors import CaptureError, EngineError, LoweringError, VerificationError, first_line
-from opara_server.engine.export import export_dynamic, export_static
+from opara_server.engine.errors import CaptureError, EngineError, VerificationError, first_line
 from opara_server.engine.flat_module import FlatModule
-from opara_server.engine.lower_aten import lower
-from opara_server.engine.lower_whole import lower_whole
+from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import BuildOptions
-from opara_server.engine.plan import BucketPlan, Plan, PlanStore
+from opara_server.engine.plan import SEQUENTIAL, BucketPlan, Plan, PlanStore
 from opara_server.engine.policies import check_policy
 from opara_server.engine.program import Program
-from opara_server.engine.select import Choice, contenders, measure, select
+from opara_server.engine.select import Choice, Contender, contenders, measure, select, shortlist
 from opara_server.engine.spec import TensorSpec
-from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import Verifier
 from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PLAN_FORMAT = 1  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
+PLAN_FORMAT = 2  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
 
@@ -104,30 +101,33 @@ class _Build:
             if options.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
+        self.lowerings = Lowerings(name, self.flat, device, options)
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
         self.verifier = Verifier(self.flat, device, options.tolerance)
-        self.verifier.check_rows(self._static_inputs(self.buckets[0]), self.buckets[1:])
-        self.fallback_reason = ""
-        self._dynamic: ExportedProgram | None = None
+        self.verifier.check_rows(self.lowerings.inputs(self.buckets[0]), self.buckets[1:])
 
     def run(self) -> CompiledModel:
         self.progress("exporting", 0.0)
-        self._dynamic = export_dynamic(self.flat.module, self._static_inputs(self.buckets[0]))
-        programs = self._lower_all()
+        programs = self.lowerings.simplest(self.buckets)
         store = PlanStore(self.options.cache_dir) if self.options.cache_dir else None
         key = self._key(programs) if store else {}  # reads every weight
         saved = self._usable(store.load(self.name, key)) if store else None
+        budget_s = self.options.tuning_budget_s / len(self.buckets)
         chosen = {
-            bucket: self._choose(bucket, programs[bucket], saved) for bucket in self._announced("measuring", 0.1, 0.7)
+            bucket: self._choose(bucket, programs[bucket], saved, budget_s)
+            for bucket in self._announced("measuring", 0.1, 0.7)
         }
         graphs: dict[int, CapturedGraph] = {}
+        steady: dict[int, int] = {}
         for bucket in self._announced("capturing and verifying", 0.7, 1.0):
-            graphs[bucket], chosen[bucket] = self._finish(programs[bucket], chosen[bucket])
+            held = self.device.held_bytes()
+            graphs[bucket], chosen[bucket] = self._finish(chosen[bucket])
+            steady[bucket] = self.device.held_bytes() - held
         buckets = tuple(
-            self._bucket_plan(bucket, programs[bucket], chosen[bucket], saved) for bucket in reversed(self.buckets)
+            self._bucket_plan(bucket, chosen[bucket], steady[bucket], saved) for bucket in reversed(self.buckets)
         )
-        plan = Plan(self.name, self.device.kind, self.device.name, buckets, self.fallback_reason)
+        plan = Plan(self.name, self.device.kind, self.device.name, buckets, self.lowerings.fallback_reason)
         if store and saved is None:
             store.save(key, plan)
         self.device.trim()
@@ -137,19 +137,6 @@ class _Build:
         for position, bucket in enumerate(self.buckets):
             self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
             yield bucket
-
-    def _static_inputs(self, bucket: int) -> tuple[Tensor, ...]:
-        return static_inputs(self.flat.inputs, bucket, self.device.torch_device(), self.options.channels_last)
-
-    def _lower_all(self) -> dict[int, Program]:
-        """All buckets by their operators, or, where that fails for one, all as a whole."""
-        try:
-            return {bucket: self._lower(bucket) for bucket in self.buckets}
-        except LoweringError as error:
-            self.fallback_reason = str(error)
-            log.warning("%s runs as one sequential graph: %s", self.name, error)
-            weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
-            return {bucket: lower_whole(self.flat, weights, self._static_inputs(bucket)) for bucket in self.buckets}
 
     def _usable(self, saved: Plan | None) -> Plan | None:
         """A saved plan whose policies exist, for the batch sizes asked for; anything else is ignored with a warning."""
@@ -164,42 +151,46 @@ class _Build:
             return None
         return saved
 
-    def _lower(self, bucket: int) -> Program:
-        inputs = self._static_inputs(bucket)
-        dynamic = self._dynamic if bucket > 1 else None
-        return lower(dynamic or export_static(self.flat.module, inputs), inputs)
-
-    def _choose(self, bucket: int, program: Program, saved: Plan | None) -> Choice:
-        """Of all candidates; with a saved plan, of its choice and sequential, which are timed again.
+    def _choose(self, bucket: int, program: Program, saved: Plan | None, budget_s: float) -> Choice:
+        """Of all candidates; with a saved plan, of its choice and the simplest, which are timed again.
 
         Raises CaptureError where the program does not even run.
         """
+        begin = time.monotonic()
+        kept = saved.bucket(bucket) if saved else None
+        policy = kept.policy if kept else self.options.policy
+        aside = kept is not None and kept.lowering != program.lowering
+        entrants = self._entrants(program, SEQUENTIAL if aside else policy)
+        wanted = self.lowerings.wanted() if kept is None else {kept.lowering} - {program.lowering}
+        for fused in self.lowerings.fused(bucket, wanted):
+            entrants += self._entrants(fused, policy)
+            if time.monotonic() - begin > budget_s / 2:
+                break
+        if kept:
+            entrants = [entrants[0], *_like(entrants[1:], kept)]
+        return select(entrants, self.device, max(0.0, budget_s - (time.monotonic() - begin)))
+
+    def _entrants(self, program: Program, policy: str) -> list[Contender]:
         try:
             profile = self.device.profile(program)
         except EngineError:
             raise
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
-        kept = saved.bucket(bucket) if saved else None
-        policy = kept.policy if kept else self.options.policy
-        sequential, *others = contenders(program, profile, policy, self.device.max_streams, self.options.priorities)
-        # The schedule is made anew from today's profile: compacted or not may have become the same.
-        same = [other for other in others if kept is None or other.compact == kept.compact]
-        entrants = [sequential, *(same or others)]
-        return select(program, profile, self.device, entrants)
+        found = contenders(program, profile, policy, self.device.max_streams, self.options.priorities)
+        return shortlist(found, self.device.latency)
 
-    def _finish(self, program: Program, choice: Choice) -> tuple[CapturedGraph, Choice]:
-        """The graph that will serve: verified, and measured once more; sequential where the chosen one fails either."""
+    def _finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]:
+        """The graph that will serve: verified, measured once more; the simplest where the chosen one fails either."""
         if choice.winner == 0:
-            return self._verified(capture(program, choice.schedule, self.device)), choice
+            return self._verified(self._capture(choice.simplest)), choice
         try:
-            graph = self._verified(capture(program, choice.schedule, self.device))
+            graph = self._verified(self._capture(choice.best))
         except (CaptureError, VerificationError) as error:
             log.warning("%s: %s failed, sequential runs instead: %s", self.name, choice.chosen.policy, error)
             reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
-            choice = choice.falling_back(reason)
-            return self._verified(capture(program, choice.schedule, self.device)), choice
-        sequential = capture(program, choice.entrants[0].schedule, self.device)
+            return self._verified(self._capture(choice.simplest)), choice.falling_back(reason)
+        sequential = self._capture(choice.simplest)
         before, now = measure([sequential, graph], self.device)
         if now.median < before.median:
             sequential.close()
@@ -207,6 +198,9 @@ class _Build:
         log.warning("%s: measured again, %s is slower than sequential, which runs", self.name, choice.chosen.policy)
         graph.close()
         return self._verified(sequential), choice.falling_back("slower than sequential when measured again")
+
+    def _capture(self, contender: Contender) -> CapturedGraph:
+        return capture(contender.program, contender.schedule, self.device)
 
     def _verified(self, graph: CapturedGraph) -> CapturedGraph:
         try:
@@ -217,26 +211,27 @@ class _Build:
         log.debug("%s: error %.1e against float64", self.name, error)
         return graph
 
-    def _bucket_plan(self, bucket: int, program: Program, choice: Choice, saved: Plan | None) -> BucketPlan:
-        chosen, graph = choice.chosen, program.graph
-        measured = {(c.policy, c.compact) for c in choice.candidates}
+    def _bucket_plan(self, bucket: int, choice: Choice, steady_bytes: int, saved: Plan | None) -> BucketPlan:
+        chosen, graph = choice.chosen, choice.best.program.graph
+        measured = {c.key for c in choice.candidates}
         earlier = saved.bucket(bucket).candidates if saved else ()
         return BucketPlan(
             batch_size=bucket,
             policy=chosen.policy,
             compact=chosen.compact,
-            lowering=program.lowering,
+            lowering=chosen.lowering,
             operators=len(graph),
             width=graph.width,
             depth=graph.depth,
-            longest_path_us=graph.longest_path(choice.profile.durations),
+            longest_path_us=graph.longest_path(choice.best.profile.durations),
             streams=chosen.streams,
             synchronisations=chosen.synchronisations,
             measured_us=chosen.measured_us,
             sequential_us=choice.sequential.measured_us,
             peak_bytes=chosen.peak_bytes,
-            candidates=(*choice.candidates, *(c for c in earlier if (c.policy, c.compact) not in measured)),
+            candidates=(*choice.candidates, *(c for c in earlier if c.key not in measured)),
             reused=saved is not None,
+            steady_bytes=steady_bytes,
         )
 
     def _key(self, programs: Mapping[int, Program]) -> dict[str, Any]:
@@ -252,11 +247,20 @@ class _Build:
             "weights": _digest([*self.flat.module.parameters(), *self.flat.module.buffers()]),
             "options": {
                 "policy": self.options.policy,
+                "lowering": self.options.lowering,
+                "tuning_budget_s": self.options.tuning_budget_s,
                 "channels_last": self.options.channels_last,
                 "priorities": self.options.priorities,
                 "tolerance": self.options.tolerance,
             },
         }
+
+
+def _like(entrants: Sequence[Contender], kept: BucketPlan) -> Sequence[Contender]:
+    """Those of the saved choice's policy. Its schedule is made anew from today's profile: compacted or not may have
+    become the same."""
+    of_policy = [e for e in entrants if (e.program.lowering, e.schedule.policy) == (kept.lowering, kept.policy)]
+    return [e for e in of_policy if e.compact == kept.compact] or of_policy
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

@@ -5,6 +5,7 @@ Two implementations: `device_cuda` (streams, events and graphs of CUDA) and `dev
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol, Self
 
@@ -29,10 +30,14 @@ class Stamp(Protocol):
 
 
 class CapturedGraph(Protocol):
-    """A schedule, ready to run again and again on static inputs and outputs."""
+    """A schedule, ready to run again and again on static inputs and outputs.
+
+    ``arena``: the memory of its explicit buffers, uint8, which nobody reads between two replays.
+    """
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
+    arena: torch.Tensor
 
     def replay(self) -> None:
         """Enqueue one run. On cuda it returns before the device is done, on cpu afterwards."""
@@ -89,6 +94,10 @@ class Device(Protocol):
         """Versions and hardware on which measurements depend."""
         ...
 
+    def held_bytes(self) -> int:
+        """What the captured graphs keep while idle: the memory that they were captured in, outputs included."""
+        ...
+
     def trim(self) -> None:
         """Give back the memory that captures needed and replays do not."""
         ...
@@ -96,6 +105,17 @@ class Device(Protocol):
     def close(self) -> None:
         """Close what was captured, and give back streams or threads."""
         ...
+
+
+def arena_block(graphs: Iterable[CapturedGraph], size: int, device: torch.device) -> torch.Tensor:
+    """At least ``size`` bytes: the block of one of the device's graphs that has as many, else a new one.
+
+    A graph keeps the block that it was captured with, whose addresses it replays.
+    """
+    blocks = [graph.arena for graph in graphs if graph.arena.nbytes >= size]
+    if blocks:
+        return min(blocks, key=lambda block: block.nbytes)
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def open_device(kind: str) -> Device:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from opara_server.engine.device import CapturedGraph, DeviceKind
+from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import Launch, LaunchList
 from opara_server.engine.profile import Profile
@@ -84,6 +84,7 @@ class CpuDevice:
         self.max_streams = max(2, min(MAX_STREAMS, self.threads))
         self.latency = Latency(dependency_us=0.0, wait_us=_handover_us())
         self._workers: list[Worker] = []
+        self._graphs: weakref.WeakSet[CpuGraph] = weakref.WeakSet()
 
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
@@ -91,7 +92,10 @@ class CpuDevice:
     def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
         while len(self._workers) < launches.streams - 1:  # stream 0 is the thread that replays
             self._workers.append(Worker(f"opara-stream-{len(self._workers) + 1}"))
-        return CpuGraph(program, launches, self._workers[: launches.streams - 1], self.threads)
+        arena = arena_block(self._graphs, launches.arena.size, self.torch_device())
+        graph = CpuGraph(program, launches, arena, self._workers[: launches.streams - 1], self.threads)
+        self._graphs.add(graph)
+        return graph
 
     def profile(self, program: Program) -> Profile:
         return profile_cpu(program)
@@ -122,6 +126,10 @@ class CpuDevice:
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
 
+    def held_bytes(self) -> int:
+        blocks = {graph.arena.data_ptr(): graph.arena.nbytes for graph in self._graphs}
+        return sum(blocks.values()) + sum(output.nbytes for graph in self._graphs for output in graph.outputs)
+
     def trim(self) -> None:
         """Nothing is cached."""
 
@@ -138,9 +146,13 @@ class CpuGraph:
     operators, or on a machine with other work, threads cost more than they bring.
     """
 
-    def __init__(self, program: Program, launches: LaunchList, workers: Sequence[Worker], threads: int) -> None:
+    def __init__(
+        self, program: Program, launches: LaunchList, arena: torch.Tensor, workers: Sequence[Worker], threads: int
+    ) -> None:
         self.inputs = program.inputs
+        self.arena = arena
         self._program = program
+        self._prepared = program.prepare(launches.arena, arena)
         self._streams = [[x for x in launches.launches if x.stream == s] for s in range(launches.streams)]
         self._awaited = [launch.operator for launch in launches.launches if launch.awaited]
         self._workers = workers
@@ -149,7 +161,7 @@ class CpuGraph:
             results = self._run()
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {error}") from error
-        self.outputs = tuple(torch.empty_like(result) for result in results)
+        self.outputs: tuple[torch.Tensor, ...] = tuple(torch.empty_like(result) for result in results)
         self._threads = min({max(1, threads // launches.streams), 1}, key=self._seconds_with)
 
     def replay(self) -> None:
@@ -159,6 +171,9 @@ class CpuGraph:
         return Trace(tuple(self._traced() for _ in range(replays)))
 
     def close(self) -> None:
+        self.outputs = ()
+        self.arena = torch.empty(0, dtype=torch.uint8)
+        self._prepared = []
         self._streams = []
 
     def _store(self, results: tuple[torch.Tensor, ...]) -> None:
@@ -185,7 +200,7 @@ class CpuGraph:
         return tuple(intervals)
 
     def _run(self, observe: Callable[[Launch, float, float], None] | None = None) -> tuple[torch.Tensor, ...]:
-        run = _Run(self._program, self._awaited, observe)
+        run = _Run(self._program, self._program.new_environment(self._prepared), self._awaited, observe)
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for worker, launches in zip(self._workers, self._streams[1:], strict=True):
             worker.submit(partial(run.stream, launches, self._threads, ended))
@@ -204,9 +219,13 @@ class _Run:
     """One replay in progress: its values, its events, and the first thing that went wrong."""
 
     def __init__(
-        self, program: Program, awaited: Sequence[int], observe: Callable[[Launch, float, float], None] | None
+        self,
+        program: Program,
+        environment: Environment,
+        awaited: Sequence[int],
+        observe: Callable[[Launch, float, float], None] | None,
     ) -> None:
-        self.environment: Environment = program.new_environment()
+        self.environment = environment
         self.error: BaseException | None = None
         self._program = program
         self._events = {operator: threading.Event() for operator in awaited}

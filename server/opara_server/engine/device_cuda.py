@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from opara_server.engine.device import CapturedGraph, DeviceKind
+from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
 from opara_server.engine.errors import CaptureError, DeviceError, first_line
 from opara_server.engine.launch import LaunchList
 from opara_server.engine.profile import Profile
@@ -93,7 +93,8 @@ class CudaDevice:
         streams = [self._stream(number, number in launches.urgent) for number in range(launches.streams)]
         pool = next((graph.pool for graph in self._graphs), None)  # the graphs of a device share their memory
         try:
-            graph = CudaGraph(program, launches, streams, pool, self._graphs.discard)
+            arena = arena_block(self._graphs, launches.arena.size, self.torch_device())
+            graph = CudaGraph(program, launches, arena, streams, pool, self._graphs.discard)
         except Exception as error:  # CUDA's refusal, or whatever the model's own code raises
             raise CaptureError(f"CUDA cannot capture the model: {first_line(error)}") from error
         self._graphs.add(graph)
@@ -146,6 +147,13 @@ class CudaDevice:
             "float32": " ".join(float32_precision()),
         }
 
+    def held_bytes(self) -> int:
+        pools = {graph.pool for graph in self._graphs}
+        segments = torch.cuda.memory_snapshot()
+        blocks = {graph.arena.data_ptr(): graph.arena.nbytes for graph in self._graphs}
+        pooled: int = sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) in pools)
+        return pooled + sum(blocks.values())
+
     def trim(self) -> None:
         torch.cuda.synchronize(self._index)
         torch.cuda.empty_cache()
@@ -161,30 +169,33 @@ class CudaDevice:
 
 
 class CudaGraph:
-    """One captured graph with its static outputs. ``pool``: the memory it lives in, to be shared with the next one,
-    so that a bucket smaller than another costs no memory of its own."""
+    """One captured graph with its static outputs. ``arena`` and ``pool``: the memory it lives in, explicit buffers and
+    all others, to be shared with the next one, so that a bucket smaller than another costs no memory of its own."""
 
     def __init__(
         self,
         program: Program,
         launches: LaunchList,
+        arena: torch.Tensor,
         streams: list[torch.cuda.ExternalStream],
         pool: tuple[int, int] | None,
         on_close: Callable[[CudaGraph], None],
     ) -> None:
         self._on_close = on_close
         self.inputs = program.inputs
+        self.arena = arena
         self._program = program  # replays read its weights at their addresses
+        prepared = program.prepare(launches.arena, arena)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(streams[0]):
             with _refusing_synchronisation():
-                _issue(program, launches, streams)
+                _issue(program, prepared, launches, streams)
             torch.cuda.synchronize()
             with _without_garbage_collection():
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
                 try:
-                    self.outputs = _issue(program, launches, streams)
+                    self.outputs = _issue(program, prepared, launches, streams)
                 finally:
                     self._graph.capture_end()
         self.pool: tuple[int, int] = self._graph.pool()
@@ -198,15 +209,16 @@ class CudaGraph:
 
     def close(self) -> None:
         self.outputs = ()
+        self.arena = torch.empty(0, dtype=torch.uint8)
         self._graph.reset()
         self._on_close(self)
 
 
 def _issue(
-    program: Program, launches: LaunchList, streams: list[torch.cuda.ExternalStream]
+    program: Program, prepared: Environment, launches: LaunchList, streams: list[torch.cuda.ExternalStream]
 ) -> tuple[torch.Tensor, ...]:
     """Launch everything once, from and back to streams[0], which is the current stream."""
-    environment: Environment = program.new_environment()
+    environment = program.new_environment(prepared)
     events: dict[int, torch.cuda.Event] = {}
     begin = torch.cuda.Event()
     begin.record(streams[0])

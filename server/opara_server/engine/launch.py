@@ -1,4 +1,5 @@
-"""A schedule made ready for a device: per step what to wait for, what to free and whether somebody waits for it.
+"""A schedule made ready for a device: per step what to wait for, what to free and whether somebody waits for it; and
+where explicit buffers lie.
 
 No torch in here.
 """
@@ -7,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from opara_server.engine.arena import NO_ARENA, Arena
 from opara_server.engine.graph import OperatorGraph
-from opara_server.engine.schedule import Schedule, check, happens_before, plan_releases
+from opara_server.engine.schedule import Schedule, check, happens_before, plan_arena, plan_releases
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class LaunchList:
     streams: int
     joins: tuple[int, ...]
     urgent: frozenset[int]
+    arena: Arena = NO_ARENA
 
 
 def launch_list(graph: OperatorGraph, schedule: Schedule) -> LaunchList:
@@ -45,7 +48,8 @@ def launch_list(graph: OperatorGraph, schedule: Schedule) -> LaunchList:
         fork = step.stream not in started and not step.waits
         started.add(step.stream)
         launches.append(Launch(step.operator, step.stream, step.waits, frees, step.operator in awaited, fork))
-    return LaunchList(tuple(launches), max(schedule.streams, 1), joins, schedule.urgent)
+    arena = plan_arena(graph, schedule)
+    return LaunchList(tuple(launches), max(schedule.streams, 1), joins, schedule.urgent, arena)
 
 
 def _joins(schedule: Schedule) -> tuple[int, ...]:

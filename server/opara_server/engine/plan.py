@@ -64,9 +64,10 @@ class BucketPlan:
     synchronisations: Count
     measured_us: Measured
     sequential_us: Measured
-    peak_bytes: Count
+    peak_bytes: Count  # the chosen candidate's
     candidates: tuple[Candidate, ...] = ()
     reused: bool = False  # taken from a saved plan, then verified and timed again
+    steady_bytes: Count = 0  # what its graph keeps while idle, beyond what those of larger buckets keep
 
     @property
     def speedup(self) -> float:

@@ -2,8 +2,9 @@
 
 Against eager: on fresh random inputs the error norm |out - ref| / |ref| against a float64 run of the module must not
 exceed the larger of the dtype's bound and three times eager PyTorch's own error. Integer and bool outputs must equal
-eager's. Against itself: 100 replays, on two inputs in turns and with the outputs poisoned before each, must repeat the
-first answer to the same input. An operator that starts too early reads what the replay before left, of the other input.
+eager's. Against itself: 100 replays, on two inputs in turns and with the outputs and the memory of explicit buffers
+poisoned before each, must repeat the first answer to the same input. An operator that starts too early reads poison, or
+what the replay before left, of the other input.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Verifier:
     def _check_fresh(self, graph: CapturedGraph) -> float:
         fill_random(graph.inputs, self._flat.inputs)
         inputs = [tensor.clone() for tensor in graph.inputs]
-        poison(graph.outputs)
+        poison((*graph.outputs, graph.arena))
         graph.replay()
         self._device.synchronize()
         eager = self._flat(*[tensor.clone() for tensor in inputs])
@@ -127,7 +128,7 @@ class Verifier:
     def _replay(self, graph: CapturedGraph, inputs: Sequence[Tensor]) -> None:
         for static, value in zip(graph.inputs, inputs, strict=True):
             static.copy_(value)  # a module may write to its inputs
-        poison(graph.outputs)
+        poison((*graph.outputs, graph.arena))
         graph.replay()
 
     def _run_exact(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -162,7 +163,8 @@ def _weights(module: nn.Module) -> Iterable[Tensor]:
 
 
 def poison(tensors: Iterable[Tensor]) -> None:
-    """Overwrite with values that no right answer has: NaN, the largest integer, the opposite bool."""
+    """Overwrite with values that no right answer has: NaN, the largest integer, the opposite bool. Bytes so overwritten
+    are NaN as floating-point numbers of any width."""
     for tensor in tensors:
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))
