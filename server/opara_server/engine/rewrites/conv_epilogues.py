@@ -1,0 +1,116 @@
+"""convolution [+ bias] [+ residual] → ReLU: one kernel of cuDNN's instead of two."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from opara_server.engine.rewrites.convolutions import Convolution, convolution
+from opara_server.engine.rewrites.edit import (
+    Insert,
+    arguments,
+    aten,
+    calls,
+    constant,
+    is_channels_last,
+    only_user,
+    value,
+)
+from opara_server.engine.rewrites.operators import CONVOLUTION_RELU
+from opara_server.engine.rewrites.weights import Weights
+
+
+def conv_epilogues(module: GraphModule, weights: Weights, *, into_cat: bool = True) -> int:
+    """Returns how many ReLUs are gone. Only where the convolution's result is channels_last, as cuDNN's will be, and
+    nothing else reads what comes between. A residual that is itself a convolution hands its bias over: it is then one
+    kernel, too.
+
+    ``into_cat``: also where a cat alone reads the ReLU. As kernels of their own, bias and ReLU can write their part of
+    the joined tensor; cuDNN's result has to be copied there.
+    """
+    count = 0
+    for relu in calls(module, aten.relu.default):
+        user = only_user(relu)
+        if not into_cat and user is not None and user.target is aten.cat.default:
+            continue
+        found = _chain(module, relu)
+        if found is None:
+            continue
+        relu.replace_all_uses_with(_fused(module, weights, relu, *found))
+        count += 1
+    return count
+
+
+conv_epilogues_but_cat = partial(conv_epilogues, into_cat=False)
+
+
+def _chain(module: GraphModule, relu: Node) -> tuple[Convolution, Node | None] | None:
+    """The convolution whose bias, residual and ReLU end in ``relu``, and the residual."""
+    before = arguments(relu)["self"]
+    if only_user(before) is not relu:
+        return None
+    if (conv := _fusable(module, before, before)) is not None:
+        return conv, None
+    if before.target is not aten.add.Tensor or arguments(before)["alpha"] != 1:
+        return None
+    one, other = arguments(before)["self"], arguments(before)["other"]
+    if one is other or not isinstance(one, Node) or not isinstance(other, Node):
+        return None
+    order = {node: number for number, node in enumerate(module.graph.nodes)}
+    pairs = [(one, other), (other, one)]
+    for end, residual in sorted(pairs, key=lambda pair: order[pair[0]], reverse=True):  # the last to be ready
+        conv = _fusable(module, end, before)
+        same = value(end).shape == value(residual).shape and value(end).dtype == value(residual).dtype
+        if conv is not None and same and only_user(end) is before:
+            return conv, residual
+    return None
+
+
+def _fusable(module: GraphModule, node: Node, end: Node) -> Convolution | None:
+    """``node`` as a convolution that cuDNN computes with its epilogue."""
+    conv = convolution(node)
+    if conv is None or conv.groups != 1 or not is_channels_last(value(node)) or not is_channels_last(value(end)):
+        return None
+    known = [constant(module, weight) is not None for weight in (conv.weight, conv.bias) if weight is not None]
+    return conv if all(known) else None
+
+
+def _fused(module: GraphModule, weights: Weights, relu: Node, conv: Convolution, residual: Node | None) -> Node:
+    insert = Insert(module, relu)
+    biases = [conv.bias]
+    if residual is not None and (side := _biased(module, residual)) is not None:
+        biases.append(side.bias)
+        residual = insert.call(aten.conv2d.default, side.x, side.weight, None, *side.geometry)
+    weight = constant(module, conv.weight)
+    assert weight is not None
+    known = [tensor for tensor in (constant(module, bias) for bias in biases) if tensor is not None]
+    return insert.call(
+        CONVOLUTION_RELU,
+        conv.x,
+        insert.constant("conv_weight", weights.derive(_channels_last, weight)),
+        insert.constant("conv_bias", weights.derive(_sum, weight, *known)),
+        residual,
+        *conv.geometry,
+    )
+
+
+def _biased(module: GraphModule, residual: Node) -> Convolution | None:
+    side = convolution(residual)
+    if side is None or constant(module, side.bias) is None or only_user(residual) is None:
+        return None
+    return side
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def _sum(weight: Tensor, *biases: Tensor) -> Tensor:
+    """One bias per output channel, zero without any: cuDNN wants one, and PyTorch would fill it on every call."""
+    total = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+    for bias in biases:
+        total += bias
+    return total.to(weight.dtype)

@@ -1,0 +1,45 @@
+"""The table of rewrites, and the one function that runs them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch.fx import GraphModule
+
+from opara_server.engine.rewrites.conv_epilogues import conv_epilogues, conv_epilogues_but_cat
+from opara_server.engine.rewrites.edit import tidy
+from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
+from opara_server.engine.rewrites.fold_constants import fold_constants
+from opara_server.engine.rewrites.idle_masks import idle_masks
+from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
+from opara_server.engine.rewrites.weights import Weights
+
+log = logging.getLogger(__name__)
+
+Rewrite = Callable[[GraphModule, Weights], int]  # changes the graph; how many times it applied
+PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
+    "fold_constants": fold_constants,
+    "idle_masks": idle_masks,
+    "fold_batch_norm": fold_batch_norm,
+    "linear_epilogues": linear_epilogues,
+    "conv_epilogues": conv_epilogues,
+    "conv_epilogues_but_cat": conv_epilogues_but_cat,
+}
+
+
+def apply(module: GraphModule, names: Sequence[str], weights: Weights | None = None) -> GraphModule:
+    """``module``, from ``functional``, after the passes ``names``, in that order; it is changed and returned.
+
+    ``weights``: shared by the programs of one model, so that new weights exist once for all of them.
+    Raises KeyError for a name that PASSES does not have.
+    """
+    passes = {name: PASSES[name] for name in names}
+    weights = Weights() if weights is None else weights
+    with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, no compiler takes
+        for name, rewrite in passes.items():
+            count = rewrite(module, weights)
+            tidy(module)
+            log.info("%s: %d times", name, count)
+    return module
