@@ -152,9 +152,10 @@ def _model_lines(model: ModelInfo) -> list[str]:
             f"batch {bucket.batch_size}: {_schedule(bucket)} on {bucket.streams} streams, "
             f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential{reused}"
         )
-        rows = [("policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
+        rows = [("operators", "policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
         rows += [
             (
+                candidate.lowering,
                 _schedule(candidate),
                 str(candidate.streams),
                 str(candidate.synchronisations),

@@ -47,7 +47,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One schedule measured for a bucket. ``rejected``: why it was refused whatever it measured; else empty.
+    """One schedule of one lowering measured for a bucket. ``rejected``: why it was refused whatever it measured; else empty.
 
     ``compact``: its streams were reduced to what its order needs.
     """
@@ -60,13 +60,15 @@ class Candidate:
     peak_bytes: int
     rejected: str
     compact: bool
+    lowering: str
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """The plan that runs batches of up to ``batch_size`` rows. ``reused``: it came from the server's cache.
 
-    ``compact``: its streams were reduced to what its order needs.
+    ``compact``: its streams were reduced to what its order needs. ``peak_bytes``: of activations in a run.
+    ``steady_bytes``: what its graph keeps while idle, beyond those of larger batch sizes.
     """
 
     batch_size: int
@@ -81,10 +83,11 @@ class Bucket:
     candidates: tuple[Candidate, ...]
     reused: bool
     compact: bool
+    steady_bytes: int
 
     @property
     def speedup(self) -> float:
-        """Over the sequential graph of the same operators; 1.0 where nothing was measured."""
+        """Over the sequential graph of ATen operators; 1.0 where nothing was measured."""
         return self.sequential_us / self.measured_us if self.measured_us > 0 else 1.0
 
 
@@ -149,6 +152,7 @@ def _decode_bucket(bucket: pb.Bucket) -> Bucket:
         candidates=tuple(_decode_candidate(candidate) for candidate in bucket.candidates),
         reused=bucket.reused,
         compact=bucket.compact,
+        steady_bytes=bucket.steady_bytes,
     )
 
 
@@ -162,4 +166,5 @@ def _decode_candidate(candidate: pb.Candidate) -> Candidate:
         peak_bytes=candidate.peak_bytes,
         rejected=candidate.rejected,
         compact=candidate.compact,
+        lowering=candidate.lowering,
     )

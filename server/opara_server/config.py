@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from opara_server.engine.options import BuildOptions
+from opara_server.engine.options import LOWERINGS, BuildOptions
 from opara_server.engine.policies import POLICIES
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 
@@ -52,6 +52,12 @@ def _known_policy(name: str) -> str:
 
 
 Policy = Annotated[str, AfterValidator(_known_policy)]
+
+
+def _known_lowering(name: str) -> str:
+    if name not in LOWERINGS:
+        raise ValueError(f"{name!r} is not one of {', '.join(LOWERINGS)}")
+    return name
 
 
 def _cache_dir() -> Path:
@@ -151,6 +157,8 @@ class ModelConfig(_Settings):
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"  # of the parameters; inputs keep theirs
     device: Literal["auto", "cuda", "cpu"] = "auto"
     policy: Policy = "auto"
+    lowering: Annotated[str, AfterValidator(_known_lowering)] = "auto"  # how operators are had; fused ones need a GPU
+    tuning_budget_s: NonNegativeFloat = 120.0  # for compiling fused operators and measuring plans, all batch sizes
     channels_last: bool = False
     priorities: bool = False  # high priority for the streams that carry the longest path
     tolerance: PositiveFloat | None = None  # largest error norm of verification; None: the dtype's own bound
@@ -172,7 +180,14 @@ class ModelConfig(_Settings):
     def build_options(self, cache_dir: Path | None) -> BuildOptions:
         """For the engine. ``cache_dir``: where plans are saved."""
         return BuildOptions(
-            self.batch_sizes, self.policy, self.channels_last, self.priorities, self.tolerance, cache_dir
+            batch_sizes=self.batch_sizes,
+            policy=self.policy,
+            lowering=self.lowering,
+            tuning_budget_s=self.tuning_budget_s,
+            channels_last=self.channels_last,
+            priorities=self.priorities,
+            tolerance=self.tolerance,
+            cache_dir=cache_dir,
         )
 
     @property

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from opara_server.engine.options import ATEN
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,9 @@ def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
 
 
 def _label(candidate: Candidate) -> str:
-    return f"{candidate.policy}{' compact' if candidate.compact else ''}"
+    lowering = "" if candidate.lowering in {ATEN, "whole"} else f"{candidate.lowering} "
+    return f"{lowering}{candidate.policy}{' compact' if candidate.compact else ''}"
 
 
 def _chosen(bucket: BucketPlan, candidate: Candidate) -> bool:
-    return (candidate.policy, candidate.compact) == (bucket.policy, bucket.compact)
+    return candidate.key == bucket.key

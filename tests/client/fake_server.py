@@ -34,9 +34,21 @@ PLAN = pb.Bucket(
     sequential_us=150.0,
     peak_bytes=1 << 20,
     candidates=[
-        pb.Candidate(policy="sequential", streams=1, predicted_us=160.0, measured_us=150.0, peak_bytes=1 << 19),
-        pb.Candidate(policy="opara", streams=4, synchronisations=7, predicted_us=90.0, measured_us=100.0, compact=True),
-        pb.Candidate(policy="nimble", streams=9, measured_us=90.0, rejected="wrong in 1 of 100 replays"),
+        pb.Candidate(
+            lowering="aten", policy="sequential", streams=1, predicted_us=160.0, measured_us=150.0, peak_bytes=1 << 19
+        ),
+        pb.Candidate(
+            lowering="aten",
+            policy="opara",
+            streams=4,
+            synchronisations=7,
+            predicted_us=90.0,
+            measured_us=100.0,
+            compact=True,
+        ),
+        pb.Candidate(
+            lowering="aten", policy="nimble", streams=9, measured_us=90.0, rejected="wrong in 1 of 100 replays"
+        ),
     ],
     reused=True,
     compact=True,

@@ -172,10 +172,10 @@ def test_one_model_with_its_plan(cli: Cli) -> None:
         "output x float32 [rows, 2]",
         "one sequential graph, because sin is missing",
         "batch 8: opara, compacted on 4 streams, 42 aten operators, 1.50x over sequential, plan from the cache",
-        "policy streams syncs predicted us measured us peak MiB",
-        "sequential 1 0 160.0 150.0 0.5",
-        "opara, compacted 4 7 90.0 100.0 0.0",
-        "nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
+        "operators policy streams syncs predicted us measured us peak MiB",
+        "aten sequential 1 0 160.0 150.0 0.5",
+        "aten opara, compacted 4 7 90.0 100.0 0.0",
+        "aten nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
     ]
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from opara_server.engine.plan import BucketPlan, Candidate, Plan, PlanStore
 
-SEQUENTIAL = Candidate("sequential", False, 1, 0, 90.0, 100.0, 4096)
-OPARA = Candidate("opara", True, 4, 7, 40.5, 50.0, 6000)
-UNCAPTURED = Candidate("wavefront", False, 9, 20, 45.0, 0.0, 9000, rejected="cannot be captured")
+SEQUENTIAL = Candidate("aten", "sequential", False, 1, 0, 90.0, 100.0, 4096)
+OPARA = Candidate("aten", "opara", True, 4, 7, 40.5, 50.0, 6000)
+UNCAPTURED = Candidate("aten", "wavefront", False, 9, 20, 45.0, 0.0, 9000, rejected="cannot be captured")
 BUCKET = BucketPlan(8, "opara", True, "aten", 12, 4, 5, 33.3, 4, 7, 50.0, 100.0, 6000, (SEQUENTIAL, OPARA, UNCAPTURED))
 PLAN = Plan("digits", "cpu", "A processor", (replace(BUCKET, batch_size=1), BUCKET))
 KEY: dict[str, Any] = {"graph": "abc", "buckets": [1, 8], "options": {"tolerance": None}}

@@ -15,7 +15,8 @@ from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble, check, memory_bytes
-from opara_server.engine.select import Choice, Contender, contenders, measure, select
+from opara_server.engine.select import BEYOND_BUDGET, Choice, Contender, contenders, measure, select, shortlist
+from opara_server.engine.simulate import Latency
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
 
@@ -28,10 +29,11 @@ def add(*operands: torch.Tensor) -> torch.Tensor:
 PROGRAM = program_of((add, [0]), (add, [1]), (add, [2]), (add, [0]), (add, [4]), (add, [5]), (add, [3, 6]))
 CHAIN = program_of((add, [0]), (add, [1]), (add, [2]))
 PROFILE = Profile.uniform(7)
+LATENCY = Latency(0.0)
 
 
 def entrant(policy: str, streams: list[int]) -> Contender:
-    return Contender(assemble(policy, PROGRAM.graph, range(7), streams), compact=False)
+    return Contender(PROGRAM, PROFILE, assemble(policy, PROGRAM.graph, range(7), streams), compact=False)
 
 
 SEQUENTIAL = entrant("sequential", [0] * 7)
@@ -44,7 +46,9 @@ def choose() -> Iterator[Callable[..., Choice]]:
     """select() on a device whose clock says what each number of streams takes."""
     devices = []
 
-    def run(times: dict[int, float | Callable[[int], float]], refused: tuple[int, ...] = ()) -> Choice:
+    def run(
+        times: dict[int, float | Callable[[int], float]], refused: tuple[int, ...] = (), budget_s: float = 60.0
+    ) -> Choice:
         def microseconds(streams: int, replay: int) -> float:
             time = times[streams]
             return time(replay) if callable(time) else time
@@ -53,7 +57,7 @@ def choose() -> Iterator[Callable[..., Choice]]:
         devices.append(device)
         with device.bind():
             try:
-                return select(PROGRAM, PROFILE, device, [SEQUENTIAL, TWO, SEVEN])
+                return select([SEQUENTIAL, TWO, SEVEN], device, budget_s)
             finally:
                 assert all(graph.closed for graph in device.graphs)
 
@@ -65,7 +69,7 @@ def choose() -> Iterator[Callable[..., Choice]]:
 def test_the_fastest_wins(choose: Callable[..., Choice]) -> None:
     choice = choose({1: 100.0, 2: 80.0, 7: 60.0})
     assert [c.measured_us for c in choice.candidates] == pytest.approx([100.0, 80.0, 60.0])
-    assert (choice.chosen.policy, choice.schedule, choice.sequential.policy) == ("seven", SEVEN.schedule, "sequential")
+    assert (choice.chosen.policy, choice.best, choice.simplest) == ("seven", SEVEN, SEQUENTIAL)
     assert [c.streams for c in choice.candidates] == [1, 2, 7]
     assert [c.synchronisations for c in choice.candidates] == [0, 1, 6]
     predicted = [c.predicted_us for c in choice.candidates]
@@ -113,9 +117,39 @@ def test_without_sequential_there_is_no_choice(choose: Callable[..., Choice]) ->
         choose({2: 1.0, 7: 1.0}, refused=(1,))
 
 
+def test_without_time_only_the_simplest_is_measured(choose: Callable[..., Choice]) -> None:
+    choice = choose({1: 100.0, 2: 80.0, 7: 60.0}, budget_s=0.0)
+    assert choice.winner == 0
+    assert [c.measured_us for c in choice.candidates] == pytest.approx([100.0, 0.0, 0.0])
+    assert [c.rejected for c in choice.candidates] == ["", BEYOND_BUDGET, BEYOND_BUDGET]
+
+
+def test_the_shortlist_has_the_most_promising_and_what_everything_is_compared_with() -> None:
+    entrants = steps(PROGRAM, AUTO)
+    best = min(entrants, key=lambda entrant: entrant.predicted_us(LATENCY))
+    short = shortlist(entrants, LATENCY, count=1)
+    assert {entrant.schedule.policy for entrant in short} == {"sequential", "opara", best.schedule.policy}
+    assert short[0] is entrants[0]
+    assert shortlist(entrants, LATENCY, count=len(entrants)) == [
+        entrant
+        for number, entrant in enumerate(entrants)
+        if entrant.schedule.policy in {"sequential", "opara"}
+        or entrant.key not in {earlier.key for earlier in entrants[:number]}
+    ]
+
+
+def test_lowerings_contend_with_each_other() -> None:
+    fused = replace(SEVEN, program=replace(PROGRAM, lowering="fused"))
+    device = ScriptedDevice(lambda streams, _replay: {1: 100.0, 7: 70.0}[streams])
+    with device.bind():
+        choice = select([SEQUENTIAL, fused], device)
+    device.close()
+    assert (choice.best, choice.chosen.lowering, choice.sequential.lowering) == (fused, "fused", "aten")
+
+
 def test_falling_back(choose: Callable[..., Choice]) -> None:
     choice = choose({1: 100.0, 2: 80.0, 7: 60.0}).falling_back("wrong numbers")
-    assert (choice.schedule, choice.chosen) == (SEQUENTIAL.schedule, choice.sequential)
+    assert (choice.best, choice.chosen) == (SEQUENTIAL, choice.sequential)
     assert [c.rejected for c in choice.candidates] == ["", "", "wrong numbers"]
 
 
@@ -155,7 +189,7 @@ def test_every_policy_contends_and_sequential_is_first() -> None:
 def test_one_graph_serves_all_policies_that_agree() -> None:
     device = ScriptedDevice()
     with device.bind():
-        choice = select(CHAIN, Profile.uniform(len(CHAIN.graph)), device, steps(CHAIN, AUTO))
+        choice = select(steps(CHAIN, AUTO), device)
     device.close()
     assert len(device.graphs) == 1
     assert [c.policy for c in choice.candidates] == list(POLICIES)

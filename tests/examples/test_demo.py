@@ -17,7 +17,9 @@ from examples.dataset import training_and_held_out
 from examples.serving import ServerError, running_server
 from opara_client import Bucket, Candidate
 
-SLOWER = Candidate("opara", 4, 9, predicted_us=80.0, measured_us=125.0, peak_bytes=100, rejected="", compact=False)
+SLOWER = Candidate(
+    "opara", 4, 9, predicted_us=80.0, measured_us=125.0, peak_bytes=100, rejected="", compact=False, lowering="aten"
+)
 BUCKET = Bucket(
     batch_size=8,
     policy="sequential",
@@ -28,9 +30,10 @@ BUCKET = Bucket(
     measured_us=100.0,
     sequential_us=100.0,
     peak_bytes=100,
-    candidates=(Candidate("sequential", 1, 0, 100.0, 100.0, 100, "", False), SLOWER),
+    candidates=(Candidate("sequential", 1, 0, 100.0, 100.0, 100, "", False, "aten"), SLOWER),
     reused=False,
     compact=False,
+    steady_bytes=40,
 )
 
 

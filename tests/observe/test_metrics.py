@@ -16,7 +16,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 def bucket(batch_size: int, policy: str = "opara", rejected: str = "") -> BucketPlan:
-    candidate = Candidate("opara", True, 2, 1, 9.0, 10.0, 1024, rejected)
+    candidate = Candidate("aten", "opara", True, 2, 1, 9.0, 10.0, 1024, rejected)
     return BucketPlan(batch_size, policy, True, "aten", 3, 2, 2, 8.0, 2, 1, 10.0, 15.0, 1024, (candidate,))
 
 

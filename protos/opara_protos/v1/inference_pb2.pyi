@@ -375,10 +375,12 @@ class Bucket(google.protobuf.message.Message):
     CANDIDATES_FIELD_NUMBER: builtins.int
     REUSED_FIELD_NUMBER: builtins.int
     COMPACT_FIELD_NUMBER: builtins.int
+    STEADY_BYTES_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     policy: builtins.str
     """The plan that runs, one of candidates unless all but sequential were refused."""
     lowering: builtins.str
+    """How its operators were had: "aten", one of the fused ones, or "whole"."""
     operators: builtins.int
     streams: builtins.int
     synchronisations: builtins.int
@@ -390,6 +392,8 @@ class Bucket(google.protobuf.message.Message):
     """The plan came from the cache and was verified and timed again."""
     compact: builtins.bool
     """Its streams were reduced to what its order needs."""
+    steady_bytes: builtins.int
+    """Bytes of device memory that its graph keeps while idle, beyond those of larger batch sizes."""
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Candidate]: ...
     def __init__(
@@ -407,8 +411,9 @@ class Bucket(google.protobuf.message.Message):
         candidates: collections.abc.Iterable[global___Candidate] | None = ...,
         reused: builtins.bool = ...,
         compact: builtins.bool = ...,
+        steady_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "candidates", b"candidates", "compact", b"compact", "lowering", b"lowering", "measured_us", b"measured_us", "operators", b"operators", "peak_bytes", b"peak_bytes", "policy", b"policy", "reused", b"reused", "sequential_us", b"sequential_us", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "candidates", b"candidates", "compact", b"compact", "lowering", b"lowering", "measured_us", b"measured_us", "operators", b"operators", "peak_bytes", b"peak_bytes", "policy", b"policy", "reused", b"reused", "sequential_us", b"sequential_us", "steady_bytes", b"steady_bytes", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
 
 global___Bucket = Bucket
 
@@ -426,6 +431,7 @@ class Candidate(google.protobuf.message.Message):
     PEAK_BYTES_FIELD_NUMBER: builtins.int
     REJECTED_FIELD_NUMBER: builtins.int
     COMPACT_FIELD_NUMBER: builtins.int
+    LOWERING_FIELD_NUMBER: builtins.int
     policy: builtins.str
     streams: builtins.int
     synchronisations: builtins.int
@@ -436,6 +442,8 @@ class Candidate(google.protobuf.message.Message):
     """Why it was refused whatever it measured; else empty."""
     compact: builtins.bool
     """Its streams were reduced to what its order needs."""
+    lowering: builtins.str
+    """How its operators were had, as in Bucket."""
     def __init__(
         self,
         *,
@@ -447,7 +455,8 @@ class Candidate(google.protobuf.message.Message):
         peak_bytes: builtins.int = ...,
         rejected: builtins.str = ...,
         compact: builtins.bool = ...,
+        lowering: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["compact", b"compact", "measured_us", b"measured_us", "peak_bytes", b"peak_bytes", "policy", b"policy", "predicted_us", b"predicted_us", "rejected", b"rejected", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compact", b"compact", "lowering", b"lowering", "measured_us", b"measured_us", "peak_bytes", b"peak_bytes", "policy", b"policy", "predicted_us", b"predicted_us", "rejected", b"rejected", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
 
 global___Candidate = Candidate

@@ -84,6 +84,8 @@ def optimize(
     *,
     device: str | None = None,
     policy: str = AUTO,
+    lowering: str = AUTO,
+    tuning_budget_s: float = 120.0,
     channels_last: bool = False,
     priorities: bool = False,
     tolerance: float | None = None,
@@ -99,7 +101,16 @@ def optimize(
     examples = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     specs = [_spec(f"input{number}", example) for number, example in enumerate(examples)]
     weight = next(model.parameters(), None)
-    options = BuildOptions(tuple(batch_sizes), policy, channels_last, priorities, tolerance, cache_dir)
+    options = BuildOptions(
+        batch_sizes=tuple(batch_sizes),
+        policy=policy,
+        lowering=lowering,
+        tuning_budget_s=tuning_budget_s,
+        channels_last=channels_last,
+        priorities=priorities,
+        tolerance=tolerance,
+        cache_dir=cache_dir,
+    )
     where = device or (weight.device.type if weight is not None else AUTO)
     return OptimizedModel(compile_model(type(model).__name__, model, specs, where, options))
 

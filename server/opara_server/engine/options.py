@@ -7,17 +7,25 @@ from pathlib import Path
 
 from opara_server.engine.policies import check_policy
 
-AUTO = "auto"  # as a policy: measure them all
+AUTO = "auto"  # as a policy or a lowering: measure them all
+ATEN = "aten"
+FUSED = ("fused", "fused_combo", "fused_epilogues", "fused_1x1_as_mm", "fused_max_autotune")
+LOWERINGS = (AUTO, ATEN, *FUSED)
+OPT_IN = {"fused_max_autotune"}  # minutes of compiling: not among AUTO's
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """``policy``: a name from POLICIES, or AUTO. ``priorities``: high priority for the streams of the longest path.
+    """``policy``: a name from POLICIES, or AUTO. ``lowering``: ATEN, one of FUSED, or AUTO; what is named competes with
+    the sequential graph of ATen operators alone. ``tuning_budget_s``: how long all batch sizes together may take to
+    compile fused operators and to be measured. ``priorities``: high priority for the streams of the longest path.
     ``tolerance``: the verification bound instead of the dtype's own. ``cache_dir``: where plans are saved and looked
     for; None: nowhere. Raises ValueError on what cannot be."""
 
     batch_sizes: tuple[int, ...]
     policy: str = AUTO
+    lowering: str = AUTO
+    tuning_budget_s: float = 120.0
     channels_last: bool = False
     priorities: bool = False
     tolerance: float | None = None
@@ -28,3 +36,7 @@ class BuildOptions:
             raise ValueError(f"batch sizes must be positive and at least one: {list(self.batch_sizes)}")
         if self.policy != AUTO:
             check_policy(self.policy)
+        if self.lowering not in LOWERINGS:
+            raise ValueError(f"unknown lowering {self.lowering!r}: not one of {', '.join(LOWERINGS)}")
+        if not self.tuning_budget_s >= 0:
+            raise ValueError(f"a tuning budget of {self.tuning_budget_s} s")

@@ -30,12 +30,12 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One schedule that was captured and measured. ``compact``: its streams were reduced to what its order needs.
-    ``measured_us``: 0 where it could not be captured. ``rejected``: why it could not be chosen whatever it measured;
-    else empty."""
+    """One schedule of one lowering. ``compact``: its streams were reduced to what its order needs. ``measured_us``: 0
+    where it was not captured. ``rejected``: why it could not be chosen whatever it measured; else empty."""
 
     __pydantic_config__ = _STRICT
 
+    lowering: Name
     policy: Name
     compact: bool
     streams: Count
@@ -45,10 +45,16 @@ class Candidate:
     peak_bytes: Count  # for activations: schedule.memory_bytes
     rejected: str = ""
 
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """Which of a bucket's candidates it is."""
+        return self.lowering, self.policy, self.compact
+
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
-    """What runs for one batch size. ``lowering``: "aten", or "whole" where the operators could not be had."""
+    """What runs for one batch size. ``lowering``: "aten", one of the fused ones, or "whole" where the operators
+    could not be had. ``sequential_us``: what ATen operators (or the whole) take one after the other."""
 
     __pydantic_config__ = _STRICT
 
@@ -68,6 +74,11 @@ class BucketPlan:
     candidates: tuple[Candidate, ...] = ()
     reused: bool = False  # taken from a saved plan, then verified and timed again
     steady_bytes: Count = 0  # what its graph keeps while idle, beyond what those of larger buckets keep
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """Of the candidate that was chosen."""
+        return self.lowering, self.policy, self.compact
 
     @property
     def speedup(self) -> float:

@@ -1,13 +1,14 @@
-"""Which schedule to run: every candidate is captured, all are measured in turns, and the fastest is kept.
+"""What to run: schedules of every lowering contend, the most promising are captured and measured in turns, one is kept.
 
-A candidate must beat the sequential graph by more than the noise of both; among those as fast as the fastest, the one
-that needs least memory wins, which is what makes few streams preferred to many.
+A candidate must beat the simplest one, the sequential graph of ATen operators, by more than the noise of both; among
+those as fast as the fastest, the one that needs least memory wins, which is what makes few streams preferred to many.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,36 +22,46 @@ from opara_server.engine.policies import POLICIES, make_schedule, prioritise
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, compact, fold, memory_bytes
-from opara_server.engine.simulate import simulate
+from opara_server.engine.simulate import Latency, simulate
 
 log = logging.getLogger(__name__)
 
 LEAST_MARGIN = 0.01  # of the sequential graph's time: what timing one graph twice differs by
 AS_FAST = 0.02
 MEASURE_SECONDS = 0.3  # per candidate
+SHORTLIST = 5  # per lowering: what the simulator's first places are good for (bench/results/simulator.md)
+ALWAYS = {SEQUENTIAL, "opara"}  # what everything is compared with, and the paper's method
+BEYOND_BUDGET = "not measured: beyond the tuning budget"
 ROUNDS = (15, 200)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A schedule that may run, and whether its streams were reduced."""
+    """A schedule that may run, of a program as profiled, and whether its streams were reduced."""
 
+    program: Program
+    profile: Profile
     schedule: Schedule
     compact: bool
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same for contenders that are one graph."""
+        return id(self.program), self.schedule.steps, self.schedule.urgent
+
+    def predicted_us(self, latency: Latency) -> float:
+        return simulate(self.program.graph, self.schedule, self.profile, latency).makespan_us
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``entrants[winner]`` was chosen; ``candidates`` are the entrants' measurements. The first is sequential."""
+    """``best`` was chosen, of those that ``candidates`` tells the measurements of: number ``winner``. Number 0 is
+    ``simplest``, sequential."""
 
-    profile: Profile
-    entrants: tuple[Contender, ...]
+    simplest: Contender
+    best: Contender
     candidates: tuple[Candidate, ...]
     winner: int
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.entrants[self.winner].schedule
 
     @property
     def chosen(self) -> Candidate:
@@ -67,9 +78,9 @@ class Choice:
         return replace(self, candidates=again)
 
     def falling_back(self, reason: str) -> Choice:
-        """Sequential instead of the winner, which is refused for ``reason``."""
+        """The simplest instead of the best, which is refused for ``reason``."""
         marked = tuple(replace(c, rejected=reason) if i == self.winner else c for i, c in enumerate(self.candidates))
-        return replace(self, candidates=marked, winner=0)
+        return replace(self, candidates=marked, best=self.simplest, winner=0)
 
 
 def contenders(
@@ -80,7 +91,7 @@ def contenders(
     ``priorities``: the streams that carry the longest path are urgent. Policies may agree on a schedule.
     """
     graph = program.graph
-    found = [Contender(make_schedule(graph, profile, SEQUENTIAL), compact=False)]
+    found = [Contender(program, profile, make_schedule(graph, profile, SEQUENTIAL), compact=False)]
     if program.lowering == "whole":
         return found
     for name in POLICIES if policy == AUTO else [policy]:
@@ -90,48 +101,67 @@ def contenders(
         versions = [fold(graph, version, max_streams) for version in (schedule, compact(graph, schedule))]
         if priorities and graph.width > 1:
             versions = [prioritise(graph, profile, version) for version in versions]
-        found.append(Contender(versions[0], compact=False))
+        found.append(Contender(program, profile, versions[0], compact=False))
         if versions[1] != versions[0]:
-            found.append(Contender(versions[1], compact=True))
+            found.append(Contender(program, profile, versions[1], compact=True))
     return found
 
 
-def select(program: Program, profile: Profile, device: Device, entrants: Sequence[Contender]) -> Choice:
-    """Capture and measure the entrants (sequential first) and choose. Raises CaptureError when sequential fails.
+def shortlist(entrants: Sequence[Contender], latency: Latency, count: int = SHORTLIST) -> list[Contender]:
+    """Of one program's contenders the sequential one, the paper's, and the ``count`` that should be fastest, each graph
+    once."""
+    distinct = {entrant.key: entrant for entrant in reversed(entrants)}
+    promising = sorted(distinct.values(), key=lambda entrant: entrant.predicted_us(latency))[:count]
+    return [e for e in entrants if e in promising or e.schedule.policy in ALWAYS]
 
-    Entrants with the same schedule are one graph, measured once.
+
+def select(entrants: Sequence[Contender], device: Device, budget_s: float = float("inf")) -> Choice:
+    """Capture and measure the entrants (the simplest first) and choose. Raises CaptureError when the first fails.
+
+    ``budget_s``: once half of it is gone, no more are captured: those that should be fastest go ahead. Entrants with
+    the same schedule are one graph, measured once.
     """
+    begin = time.monotonic()
+    predictions = [entrant.predicted_us(device.latency) for entrant in entrants]
     leaders: dict[tuple[Any, ...], int] = {}
     for number, entrant in enumerate(entrants):
-        leaders.setdefault((entrant.schedule.steps, entrant.schedule.urgent), number)
+        leaders.setdefault(entrant.key, number)
     graphs: dict[int, CapturedGraph] = {}
+    refused = dict.fromkeys(leaders.values(), BEYOND_BUDGET)
     try:
-        for number in leaders.values():
+        for number in sorted(leaders.values(), key=lambda n: (n > 0, predictions[n])):
+            if graphs and time.monotonic() - begin > budget_s / 2:
+                break
             try:
-                graphs[number] = capture(program, entrants[number].schedule, device)
+                graphs[number] = capture(entrants[number].program, entrants[number].schedule, device)
             except CaptureError as error:
                 if number == 0:
                     raise
                 log.warning("%s cannot be captured: %s", entrants[number].schedule.policy, error)
-        times = dict(zip(graphs, measure(list(graphs.values()), device), strict=True))
+                refused[number] = "cannot be captured"
+        left = max(0.0, budget_s - (time.monotonic() - begin))
+        timings = measure(list(graphs.values()), device, min(MEASURE_SECONDS, left / len(graphs)))
+        times = dict(zip(graphs, timings, strict=True))
     finally:
         for graph in graphs.values():
             graph.close()
-    timed = [times.get(leaders[entrant.schedule.steps, entrant.schedule.urgent]) for entrant in entrants]
+    timed = [times.get(leaders[entrant.key]) for entrant in entrants]
     candidates = tuple(
         Candidate(
+            lowering=entrant.program.lowering,
             policy=entrant.schedule.policy,
             compact=entrant.compact,
             streams=entrant.schedule.streams,
             synchronisations=entrant.schedule.synchronisations,
-            predicted_us=simulate(program.graph, entrant.schedule, profile, device.latency).makespan_us,
+            predicted_us=prediction,
             measured_us=timing.median if timing else 0.0,
-            peak_bytes=memory_bytes(program.graph, entrant.schedule),
-            rejected="" if timing else "cannot be captured",
+            peak_bytes=memory_bytes(entrant.program.graph, entrant.schedule),
+            rejected="" if timing else refused[leaders[entrant.key]],
         )
-        for entrant, timing in zip(entrants, timed, strict=True)
+        for entrant, prediction, timing in zip(entrants, predictions, timed, strict=True)
     )
-    return Choice(profile, tuple(entrants), candidates, _winner(candidates, timed))
+    winner = _winner(candidates, timed)
+    return Choice(entrants[0], entrants[winner], candidates, winner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ def _bucket_message(bucket: BucketPlan) -> pb.Bucket:
         candidates=map(_candidate_message, bucket.candidates),
         reused=bucket.reused,
         compact=bucket.compact,
+        steady_bytes=bucket.steady_bytes,
     )
 
 
@@ -55,4 +56,5 @@ def _candidate_message(candidate: Candidate) -> pb.Candidate:
         peak_bytes=candidate.peak_bytes,
         rejected=candidate.rejected,
         compact=candidate.compact,
+        lowering=candidate.lowering,
     )

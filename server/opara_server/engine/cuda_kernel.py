@@ -1,0 +1,101 @@
+"""A compiled CUDA kernel as plain data, launched through the driver: what a plan can save and a graph can capture."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opara_server.engine.errors import DeviceError
+
+try:
+    from cuda.bindings import driver
+except ImportError as error:  # PyTorch's builds for CUDA 13 bring it along
+    raise DeviceError("device cuda needs: pip install cuda-bindings") from error
+
+STATIC_SHARED_BYTES = 48 << 10  # more per block must be asked for
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """Machine code of one kernel: its ``name`` in ``cubin``, threads and dynamic shared memory (bytes) per block."""
+
+    name: str
+    cubin: bytes
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class KernelLaunch:
+    """A kernel with its grid: callable with the kernel's parameters, it launches on PyTorch's current stream.
+
+    ``types``: the C type of each parameter; tensors are passed by address, None as a null pointer.
+    """
+
+    code: KernelCode
+    grid: tuple[int, int, int]
+    types: tuple[type[Any], ...]
+
+    def __call__(self, *parameters: Any) -> None:
+        """Raises DeviceError where the driver refuses."""
+        stream = torch.cuda.current_stream()
+        function = _function(self.code, stream.device_index)
+        values = tuple(_value(parameter) for parameter in parameters)
+        block = (self.code.threads, 1, 1)
+        shared_bytes = self.code.shared_bytes
+        _check(
+            driver.cuLaunchKernel(
+                function, *self.grid, *block, shared_bytes, stream.cuda_stream, (values, self.types), 0
+            )
+        )
+
+    def __str__(self) -> str:
+        return self.code.name
+
+
+def _value(parameter: Any) -> Any:
+    if isinstance(parameter, Tensor):
+        return parameter.data_ptr()
+    return 0 if parameter is None else parameter
+
+
+@cache
+def _function(code: KernelCode, gpu: int) -> Any:
+    """Loaded once per process and GPU, and never unloaded: graphs that were captured with it may be anywhere."""
+    with torch.cuda.device(gpu):
+        (module,) = _check(driver.cuModuleLoadData(code.cubin))
+    (function,) = _check(driver.cuModuleGetFunction(module, code.name.encode()))
+    if code.shared_bytes > STATIC_SHARED_BYTES:
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _check(driver.cuFuncSetAttribute(function, most, code.shared_bytes))
+    return function
+
+
+def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    error, *values = result
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise DeviceError(f"CUDA: {error}")
+    return tuple(values)
+
+
+C_TYPES: dict[str, type[Any]] = {
+    "pointer": ctypes.c_void_p,
+    "i1": ctypes.c_int32,
+    "i8": ctypes.c_int8,
+    "i16": ctypes.c_int16,
+    "i32": ctypes.c_int32,
+    "i64": ctypes.c_int64,
+    "u1": ctypes.c_uint32,
+    "u8": ctypes.c_uint8,
+    "u16": ctypes.c_uint16,
+    "u32": ctypes.c_uint32,
+    "u64": ctypes.c_uint64,
+    "fp32": ctypes.c_float,
+    "fp64": ctypes.c_double,
+}
+"""By Triton's name of a parameter's type."""

@@ -1,0 +1,188 @@
+"""The `fused` lowering: Inductor's fused kernels as operators. The only file that knows PyTorch's internals.
+
+Run on torch 2.11. Inductor's FX wrapper gives a graph of allocations, views, calls of library kernels and Triton
+launches. Its own converter makes of a launch an operator that compiles the kernel again, without the configuration that
+was tuned; here a node of the graph is the tuned kernel itself, and in the finished program its machine code. A Triton
+kernel overwrites the arguments named ``out_ptr*``, changes those that Inductor lists as mutated, reads the others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from opara_server.engine.errors import LoweringError, first_line
+from opara_server.engine.graph import Kind
+from opara_server.engine.lowering import program_of
+from opara_server.engine.program import Call, Program
+from opara_server.engine.rewrites import Weights, apply, functional
+from opara_server.engine.trial_record import Given
+
+OPTIONS = {
+    "fx_wrapper": True,
+    "freezing": True,  # folds BatchNorm, and weights into the layouts that kernels want
+    "allow_buffer_reuse": False,  # every buffer is written once and then read: memory is planned here (arena.py)
+    "inplace_buffers": False,
+    "size_asserts": False,  # these two would be plain lines of Python, which the converter refuses
+    "alignment_asserts": False,
+    "use_static_triton_launcher": True,  # its kernels say what they are
+    "strict_static_triton_launcher": True,
+}
+"""Of ``torch._inductor.aot_compile``."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``rewrites``: names of passes that go ahead of Inductor. ``options``: of Inductor, besides OPTIONS."""
+
+    rewrites: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+BASIC = ("fold_constants", "idle_masks")
+VARIANTS = {
+    "fused": Variant(BASIC),
+    "fused_combo": Variant(BASIC, {"combo_kernels": True, "benchmark_combo_kernel": False}),
+    "fused_epilogues": Variant((*BASIC, "fold_batch_norm", "linear_epilogues", "conv_epilogues")),
+    "fused_1x1_as_mm": Variant(BASIC, {"conv_1x1_as_mm": True}),
+    "fused_max_autotune": Variant(BASIC, {"max_autotune": True}),
+}
+"""By the name of the lowering (options.FUSED)."""
+
+_COMPILING = threading.Lock()  # the converter is replaced for the whole process
+
+
+def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: str, weights: Weights) -> Program:
+    """The program of ``exported`` for exactly these static inputs. ``lowering``: a name from VARIANTS.
+    ``weights``: what the lowerings of one model share.
+
+    Raises LoweringError with the reason where Inductor, Triton or this file cannot do it.
+    """
+    if not inputs[0].is_cuda:
+        raise LoweringError("Inductor's kernels are taken apart for GPUs only")
+    variant = VARIANTS[lowering]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            examples = tuple(tensor.clone() for tensor in inputs)  # ordinary tensors
+            module = apply(functional(exported), variant.rewrites, weights)
+            compiled = _compile(module, examples, {**OPTIONS, **variant.options})
+    except LoweringError:
+        raise
+    except Exception as error:  # Inductor and Triton raise whatever they like
+        raise LoweringError(f"Inductor: {first_line(error)}") from error
+    for node in compiled.graph.nodes:
+        node.target = _OVERLOADS.get(node.target, node.target)
+    program = program_of(compiled, [Given(tensor, Kind.INPUT) for tensor in inputs], lowering)
+    return replace(program, bodies=tuple(tuple(map(_finished, body)) for body in program.bodies))
+
+
+_OVERLOADS: dict[Any, Any] = {  # what the converter calls by PyTorch's functions
+    torch.empty_strided: torch.ops.aten.empty_strided.default,
+    torch.as_strided: torch.ops.aten.as_strided.default,
+}
+
+
+def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[str, Any]) -> GraphModule:
+    with _COMPILING, _launches_as_nodes():
+        torch._dynamo.reset()  # the options of another variant
+        compiled = torch._inductor.aot_compile(module, inputs, options=dict(options))
+    assert isinstance(compiled, GraphModule)
+    return compiled
+
+
+@contextmanager
+def _launches_as_nodes() -> Iterator[None]:
+    from torch._inductor.codegen import wrapper_fxir  # noqa: PLC0415 - Inductor takes a second to import
+
+    stock: Any = wrapper_fxir.FxConverter
+
+    def generate(converter: Any, line: Any) -> None:
+        tuner = converter.kernels[line.kernel_name].tuner
+        arguments = converter._lookup_args(line.call_args)
+        if tuner.heuristic_type.name == "USER_AUTOTUNE":
+            raise LoweringError(f"the model has a Triton kernel of its own: {tuner.fn.__name__}")
+        nodes = [a if isinstance(a, Node) else converter._generate_sym_node(a) for a in arguments]
+        converter.gm.graph.call_function(TritonLaunch(tuner), args=tuple(nodes))
+
+    before = stock._generate_triton_call
+    stock._generate_triton_call = generate
+    try:
+        yield
+    finally:
+        stock._generate_triton_call = before
+
+
+class TritonLaunch:
+    """A Triton kernel as a node of the graph (calls.Kernel); tuned when it is first called."""
+
+    def __init__(self, tuner: Any) -> None:
+        self._tuner = tuner
+        names = [name for name, kind in tuner.triton_meta["signature"].items() if kind != "constexpr"]
+        changed = set(tuner.mutated_arg_names)
+        outputs = {name for name in names if name.startswith("out_ptr")}
+        read_only = {name for name in names if name.startswith(("in_ptr", "arg_"))} - changed
+        pointers = {name for name, kind in tuner.triton_meta["signature"].items() if kind.startswith("*")}
+        self.written = tuple(i for i, name in enumerate(names) if name in pointers - read_only)
+        self.overwritten = tuple(i for i, name in enumerate(names) if name in outputs - changed)
+        self.__name__ = self.__qualname__ = str(tuner.fn.__name__)  # FX prints and generates code with these
+        self.__module__ = __name__
+
+    def __call__(self, *arguments: Any) -> None:
+        """On the current stream. Does nothing with fake tensors, which Inductor puts through the finished graph."""
+        if not any(isinstance(argument, FakeTensor) for argument in arguments):
+            self._tuner.run(*arguments, stream=torch.cuda.current_stream().cuda_stream)
+
+    def __str__(self) -> str:
+        return self.__name__
+
+    def finished(self, call: Call) -> Call:
+        """The call of this kernel as one of its machine code: the launcher itself tells the grid and the parameters."""
+        from torch._inductor.runtime.cache_dir_utils import triton_cache_dir  # noqa: PLC0415
+
+        from opara_server.engine.cuda_kernel import C_TYPES, KernelCode, KernelLaunch  # noqa: PLC0415 - needs CUDA
+
+        (launcher,) = self._tuner.launchers
+        kernel = launcher.__globals__["runner"].__self__
+        told: list[Any] = []
+        retold = {**launcher.__globals__, "runner": lambda *given: told.extend(given)}
+        FunctionType(launcher.__code__, retold)(*call.args, stream=None)
+        gpu = self._tuner.triton_meta["device"]
+        cubin = Path(triton_cache_dir(gpu.index if isinstance(gpu, torch.device) else gpu), launcher.cache_hash)
+        code = KernelCode(
+            kernel.name, (cubin / f"{kernel.name}.cubin").read_bytes(), 32 * kernel.num_warps, kernel.shared
+        )
+        nulls = int(kernel.has_global_scratch) + int(kernel.has_profile_scratch)  # scratch memory of no bytes
+        x, y, z = (int(n) for n in told[:3])
+        types = [_LETTERS[letter] for letter in kernel.arg_tys] + ["pointer"] * nulls
+        launch = KernelLaunch(code, (x, y, z), tuple(C_TYPES[name] for name in types))
+        return replace(call, target=launch, args=(*told[4:], *[None] * nulls))
+
+
+_LETTERS = {  # of the static launcher's signatures
+    "O": "pointer",
+    "b": "i8",
+    "h": "i16",
+    "i": "i32",
+    "l": "i64",
+    "B": "u8",
+    "H": "u16",
+    "I": "u32",
+    "K": "u64",
+    "f": "fp32",
+    "d": "fp64",
+}
+
+
+def _finished(call: Call) -> Call:
+    return call.target.finished(call) if isinstance(call.target, TritonLaunch) else call
