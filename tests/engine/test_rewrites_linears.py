@@ -1,12 +1,13 @@
-"""linear_epilogues against eager."""
+"""linear_epilogues and merge_siblings against eager."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from tests.engine.rewriting import TORCH_WARNS, operators, rewritten, settled
+from tests.engine.rewriting import TORCH_WARNS, assert_true_metadata, image, operators, rewritten, settled
 
 pytestmark = TORCH_WARNS
 
@@ -38,3 +39,57 @@ class Sum(nn.Module):
 )
 def test_what_the_kernel_does_not_compute_stays(module: nn.Module) -> None:
     assert "_addmm_activation" not in operators(rewritten(settled(module), (torch.randn(5, 8),), "linear_epilogues"))
+
+
+class Attention(nn.Module):
+    """Query, key and value of one tensor; the key has no bias, and contiguous() is not idle once they are merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (f(x).view(2, 5, 2, 4).transpose(1, 2) for f in (self.query, self.key))
+        v = self.value(x).contiguous().view(-1).view(2, 5, 2, 2).transpose(1, 2)
+        return functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_linears_of_one_tensor_are_merged() -> None:
+    x = torch.randn(2, 5, 8)
+    graph = rewritten(settled(Attention()), (x,), "merge_linears")
+    assert operators(graph)["linear"] == 1
+    assert_true_metadata(graph, x)
+
+
+class Outputs(nn.Module):
+    """Layers that may not be merged: one is an output, one is of another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layers[0](x), torch.relu(self.layers[1](x)) + self.layers[2](x + 1)
+
+
+def test_outputs_and_layers_of_other_tensors_stay() -> None:
+    assert operators(rewritten(settled(Outputs()), (torch.randn(2, 8),), "merge_linears"))["linear"] == 3
+
+
+class Reductions(nn.Module):
+    """Three 1 × 1 convolutions of one tensor, and one that differs in its stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = nn.ModuleList(nn.Conv2d(4, width, 1, bias=width != 3) for width in (2, 3, 5))
+        self.other = nn.Conv2d(4, 2, 1, stride=2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.relu(side(x)) for side in (*self.sides, self.other)]
+
+
+def test_convolutions_of_one_tensor_are_merged() -> None:
+    x = image(4)
+    graph = rewritten(settled(Reductions()), (x,), "merge_convolutions")
+    assert operators(graph)["conv2d"] == 2
+    assert_true_metadata(graph, x)

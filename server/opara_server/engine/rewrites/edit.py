@@ -101,6 +101,14 @@ class Insert:
         return fake
 
 
+def refresh(module: GraphModule) -> None:
+    """Tell every call's result anew, after a change of strides or shapes that goes on through the graph."""
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+            node.meta["val"] = node.target(*args, **kwargs)
+
+
 def tidy(module: GraphModule) -> None:
     """Drop calls without users and weights that no call reads; make the module run its changed graph."""
     module.graph.eliminate_dead_code()

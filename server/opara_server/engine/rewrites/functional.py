@@ -9,6 +9,7 @@ from opara_server.engine.calls import CHECKS
 from opara_server.engine.rewrites.edit import aten, tidy, value
 
 COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
+VIEWS = {aten.view.default, aten._unsafe_view.default}  # fail where a rewrite changes strides; a reshape does not
 
 
 def functional(exported: ExportedProgram) -> GraphModule:
@@ -21,6 +22,8 @@ def functional(exported: ExportedProgram) -> GraphModule:
             module.graph.erase_node(node)
         elif node.target in COPIES and _idle(node):
             node.replace_all_uses_with(node.args[0])
+        elif node.target in VIEWS:
+            node.target = aten.reshape.default
     tidy(module)
     return module
 

@@ -14,6 +14,7 @@ from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
 from opara_server.engine.rewrites.idle_masks import idle_masks
 from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
+from opara_server.engine.rewrites.merge_siblings import merge_convolutions, merge_linears
 from opara_server.engine.rewrites.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "fold_constants": fold_constants,
     "idle_masks": idle_masks,
     "fold_batch_norm": fold_batch_norm,
+    "merge_linears": merge_linears,
+    "merge_convolutions": merge_convolutions,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
     "conv_epilogues_but_cat": conv_epilogues_but_cat,
