@@ -6,7 +6,6 @@ Both are frozen, complete and refuse what they do not know. The command line der
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from pydantic import (
 )
 
 from opara_server.engine.options import LOWERINGS, BuildOptions
-from opara_server.engine.policies import POLICIES
+from opara_server.engine.policies import POLICIES, check_policy
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 
 MODEL_FILE = "model.toml"
@@ -46,8 +45,13 @@ class _Settings(BaseModel):
 
 
 def _known_policy(name: str) -> str:
-    if name not in {"auto", *POLICIES} and not re.fullmatch(r"critical_path:[1-9][0-9]*", name):
-        raise ValueError(f"{name!r} is not auto or one of {', '.join(POLICIES)} (critical_path:4 sets its streams)")
+    try:
+        if name != "auto":
+            check_policy(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{name!r} is not auto or one of {', '.join(POLICIES)} (critical_path:4 sets its streams)"
+        ) from error
     return name
 
 

@@ -17,22 +17,41 @@ from hypothesis import strategies as st
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.policies import POLICIES, make_schedule, prioritise
 from opara_server.engine.policies.critical_path import critical_path, place
+from opara_server.engine.policies.heft import heft
+from opara_server.engine.policies.heft import place as heft_place
+from opara_server.engine.policies.ios import ios
 from opara_server.engine.policies.nimble import minimum_equivalent
 from opara_server.engine.policies.opara import allocate_streams, launch_order
+from opara_server.engine.policies.packed import packed
 from opara_server.engine.policies.wavefront import levels
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
-from opara_server.engine.schedule import check, compact, fold, happens_before
+from opara_server.engine.schedule import Schedule, check, compact, fold, happens_before
 from tests.engine.dags import dags, googlenet, ordered_pairs, programs, random_profile, randoms, true_order
 
 SAVED_GOOGLENET = Path(__file__).parents[2] / "bench" / "data" / "googlenet.json"
-ALL = [*POLICIES, "critical_path:1", "critical_path:4"]
+SLOW = ["ios", "ios:3"]
+FAST = [
+    *(name for name in POLICIES if name not in SLOW),
+    *(f"{n}:{k}" for n in ("critical_path", "heft", "packed") for k in (1, 4)),
+]
+ALL = [*FAST, *SLOW]
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.one_of(dags(), programs()), randoms, st.sampled_from(ALL))
+@given(st.one_of(dags(), programs()), randoms, st.sampled_from(FAST))
 def test_every_schedule_is_right_as_it_is_compacted_folded_and_prioritised(
     graph: OperatorGraph, random: Random, policy: str
 ) -> None:
+    assert_right(graph, random, policy)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.one_of(dags(largest=40), programs(largest=40)), randoms, st.sampled_from(SLOW))
+def test_so_is_every_schedule_of_a_slow_policy(graph: OperatorGraph, random: Random, policy: str) -> None:
+    assert_right(graph, random, policy)
+
+
+def assert_right(graph: OperatorGraph, random: Random, policy: str) -> None:
     profile = random_profile(graph, random)
     schedule = make_schedule(graph, profile, policy)
     assert schedule.policy == policy
@@ -51,7 +70,7 @@ def test_smallest_graphs(policy: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", ["", "opera", "opara:2", "critical_path:", "critical_path:0", "critical_path:-1", "critical_path:two"]
+    "policy", ["", "opera", "opara:2", "critical_path:", "critical_path:0", "critical_path:-1", "heft:two", "packed:04"]
 )
 def test_unknown_policies_are_refused_with_the_known_names(policy: str) -> None:
     with pytest.raises(ValueError, match="sequential, opara, nimble, wavefront, critical_path"):
@@ -170,11 +189,11 @@ def test_wavefront_waits_for_the_wave_before_only() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(dags(), randoms, st.integers(1, 40))
-def test_critical_path_uses_no_more_streams_than_allowed_or_useful(
-    graph: OperatorGraph, random: Random, limit: int
+@given(dags(), randoms, st.integers(1, 40), st.sampled_from([critical_path, packed]))
+def test_list_scheduling_uses_no_more_streams_than_allowed_or_useful(
+    graph: OperatorGraph, random: Random, limit: int, policy: Callable[[OperatorGraph, Profile, int], Schedule]
 ) -> None:
-    schedule = critical_path(graph, random_profile(graph, random), limit)
+    schedule = policy(graph, random_profile(graph, random), limit)
     assert schedule.streams <= min(limit, graph.width)
 
 
@@ -200,9 +219,62 @@ def test_critical_path_launches_the_long_branch_first_and_keeps_it_on_its_stream
     assert (stream[1], schedule.synchronisations) == (1, 2)
 
 
-def test_critical_path_refuses_no_streams() -> None:
+@pytest.mark.parametrize("policy", [critical_path, heft, packed, ios])
+def test_no_streams_are_refused(policy: Callable[[OperatorGraph, Profile, int], Schedule]) -> None:
     with pytest.raises(ValueError, match="at least one stream"):
-        critical_path(OperatorGraph.from_edges(1, []), Profile.uniform(1), 0)
+        policy(OperatorGraph.from_edges(1, []), Profile.uniform(1), 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(dags(largest=120), randoms, st.integers(1, 9), st.sampled_from([0.0, 0.5, 5.0]))
+def test_heft_by_its_definition(graph: OperatorGraph, random: Random, limit: int, wait_us: float) -> None:
+    costs = [duration + 1.0 for duration in random_profile(graph, random).durations]
+    order, stream = heft_place(graph, costs, wait_us, limit)
+    tails = graph.tails(costs)
+    assert order == sorted(order, key=lambda operator: -tails[operator])
+    finish: dict[int, float] = {}
+    free = [0.0] * limit
+    for operator in order:
+        starts = [
+            max([free[s], *(finish[p] + wait_us * (stream[p] != s) for p in graph.predecessors[operator])])
+            for s in range(limit)
+        ]
+        chosen = stream[operator]
+        assert starts[chosen] == min(starts)
+        free[chosen] = finish[operator] = starts[chosen] + costs[operator]
+
+
+def test_heft_stays_on_a_stream_where_a_wait_costs_more_than_it_gains() -> None:
+    graph = OperatorGraph.from_edges(4, [(0, 1), (0, 2), (1, 3), (2, 3)])
+    assert heft_place(graph, [2.0] * 4, 0.5, 4) == ([0, 1, 2, 3], [0, 0, 1, 1])
+    assert heft_place(graph, [2.0] * 4, 3.0, 4) == ([0, 1, 2, 3], [0, 0, 0, 0])
+
+
+def test_heft_takes_the_stream_that_needs_no_wait_then_the_one_idle_for_the_shortest_time() -> None:
+    # 0 and 1 end at 9 and 5; 2 follows 1; 3 could go after either of 0 and 2, and would keep 0's idle for longer.
+    graph = OperatorGraph.from_edges(5, [(1, 2), (0, 3), (1, 3), (2, 4), (3, 4)])
+    assert heft_place(graph, [9.0, 5.0, 3.0, 4.0, 1.0], 0.0, 2)[1] == [0, 1, 1, 0, 0]
+
+
+def full(*durations: float, footprint: float = 0.8) -> Profile:
+    operators = tuple(OperatorProfile(duration, 0, 1, footprint=footprint) for duration in durations)
+    return Profile(operators, Roofline(1.0, 1.0))
+
+
+def test_packed_lets_those_with_time_to_spare_wait_for_room() -> None:
+    # A chain of three beside one that may run at any time: at once, both would run at 1 / 1.6 of their speed.
+    graph = OperatorGraph.from_edges(5, [(0, 1), (1, 2), (2, 4), (3, 4)])
+    profile = full(5.0, 5.0, 5.0, 4.0, 1.0)
+    past = ordered_pairs(make_schedule(graph, profile, "packed"))
+    assert past[1] == 1 << 0, "the chain waits for nobody else"
+    assert past[3] & 1 << 0, "the other one starts when the first has made room"
+    roomy = full(5.0, 5.0, 5.0, 4.0, 1.0, footprint=0.5)
+    assert ordered_pairs(make_schedule(graph, roomy, "packed")) == true_order(graph)
+
+
+def test_packed_lets_nobody_wait_who_is_as_urgent_as_those_that_run() -> None:
+    graph = OperatorGraph.from_edges(3, [(0, 2), (1, 2)])
+    assert ordered_pairs(make_schedule(graph, full(5.0, 5.0, 1.0), "packed")) == true_order(graph)
 
 
 def test_prioritise_marks_the_streams_of_the_longest_path() -> None:

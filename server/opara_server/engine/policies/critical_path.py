@@ -20,7 +20,7 @@ def critical_path(graph: OperatorGraph, profile: Profile, streams: int = MAX_STR
     """
     if streams < 1:
         raise ValueError(f"critical_path needs at least one stream, not {streams}")
-    order, stream = place(graph, _costs(profile), streams)
+    order, stream = place(graph, costs_us(profile), streams)
     return assemble("critical_path", graph, order, stream)
 
 
@@ -69,7 +69,7 @@ def _idle_stream(sources: Collection[int], last: Sequence[int], finish: Sequence
 
 def prioritise(graph: OperatorGraph, profile: Profile, schedule: Schedule) -> Schedule:
     """The same schedule with the streams that carry the graph's longest path marked urgent."""
-    tails = graph.tails(_costs(profile))
+    tails = graph.tails(costs_us(profile))
     path = set()
     ahead: Sequence[int] = range(len(graph))
     while ahead:
@@ -79,7 +79,7 @@ def prioritise(graph: OperatorGraph, profile: Profile, schedule: Schedule) -> Sc
     return replace(schedule, urgent=frozenset(step.stream for step in schedule.steps if step.operator in path))
 
 
-def _costs(profile: Profile) -> list[float]:
+def costs_us(profile: Profile) -> list[float]:
     """µs per operator until what depends on it can start: many small kernels in a row cost more than they run."""
     hop = Latency().dependency_us
     return [duration + hop for duration in profile.durations]
