@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cpu
 from opara_server.engine.program import Environment, Program
 from opara_server.engine.schedule import MAX_STREAMS
-from opara_server.engine.simulate import Latency
+from opara_server.engine.simulate import IDEAL, Latency
 from opara_server.engine.trace import Interval, Trace
 
 Job = Callable[[], None]
@@ -82,7 +82,7 @@ class CpuDevice:
         self.name = _processor_name()
         self.threads = threads or torch.get_num_threads()
         self.max_streams = max(2, min(MAX_STREAMS, self.threads))
-        self.latency = Latency(dependency_us=0.0, wait_us=_handover_us())
+        self.latency: Latency = replace(IDEAL, wait_us=_handover_us())
         self._workers: list[Worker] = []
         self._graphs: weakref.WeakSet[CpuGraph] = weakref.WeakSet()
 

@@ -72,6 +72,12 @@ class Profile:
     def durations(self) -> tuple[float, ...]:
         return tuple(o.duration_us for o in self.operators)
 
+    @cached_property
+    def bandwidth(self) -> tuple[float, ...]:
+        """Per operator the share (0..1) of the memory bandwidth that it uses while it runs alone."""
+        per_us = self.roofline.bytes_per_second / 1e6
+        return tuple(min(1.0, o.bytes / (o.duration_us * per_us)) if o.duration_us else 0.0 for o in self.operators)
+
     def compute_bound(self, operator: int) -> bool:
         """Whether the operator's FLOPs per byte exceed the roofline's ridge."""
         seen = self.operators[operator]
