@@ -1,0 +1,193 @@
+"""Fused kernels on the GPU: every kind of module lowers right, or says why it does not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_server.engine.build import compile_model
+from opara_server.engine.capture import capture
+from opara_server.engine.device import Device
+from opara_server.engine.errors import LoweringError
+from opara_server.engine.export import export_static
+from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.graph import Kind
+from opara_server.engine.lower_aten import lower
+from opara_server.engine.lower_fused import VARIANTS, lower_fused
+from opara_server.engine.options import FUSED, BuildOptions
+from opara_server.engine.policies import make_schedule
+from opara_server.engine.program import Program
+from opara_server.engine.rewrites import Weights
+from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import fill_random, static_inputs
+from opara_server.engine.verify import error_norm, poison
+from tests.engine.models import ZOO
+from tests.gpu.nets import NETS, make
+
+GPU = torch.device("cuda")
+REPLAYS = 120
+MEASURED = [name for name in FUSED if name != "fused_max_autotune"]
+REFUSED = {"written in another type"}  # PyTorch's Inductor cannot: see the test of what is said
+
+
+def lowered(module: nn.Module, specs: Sequence[TensorSpec], rows: int, lowering: str = "fused") -> Program:
+    inputs = static_inputs(specs, rows, GPU, channels_last=False)
+    return lower_fused(export_static(module, inputs), inputs, lowering, Weights())
+
+
+def check(program: Program, flat: FlatModule, device: Device, policy: str, replays: int, bound: float) -> None:
+    schedule = make_schedule(program.graph, device.profile(program), policy)
+    graph = capture(program, schedule, device)
+    for _ in range(replays):
+        fill_random(graph.inputs, flat.inputs)
+        expected = flat(*[tensor.clone() for tensor in graph.inputs])
+        poison((*graph.outputs, graph.arena))
+        graph.replay()
+        device.synchronize()
+        for out, ref in zip(graph.outputs, expected, strict=True):
+            assert out.shape == ref.shape
+            assert out.dtype == ref.dtype
+            assert error_norm(out, ref) <= (bound if out.is_floating_point() else 0.0)
+    graph.close()
+
+
+def test_every_lowering_of_the_options_has_its_variant() -> None:
+    assert tuple(VARIANTS) == FUSED
+
+
+@pytest.mark.parametrize("lowering", MEASURED)
+@pytest.mark.parametrize("name", NETS)
+def test_replays_on_fresh_inputs_agree_with_eager(name: str, lowering: str, device: Device) -> None:
+    module, specs = make(name)
+    flat = FlatModule(module, specs, 3, GPU, channels_last=False)
+    program = lowered(module, specs, 3, lowering)
+    for policy in ("sequential", "opara", "critical_path"):
+        check(program, flat, device, policy, REPLAYS, 1e-2)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in REFUSED])
+def test_the_zoo(name: str, device: Device) -> None:
+    case = ZOO[name]
+    module = case.build().eval().cuda()
+    flat = FlatModule(module, case.inputs, 4, GPU, channels_last=False)
+    check(lowered(module, case.inputs, 4), flat, device, "critical_path", 20, 1e-3)  # TF32
+
+
+def test_operators_are_fewer_and_their_memory_is_planned(device: Device) -> None:
+    module, specs = make("inceptions")
+    inputs = static_inputs(specs, 2, device.torch_device(), channels_last=False)
+    program, aten = lowered(module, specs, 2), lower(export_static(module, inputs), inputs)
+    assert len(program.graph) < len(aten.graph) / 2  # batch norms and activations are parts of others
+    assert program.graph.width >= 4
+    assert Kind.ARENA in {buffer.kind for buffer in program.graph.buffers}
+
+
+def test_weights_outlive_the_module(device: Device) -> None:
+    module, specs = make("inceptions")
+    flat = FlatModule(module, specs, 2, GPU, channels_last=False)
+    program = lowered(module, specs, 2)
+    graph = capture(program, make_schedule(program.graph, device.profile(program), "opara"), device)
+    fill_random(graph.inputs, specs)
+    expected = [tensor.clone() for tensor in flat(*graph.inputs)]
+    del program, module, flat
+    torch.cuda.empty_cache()
+    junk = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)]
+    graph.replay()
+    device.synchronize()
+    assert error_norm(graph.outputs[0], expected[0]) < 1e-2
+    del junk
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 16)
+        self.head = nn.Linear(16, 50, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        hidden = self.table(tokens)
+        hidden.add_(1)
+        return {"hidden": hidden[:, 1:], "logits": self.head(torch.tanh(hidden))}
+
+
+def test_tied_weights_in_place_views_and_dicts(device: Device) -> None:
+    specs = (TensorSpec("tokens", "int64", (6,), 0, 50),)
+    module = Tied().eval().cuda()
+    flat = FlatModule(module, specs, 3, GPU, channels_last=False)
+    check(lowered(module, specs, 3), flat, device, "critical_path", REPLAYS, 1e-3)
+
+
+@torch.library.custom_op("opara_test::halve", mutates_args=())
+def halve(x: Tensor) -> Tensor:
+    import triton  # noqa: PLC0415 - on GPU machines only
+
+    from tests.gpu.kernels import halve_kernel  # noqa: PLC0415
+
+    out = torch.empty_like(x)
+    halve_kernel[(triton.cdiv(x.numel(), 128),)](x, out, x.numel(), BLOCK=128)
+    return out
+
+
+@halve.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        halved: Tensor = halve(x + 1)
+        return halved * 3
+
+
+class HalvesInTheOpen(nn.Module):
+    """Its kernel is no operator: an export sees the kernel itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.library import wrap_triton  # noqa: PLC0415
+
+        from tests.gpu.kernels import halve_kernel  # noqa: PLC0415
+
+        out = torch.empty_like(x)
+        wrap_triton(halve_kernel)[(x.numel(),)](x, out, x.numel(), BLOCK=1)
+        return out * 3
+
+
+VECTOR = (TensorSpec("x", "float32", (32,)),)
+
+
+def test_an_operator_of_the_model_s_own(device: Device) -> None:
+    module = Halves().cuda()
+    flat = FlatModule(module, VECTOR, 3, GPU, channels_last=False)
+    check(lowered(module.eval(), VECTOR, 3), flat, device, "critical_path", REPLAYS, 1e-3)
+
+
+def test_a_kernel_of_the_model_s_own_is_refused_with_its_name() -> None:
+    with pytest.raises(LoweringError, match=r"halve_kernel|Triton|triton"):
+        lowered(HalvesInTheOpen().eval().cuda(), VECTOR, 3)
+
+
+def test_what_inductor_refuses_is_said_once_and_aten_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(VARIANTS, "fused", VARIANTS["fused"].__class__((), {"no_such_option": True}))
+    module, specs = make("attention")
+    with caplog.at_level(logging.WARNING):
+        compiled = compile_model("refused", module, specs, "cuda", BuildOptions((1, 2), lowering="fused"))
+    assert caplog.text.count("no fused lowering") == 1
+    assert {bucket.lowering for bucket in compiled.plan.buckets} == {"aten"}
+    compiled.close()
+
+
+def test_the_fastest_lowering_serves() -> None:
+    module, specs = make("inceptions")
+    compiled = compile_model("inceptions", module, specs, "cuda", BuildOptions((1, 4), channels_last=True))
+    for bucket in compiled.plan.buckets:
+        assert bucket.lowering in FUSED
+        assert {c.lowering for c in bucket.candidates} >= {"aten", "fused"}
+        assert bucket.measured_us < bucket.sequential_us
+    compiled.close()
