@@ -50,10 +50,6 @@ class Record:
     profile: Profile
     measured: tuple[Measured, ...]
 
-    @property
-    def name(self) -> str:
-        return f"{self.model}-{self.lowering}-{self.dtype}-{self.batch}"
-
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -156,10 +152,14 @@ def save(record: Record, folder: Path) -> Path:
             for m in record.measured
         ],
     }
-    path = folder / f"{record.name}.json.gz"
+    path = record_path(folder, record.model, record.lowering, record.dtype, record.batch)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0))
     return path
+
+
+def record_path(folder: Path, model: str, lowering: str, dtype: str, batch: int) -> Path:
+    return folder / f"{model}-{lowering}-{dtype}-{batch}.json.gz"
 
 
 def load(path: Path) -> Record:

@@ -11,7 +11,7 @@ and as nobody reads the outputs, their numbers are not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,36 +21,26 @@ import typer
 
 from bench.environment import environment
 from bench.models import MODELS
-from bench.prediction import Measured, Record, load, report, save
+from bench.prediction import Measured, Record, load, record_path, report, save
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.flat_module import FlatModule
-from opara_server.engine.lower_aten import lower
-from opara_server.engine.options import AUTO
+from opara_server.engine.lowerings import Lowerings
+from opara_server.engine.options import ATEN, BuildOptions
+from opara_server.engine.policies import POLICIES, make_schedule
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.random_schedules import random_schedules
-from opara_server.engine.schedule import Schedule
-from opara_server.engine.select import contenders, measure
-from opara_server.engine.tensors import static_inputs, torch_dtype
+from opara_server.engine.schedule import Schedule, fold
+from opara_server.engine.select import measure
+from opara_server.engine.tensors import torch_dtype
 
-Lower = Callable[[FlatModule, int, Device, bool], Program]  # (module, batch, device, channels_last)
 NAME_LENGTH = 40  # of a kernel's: C++ template names are kilobytes each
-
-
-def lower_aten(flat: FlatModule, batch: int, device: Device, channels_last: bool) -> Program:
-    example = static_inputs(flat.inputs, max(batch, 2), device.torch_device(), channels_last)
-    inputs = static_inputs(flat.inputs, batch, device.torch_device(), channels_last)
-    return lower(export_dynamic(flat.module, example) or export_static(flat.module, inputs), inputs)
-
-
-LOWERINGS: dict[str, Lower] = {"aten": lower_aten}
 
 
 def main(
     model: Annotated[list[str] | None, typer.Option(help="Default: all of bench.models.")] = None,
-    lowering: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(LOWERINGS)}; default: all.")] = None,
+    lowering: Annotated[list[str] | None, typer.Option(help="Default: aten and fused.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Default: 1.")] = None,
     dtype: str = "float16",
     device: str = "auto",
@@ -59,48 +49,63 @@ def main(
     data: Path = Path("bench/data/schedules"),
     output: Path = Path("bench/results/simulator.json"),
 ) -> None:
-    for name in model or list(MODELS):
-        for rows in batch or [1]:
-            for lowered in lowering or list(LOWERINGS):
-                path = data / f"{name}-{lowered}-{dtype}-{rows}.json.gz"
-                if path.exists():
-                    continue
-                begin = time.perf_counter()
-                record = run(name, lowered, dtype, rows, device, schedules, seconds)
-                save(record, data)
-                typer.echo(f"{record.name}: {len(record.measured)} schedules, {time.perf_counter() - begin:.1f} s")
     opened = open_device(device)
-    latency = opened.latency
-    opened.close()
-    typer.echo(report([load(path) for path in sorted(data.glob("*.json.gz"))], latency, output))
-
-
-def run(name: str, lowering: str, dtype: str, batch: int, kind: str, count: int, seconds: float) -> Record:
-    bench = MODELS[name]
-    device = open_device(kind)
-    torch.manual_seed(0)
     try:
-        with device.bind(), device.tuning():
-            module = bench.build().to(device.torch_device(), torch_dtype(dtype))
-            if bench.channels_last:
-                module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            flat = FlatModule(module, bench.inputs(dtype), batch, device.torch_device(), bench.channels_last)
-            program = LOWERINGS[lowering](flat, batch, device, bench.channels_last)
-            profile = device.profile(program)
-            entrants = [entrant.schedule for entrant in contenders(program, profile, AUTO, device.max_streams)]
-            entrants += random_schedules(program.graph, count, seed=batch, limit=device.max_streams)
-            measured = time_all(program, list(distinct(entrants)), device, seconds)
+        with opened.bind(), opened.tuning():
+            for name in model or list(MODELS):
+                wanted = [
+                    (lowered, rows)
+                    for lowered in lowering or (ATEN, "fused")
+                    for rows in sorted(batch or [1], reverse=True)
+                    if not record_path(data, name, lowered, dtype, rows).exists()
+                ]
+                for record in records(name, wanted, dtype, opened, schedules, seconds):
+                    save(record, data)
+        typer.echo(report([load(path) for path in sorted(data.glob("*.json.gz"))], opened.latency, output))
     finally:
-        device.close()
-    return Record(name, lowering, dtype, batch, environment(), program.graph, _slim(profile), measured)
+        opened.close()
 
 
-def distinct(schedules: Iterable[Schedule]) -> Iterable[Schedule]:
-    """Of those that are equal but for the policy, the first."""
+def records(
+    name: str, wanted: list[tuple[str, int]], dtype: str, device: Device, count: int, seconds: float
+) -> Iterator[Record]:
+    """One for each of the ``wanted`` lowerings and batch sizes that can be had, as soon as it is measured."""
+    if not wanted:
+        return
+    bench = MODELS[name]
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        module = bench.build().to(device.torch_device(), torch_dtype(dtype))
+        if bench.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = {rows for _, rows in wanted}
+    flat = FlatModule(module, bench.inputs(dtype), max(batches), device.torch_device(), bench.channels_last)
+    lowerings = Lowerings(name, flat, device, BuildOptions(tuple(batches), channels_last=bench.channels_last))
+    simplest = lowerings.simplest(sorted(batches, reverse=True))
+    for lowering, rows in wanted:
+        begin = time.perf_counter()
+        programs = [simplest[rows]] if lowering == ATEN else lowerings.fused(rows, [lowering])
+        for program in programs:
+            profile = device.profile(program)
+            schedules = candidates(program, profile, count, rows, device.max_streams)
+            lowered = time.perf_counter()
+            measured = time_all(program, schedules, device, seconds)
+            typer.echo(
+                f"{name} {program.lowering} x{rows}: lowered and profiled in {lowered - begin:.1f} s, "
+                f"{len(measured)} schedules captured and measured in {time.perf_counter() - lowered:.1f} s"
+            )
+            yield Record(name, program.lowering, dtype, rows, environment(), program.graph, slim(profile), measured)
+
+
+def candidates(program: Program, profile: Profile, count: int, seed: int, limit: int) -> list[Schedule]:
+    """The policies' schedules and ``count`` random ones, on at most ``limit`` streams each. Of those that are equal but
+    for their policy, the first."""
+    schedules = [fold(program.graph, make_schedule(program.graph, profile, name), limit) for name in POLICIES]
+    schedules += random_schedules(program.graph, count, seed, limit)
     found: dict[object, Schedule] = {}
     for schedule in schedules:
         found.setdefault((schedule.steps, schedule.urgent), schedule)
-    return found.values()
+    return list(found.values())
 
 
 def time_all(program: Program, schedules: list[Schedule], device: Device, seconds: float) -> tuple[Measured, ...]:
@@ -114,7 +119,7 @@ def time_all(program: Program, schedules: list[Schedule], device: Device, second
     )
 
 
-def _slim(profile: Profile) -> Profile:
+def slim(profile: Profile) -> Profile:
     """Kernel names and times no longer than anybody reads them."""
     return replace(
         profile,
