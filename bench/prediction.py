@@ -70,8 +70,13 @@ class Accuracy:
     top: float
 
 
+def predicted_us(record: Record, latency: Latency) -> list[float]:
+    """Per measured schedule."""
+    return [simulate(record.graph, m.schedule, record.profile, latency).makespan_us for m in record.measured]
+
+
 def evaluate(record: Record, latency: Latency) -> Accuracy:
-    predicted = [simulate(record.graph, m.schedule, record.profile, latency).makespan_us for m in record.measured]
+    predicted = predicted_us(record, latency)
     measured = [m.median_us for m in record.measured]
     random = [i for i, m in enumerate(record.measured) if m.schedule.policy == RANDOM]
     ratios = [p / m for p, m in zip(predicted, measured, strict=True)]

@@ -1,0 +1,99 @@
+"""What a device's latencies are, found from measured schedules: the ``Latency`` with which the simulator predicts best.
+
+    python -m bench.calibration bench/data/schedules/*.json.gz
+
+Needs no GPU. Each model is also predicted with what was fitted to the *others*, which is what the numbers are worth on
+a model that nobody has measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+from math import log
+from pathlib import Path
+from statistics import mean
+from typing import Annotated
+
+import typer
+
+from bench.prediction import RANDOM, Record, evaluate, load, predicted_us, spearman, table
+from opara_server.engine.simulate import Latency
+
+FIELDS = tuple(field.name for field in fields(Latency))
+FACTORS = (2.0, 1.4, 1.15, 1.05)  # coarse steps first
+LEAST_US = 0.05  # from 0 there is no factor to go up by
+
+Loss = Callable[[Latency], float]
+
+
+def loss(latency: Latency, record: Record) -> float:
+    """The mean of |log(predicted / measured)|, plus what is missing to a rank correlation of 1. 0 is best."""
+    predicted = predicted_us(record, latency)
+    measured = [m.median_us for m in record.measured]
+    random = [i for i, m in enumerate(record.measured) if m.schedule.policy == RANDOM]
+    rank = spearman([predicted[i] for i in random], [measured[i] for i in random])
+    errors = [abs(log(p / m)) for p, m in zip(predicted, measured, strict=True)]
+    return mean(errors) + (0.0 if rank is None else 1.0 - rank)
+
+
+def fit(loss_of: Loss, start: Latency) -> Latency:
+    """Coordinate descent: every number is moved up, down and to 0 by ever finer factors while that helps."""
+    best, least = start, loss_of(start)
+    for factor in FACTORS:
+        improved = True
+        while improved:
+            improved = False
+            for moved in _neighbours(best, factor):
+                found = loss_of(moved)
+                if found < least - 1e-4:
+                    best, least, improved = moved, found, True
+    return best
+
+
+def _neighbours(latency: Latency, factor: float) -> Iterator[Latency]:
+    for name in FIELDS:
+        value = getattr(latency, name)
+        for other in (max(value * factor, LEAST_US), value / factor if value > LEAST_US else 0.0):
+            yield replace(latency, **{name: round(other, 4)})
+
+
+@contextmanager
+def parallel_loss(records: Sequence[Record]) -> Iterator[Loss]:
+    """The mean loss over ``records``, each in whichever process is free."""
+    with ProcessPoolExecutor() as pool:
+        yield lambda latency: mean(pool.map(partial(loss, latency), records))
+
+
+def thinned(record: Record, most: int) -> Record:
+    """At most ``most`` of its schedules, evenly taken: fitting needs fewer than judging does."""
+    step = -(-len(record.measured) // most)
+    return replace(record, measured=record.measured[::step])
+
+
+def main(
+    records: list[Path],
+    schedules: Annotated[int, typer.Option(help="How many of each record's are fitted to.")] = 16,
+    held_out: Annotated[bool, typer.Option(help="Also predict each model from the others.")] = True,
+) -> None:
+    """Fit the latencies and print them with the accuracy that they give."""
+    loaded = [load(path) for path in records]
+    few = [thinned(record, schedules) for record in loaded]
+    with parallel_loss(few) as loss_of:
+        fitted = fit(loss_of, Latency())
+    typer.echo(f"{fitted}\n\n{table([evaluate(record, fitted) for record in loaded])}")
+    if not held_out:
+        return
+    accuracies = []
+    for model in dict.fromkeys(record.model for record in loaded):
+        with parallel_loss([record for record in few if record.model != model]) as loss_of:
+            of_others = fit(loss_of, fitted)
+        accuracies += [evaluate(record, of_others) for record in loaded if record.model == model]
+    typer.echo(f"\nEach model from what was fitted to the others:\n\n{table(accuracies)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
