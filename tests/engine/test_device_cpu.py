@@ -6,9 +6,9 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 
 import pytest
@@ -17,18 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, open_device
 from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import CaptureError, DeviceError
-from opara_server.engine.graph import OperatorGraph
+from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.launch import launch_list
 from opara_server.engine.policies import POLICIES, make_schedule
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, ScheduleError, Step, assemble, compact, fold
 from opara_server.engine.verify import poison
 from tests.engine.dags import programs, random_profile
-from tests.engine.programs import mixing_program, observable, program_of
+from tests.engine.programs import mixing_program, observable, partly_explicit, program_of
 from tests.engine.test_schedule import random_schedule
 
 REPLAYS = 4
@@ -74,18 +75,90 @@ def replayed(graph: CapturedGraph, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     return [output.clone() for output in graph.outputs]
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(programs(largest=30), st.integers(0, 2**32 - 1))
-def test_every_schedule_gives_what_program_order_gives(device: CpuDevice, graph: OperatorGraph, seed: int) -> None:
-    program = mixing_program(observable(graph))
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(programs(largest=30), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.7]))
+def test_every_schedule_gives_what_program_order_gives(
+    device: CpuDevice, graph: OperatorGraph, seed: int, share: float
+) -> None:
+    program = mixing_program(partly_explicit(observable(graph), seed, share))
     inputs, expected = right_answer(program)
     for schedule in {s.steps: s for s in schedules(program.graph, seed)}.values():
         captured = capture(program, schedule, device)
         assert captured.inputs is program.inputs
         where = [output.data_ptr() for output in captured.outputs]
         for _ in range(REPLAYS):
+            poison([captured.arena])
             torch.testing.assert_close(replayed(captured, inputs), list(expected))
         assert [output.data_ptr() for output in captured.outputs] == where
+
+
+def explicit_program(*reads: Sequence[int]) -> Program:
+    """Buffer 0 is the input; operator i reads the buffers ``reads[i]`` and writes buffer i + 1. The last is the output,
+    the others are explicit."""
+    buffers = [Buffer(32, Kind.INPUT), *[Buffer(32, Kind.ARENA)] * (len(reads) - 1), Buffer(32, Kind.OUTPUT)]
+    operators = [Operator(f"op{i}", "test", tuple(read), (i + 1,)) for i, read in enumerate(reads)]
+    return mixing_program(OperatorGraph.from_accesses(operators, buffers))
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_wrong_arena_shows_in_the_numbers(device: CpuDevice, streams: int) -> None:
+    """A chain whose links are read by the next two, with any two that must lie apart in the same place."""
+    program = explicit_program((0,), *((i, i + 1) for i in range(7)))
+    launches = launch_list(program.graph, assemble("test", program.graph, range(8), [i % streams for i in range(8)]))
+    inputs, expected = right_answer(program)
+    torch.testing.assert_close(replayed(device.capture(program, launches), inputs), list(expected))
+    together = [(one, other) for one, other in combinations(range(1, 8), 2) if other - one <= 2]
+    for one, other in together:
+        offsets = {**launches.arena.offsets, other: launches.arena.offsets[one]}
+        wrong = device.capture(program, replace(launches, arena=replace(launches.arena, offsets=offsets)))
+        assert not torch.equal(replayed(wrong, inputs)[0], expected[0]), (one, other)
+
+
+def test_a_wrong_arena_shows_where_only_other_streams_are_in_the_way(device: CpuDevice) -> None:
+    """Two branches, each in turn late: what may only happen at the same time does happen in the wrong order."""
+    program = explicit_program((0,), (0,), (1,), (2,), (3, 4))
+    launches = launch_list(program.graph, assemble("test", program.graph, range(5), [0, 1, 0, 1, 0]))
+    inputs, expected = right_answer(program)
+    shared = {**launches.arena.offsets, 2: launches.arena.offsets[1]}
+    wrong = replace(launches, arena=replace(launches.arena, offsets=shared))
+    right, racy = device.capture(program, launches), device.capture(program, wrong)
+    assert all(torch.equal(replayed(right, inputs)[0], expected[0]) for _ in range(100))
+    assert not all(torch.equal(replayed(racy, inputs)[0], expected[0]) for _ in range(100))
+
+
+def test_poison_shows_what_is_read_before_it_is_written(device: CpuDevice) -> None:
+    program = explicit_program((0,), (0, 1), (1, 2))
+    launches = launch_list(program.graph, assemble("test", program.graph, range(3), [0, 0, 0]))
+    forgetful = device.capture(replace(program, bodies=((), *program.bodies[1:])), launches)
+    forgetful.replay()
+    from_stale = forgetful.outputs[0].clone()
+    poison([forgetful.arena])
+    forgetful.replay()
+    assert not torch.equal(forgetful.outputs[0], from_stale)
+
+
+def fan(width: int, device: CpuDevice) -> tuple[Program, CapturedGraph]:
+    """As many explicit buffers in use at the same time."""
+    program = explicit_program(*[(0,)] * width, range(1, width + 1))
+    return program, capture(program, assemble("test", program.graph, range(width + 1), [0] * (width + 1)), device)
+
+
+def test_the_graphs_of_a_device_share_one_block(device: CpuDevice) -> None:
+    program, graph = fan(8, device)
+    assert fan(6, device)[1].arena is fan(8, device)[1].arena is graph.arena
+    gc.collect()
+    assert device.held_bytes() == 8 * ALIGNMENT + 32
+    _, larger = fan(12, device)
+    assert larger.arena is not graph.arena
+    assert fan(10, device)[1].arena is larger.arena
+    inputs, expected = right_answer(program)
+    torch.testing.assert_close(replayed(graph, inputs), list(expected))  # in its old block
+    gc.collect()
+    assert device.held_bytes() == (8 + 12) * ALIGNMENT + 2 * 32
+    block = weakref.ref(larger.arena)
+    larger.close()
+    assert block() is None
+    assert device.held_bytes() == 8 * ALIGNMENT + 32
 
 
 def without_waits(program: Program, schedule: Schedule, device: CpuDevice, operator: int) -> CapturedGraph:

@@ -8,18 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.launch import launch_list
 from opara_server.engine.policies import POLICIES, make_schedule
-from opara_server.engine.schedule import Schedule, ScheduleError, Step, assemble, compact, memory_bytes, plan_releases
-from tests.engine.dags import ordered_pairs, programs, random_profile
+from opara_server.engine.schedule import (
+    Schedule,
+    ScheduleError,
+    Step,
+    assemble,
+    compact,
+    memory_bytes,
+    plan_arena,
+    plan_releases,
+)
+from tests.engine.dags import explicit, ordered_pairs, programs, random_profile
 from tests.engine.test_schedule import random_schedule
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 @settings(deadline=None, max_examples=60)
-@given(programs(largest=80), SEEDS, st.sampled_from([*POLICIES, "random"]))
+@given(
+    st.one_of(programs(largest=80), programs(largest=80).map(explicit)), SEEDS, st.sampled_from([*POLICIES, "random"])
+)
 def test_events_forks_and_joins(graph: OperatorGraph, seed: int, policy: str) -> None:
     random = Random(seed)
     if policy == "random":
@@ -31,6 +43,7 @@ def test_events_forks_and_joins(graph: OperatorGraph, seed: int, policy: str) ->
         (s.operator, s.stream, s.waits) for s in schedule.steps
     ]
     assert tuple(x.frees for x in listed.launches) == plan_releases(graph, schedule)
+    assert listed.arena == plan_arena(graph, schedule)
     needed = {*listed.joins, *(wait for step in schedule.steps for wait in step.waits)}
     assert {x.operator for x in listed.launches if x.awaited} == needed
     assert_everything_begins_at_the_start_and_ends_in_stream_0(
@@ -83,3 +96,5 @@ def test_a_chain_needs_memory_for_two_links() -> None:
     graph = OperatorGraph.from_edges(20, [(i, i + 1) for i in range(19)])
     assert memory_bytes(graph, assemble("test", graph, range(20), [0] * 20)) == 2
     assert memory_bytes(graph, assemble("test", graph, range(20), range(20))) == 20  # no stream reuses another's block
+    for streams in ([0] * 20, range(20)):
+        assert memory_bytes(explicit(graph), assemble("test", graph, range(20), streams)) == 2 * ALIGNMENT
