@@ -84,7 +84,8 @@ def make(name: str) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
     """On the GPU, in float16, always with the same weights."""
     torch.manual_seed(7)
     build, inputs = NETS[name]
-    return build().eval().cuda().half(), inputs
+    with torch.inference_mode(False):
+        return build().eval().cuda().half(), inputs
 
 
 def googlenet() -> nn.Module:

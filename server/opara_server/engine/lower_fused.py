@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from opara_server.engine.errors import LoweringError, first_line
 from opara_server.engine.graph import Kind
@@ -36,8 +35,7 @@ OPTIONS = {
     "inplace_buffers": False,
     "size_asserts": False,  # these two would be plain lines of Python, which the converter refuses
     "alignment_asserts": False,
-    "use_static_triton_launcher": True,  # its kernels say what they are
-    "strict_static_triton_launcher": True,
+    "use_static_triton_launcher": False,  # the other kind keeps what Triton says of a kernel
 }
 """Of ``torch._inductor.aot_compile``."""
 
@@ -60,6 +58,7 @@ VARIANTS = {
 }
 """By the name of the lowering (options.FUSED)."""
 
+LAUNCHES = ("launch_cooperative_grid", "launch_pdl")  # other than plain ones
 _COMPILING = threading.Lock()  # the converter is replaced for the whole process
 
 
@@ -75,7 +74,7 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
     try:
         with torch.inference_mode(False), torch.no_grad():
             examples = tuple(tensor.clone() for tensor in inputs)  # ordinary tensors
-            module = apply(functional(exported), variant.rewrites, weights)
+            module = _flat(apply(functional(exported), variant.rewrites, weights))
             compiled = _compile(module, examples, {**OPTIONS, **variant.options})
     except LoweringError:
         raise
@@ -91,6 +90,13 @@ _OVERLOADS: dict[Any, Any] = {  # what the converter calls by PyTorch's function
     torch.empty_strided: torch.ops.aten.empty_strided.default,
     torch.as_strided: torch.ops.aten.as_strided.default,
 }
+
+
+def _flat(module: GraphModule) -> GraphModule:
+    """Without the structure of inputs and outputs, which not every module's can be written down."""
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return GraphModule(module, graph)
 
 
 def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[str, Any]) -> GraphModule:
@@ -130,10 +136,10 @@ class TritonLaunch:
         self._tuner = tuner
         names = [name for name, kind in tuner.triton_meta["signature"].items() if kind != "constexpr"]
         changed = set(tuner.mutated_arg_names)
+        pointers = {name for name in names if tuner.triton_meta["signature"][name].startswith("*")}
         outputs = {name for name in names if name.startswith("out_ptr")}
-        read_only = {name for name in names if name.startswith(("in_ptr", "arg_"))} - changed
-        pointers = {name for name, kind in tuner.triton_meta["signature"].items() if kind.startswith("*")}
-        self.written = tuple(i for i, name in enumerate(names) if name in pointers - read_only)
+        inputs = {name for name in names if name.startswith(("in_ptr", "arg_"))}
+        self.written = tuple(i for i, name in enumerate(names) if name in pointers - (inputs - changed))
         self.overwritten = tuple(i for i, name in enumerate(names) if name in outputs - changed)
         self.__name__ = self.__qualname__ = str(tuner.fn.__name__)  # FX prints and generates code with these
         self.__module__ = __name__
@@ -147,41 +153,32 @@ class TritonLaunch:
         return self.__name__
 
     def finished(self, call: Call) -> Call:
-        """The call of this kernel as one of its machine code: the launcher itself tells the grid and the parameters."""
-        from torch._inductor.runtime.cache_dir_utils import triton_cache_dir  # noqa: PLC0415
+        """The call of this kernel as one of its machine code; the launcher itself tells the grid and the parameters.
 
+        Raises LoweringError for a kernel that needs more than a plain launch.
+        """
         from opara_server.engine.cuda_kernel import C_TYPES, KernelCode, KernelLaunch  # noqa: PLC0415 - needs CUDA
 
         (launcher,) = self._tuner.launchers
-        kernel = launcher.__globals__["runner"].__self__
         told: list[Any] = []
         retold = {**launcher.__globals__, "runner": lambda *given: told.extend(given)}
         FunctionType(launcher.__code__, retold)(*call.args, stream=None)
-        gpu = self._tuner.triton_meta["device"]
-        cubin = Path(triton_cache_dir(gpu.index if isinstance(gpu, torch.device) else gpu), launcher.cache_hash)
-        code = KernelCode(
-            kernel.name, (cubin / f"{kernel.name}.cubin").read_bytes(), 32 * kernel.num_warps, kernel.shared
-        )
-        nulls = int(kernel.has_global_scratch) + int(kernel.has_profile_scratch)  # scratch memory of no bytes
+        names = launcher.fn.arg_names
+        given = dict(zip(names, told[-len(names) :], strict=True))
+        types = [self._tuner.triton_meta["signature"][name] for name in launcher.call_args]
+        about = launcher.bin.metadata
+        scratch = [size for size in (launcher.global_scratch, launcher.profile_scratch) if size is not None]
+        unusual = any(scratch) or about.num_ctas != 1 or any(getattr(about, more, False) for more in LAUNCHES)
+        if unusual or not all(kind.startswith("*") or kind in C_TYPES for kind in types):
+            raise LoweringError(f"the Triton kernel {self} needs more than a plain launch")
+        code = KernelCode(about.name, launcher.bin.asm["cubin"], 32 * about.num_warps, about.shared)
+        c_types = [C_TYPES["pointer" if kind.startswith("*") else kind] for kind in types]
+        c_types += [C_TYPES["pointer"]] * len(scratch)  # of no bytes
         x, y, z = (int(n) for n in told[:3])
-        types = [_LETTERS[letter] for letter in kernel.arg_tys] + ["pointer"] * nulls
-        launch = KernelLaunch(code, (x, y, z), tuple(C_TYPES[name] for name in types))
-        return replace(call, target=launch, args=(*told[4:], *[None] * nulls))
-
-
-_LETTERS = {  # of the static launcher's signatures
-    "O": "pointer",
-    "b": "i8",
-    "h": "i16",
-    "i": "i32",
-    "l": "i64",
-    "B": "u8",
-    "H": "u16",
-    "I": "u32",
-    "K": "u64",
-    "f": "fp32",
-    "d": "fp64",
-}
+        launch = KernelLaunch(code, (x, y, z), tuple(c_types))
+        return replace(
+            call, target=launch, args=(*(given[name] for name in launcher.call_args), *[None] * len(scratch))
+        )
 
 
 def _finished(call: Call) -> Call:
