@@ -1,8 +1,9 @@
 """Graph module → program, by one run on real tensors of the bucket's shape.
 
 It decides what is what, exactly and for every operator alike: a call whose results live in storages that existed before
-is a view; one that depends on weights alone is computed once, now; everything else that makes or changes a storage is
-an operator, and the parts of storages that it touches give its edges.
+is a view; one that depends on weights alone is computed once, now; an allocation makes an explicit buffer, which is
+there when a run begins; everything else that makes or changes a storage is an operator, and the parts of storages that
+it touches give its edges.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 
 from torch.fx import GraphModule
 
+from opara_server.engine.calls import source_line
+from opara_server.engine.errors import LoweringError
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
-from opara_server.engine.program import Call, Program
+from opara_server.engine.program import Call, Placed, Program
 from opara_server.engine.regions import Region, Touches
 from opara_server.engine.trial import InputWrittenError, Trial
 from opara_server.engine.trial_record import Event, Given
@@ -27,25 +30,29 @@ def program_of(module: GraphModule, given: Sequence[Given], lowering: str) -> Pr
     trial = _trial(module, given)
     outputs = {trial.storage(value) for value in trial.outputs}
     constant = {i for i, storage in enumerate(trial.storages) if storage.steady} - outputs
+    explicit = {storage: event for event in trial.events if event.allocation for storage in event.creates}
     operators: list[Operator] = []
     bodies: list[tuple[Call, ...]] = []
     traffic: list[int] = []
     touches: list[dict[int, frozenset[Region]]] = []
-    for event, allocations in _operators(trial, constant, outputs):
-        prepared = [call for allocation in allocations for call in (allocation.call, *allocation.views)]
-        bodies.append((*prepared, event.call, *event.views))
-        made = [*event.creates, *(s for allocation in allocations for s in allocation.creates)]
-        target = str(event.call.target)
-        operators.append(Operator(event.node.name, target, _distinct(event.reads), _distinct([*event.writes, *made])))
+    for event in trial.events:
+        if event.allocation or (event.creates and constant.issuperset(event.creates)):
+            continue
+        bodies.append((event.call, *event.views))
+        writes = _distinct([*event.writes, *event.creates])
+        operators.append(Operator(event.node.name, str(event.call.target), _distinct(event.reads), writes))
         traffic.append(event.traffic)
         touches.append(
             {
                 s: frozenset(regions)
                 for s, regions in event.touches.items()
-                if s not in made and not any(r.nbytes == trial.storages[s].size for r in regions)
+                if not any(r.nbytes == trial.storages[s].size for r in regions)
             }
         )
-    buffers = _buffers(trial, constant, outputs)
+    kinds = {**dict.fromkeys(explicit, Kind.ARENA), **dict.fromkeys(constant, Kind.CONSTANT)}
+    kinds |= dict.fromkeys(outputs, Kind.OUTPUT)
+    buffers = [Buffer(storage.size, kinds.get(i, storage.kind)) for i, storage in enumerate(trial.storages)]
+    used = {buffer for operator in operators for buffer in (*operator.reads, *operator.writes)}
     lasting = [
         s for s, buffer in zip(trial.storages, buffers, strict=True) if buffer.kind in {Kind.INPUT, Kind.CONSTANT}
     ]
@@ -59,7 +66,17 @@ def program_of(module: GraphModule, given: Sequence[Given], lowering: str) -> Pr
         inputs=trial.inputs,
         outputs=tuple(trial.outputs),
         traffic=tuple(traffic),
+        arena=tuple(_placed(trial, s, event) for s, event in explicit.items() if s in used - outputs),
+        allocations=tuple(c for s, event in explicit.items() if s in outputs for c in (event.call, *event.views)),
     )
+
+
+def _placed(trial: Trial, storage: int, allocation: Event) -> Placed:
+    tensor = trial.values[allocation.call.result]
+    if tensor.device != trial.inputs[0].device:
+        raise LoweringError(f"memory on {tensor.device}, not on the inputs' device", source_line(allocation.node))
+    views = tuple(allocation.views)
+    return Placed(storage, allocation.call.result, tensor.dtype, tuple(tensor.shape), tensor.stride(), views)
 
 
 def _trial(module: GraphModule, given: Sequence[Given]) -> Trial:
@@ -70,28 +87,6 @@ def _trial(module: GraphModule, given: Sequence[Given]) -> Trial:
             return Trial(module, given, copied)
         except InputWrittenError as error:
             copied.add(error.number)
-
-
-def _operators(trial: Trial, constant: set[int], outputs: set[int]) -> list[tuple[Event, list[Event]]]:
-    """The calls to schedule, each with the allocations that it is the first to use. An output that is allocated and
-    never written is a call of its own."""
-    found: list[tuple[Event, list[Event]]] = []
-    pending: dict[int, Event] = {}
-    for event in trial.events:
-        if event.creates and constant.issuperset(event.creates):
-            continue
-        if event.allocation:
-            pending.update(dict.fromkeys(event.creates, event))
-        else:
-            found.append((event, [pending.pop(s) for s in _distinct([*event.reads, *event.writes]) if s in pending]))
-    return found + [(event, []) for s, event in pending.items() if s in outputs]
-
-
-def _buffers(trial: Trial, constant: set[int], outputs: set[int]) -> list[Buffer]:
-    return [
-        Buffer(s.size, Kind.OUTPUT if i in outputs else Kind.CONSTANT if i in constant else s.kind)
-        for i, s in enumerate(trial.storages)
-    ]
 
 
 def _distinct(numbers: Sequence[int]) -> tuple[int, ...]:
