@@ -60,6 +60,23 @@ def test_batch_norm_of_other_kinds(conv: nn.Module, x: Tensor) -> None:
     assert operators(rewritten(settled(nn.Sequential(conv, norm)), (x,), "fold_batch_norm")).total() == 1
 
 
+class JoinedFirst(nn.Module):
+    """A batch norm of what a cat joins, as in NASNet's cells."""
+
+    def __init__(self, *sides: nn.Module) -> None:
+        super().__init__()
+        self.sides, self.norm = nn.ModuleList(sides), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(torch.cat([side(x) for side in self.sides], 1))
+        return y
+
+
+def test_batch_norm_of_joined_convolutions_is_folded_into_each() -> None:
+    module = settled(JoinedFirst(nn.Conv2d(4, 5, 1), nn.Conv2d(4, 3, 3, padding=1, bias=False)))
+    assert operators(rewritten(module, (image(4),), "fold_batch_norm")) == {"conv2d": 2, "cat": 1}
+
+
 class ReadTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -76,8 +93,9 @@ class ReadTwice(nn.Module):
         ReadTwice(),
         nn.Sequential(nn.ConvTranspose2d(3, 4, 3, groups=1), nn.BatchNorm2d(4)),
         nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)),
+        JoinedFirst(nn.Conv2d(3, 5, 1), nn.Identity()),
     ],
-    ids=["read twice", "transposed", "before"],
+    ids=["read twice", "transposed", "before", "joined with something else"],
 )
 def test_batch_norm_stays_where_folding_would_change_something(module: nn.Module) -> None:
     graph = rewritten(settled(module), (image(),), *BOTH)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from operator import getitem
-from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, only_user
+from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, only_user, value
 from opara_server.engine.rewrites.weights import Weights
 
 CONVOLUTIONS = {
@@ -24,14 +23,20 @@ CONVOLUTIONS = {
 
 
 def fold_batch_norm(module: GraphModule, weights: Weights) -> int:
-    """Returns how many batch norms are gone. Folded in float64, then rounded to the convolution's dtype."""
+    """Returns how many batch norms are gone, also of convolutions that a cat joins. Folded in float64, then rounded to
+    the convolution's dtype."""
     count = 0
     for norm in calls(module, aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
         result = norm if norm.target is aten.batch_norm.default else _first_alone(norm)
-        folded = _folded(module, weights, norm)
-        if result is None or folded is None:
+        parts = _convolutions(module, norm)
+        if result is None or not parts:
             continue
-        result.replace_all_uses_with(_convolution(module, norm, folded))
+        start, folded = 0, []
+        for conv in parts:
+            folded.append(_folded(module, weights, conv, norm, start))
+            start += value(conv).shape[1]
+        joined = Insert(module, norm).call(aten.cat.default, folded, 1) if len(folded) > 1 else folded[0]
+        result.replace_all_uses_with(joined)
         count += 1
     return count
 
@@ -42,21 +47,47 @@ def _first_alone(norm: Node) -> Node | None:
     return user if user is not None and user.target is getitem and user.args[1] == 0 else None
 
 
-def _folded(module: GraphModule, weights: Weights, norm: Node) -> tuple[Tensor, Tensor] | None:
+def _convolutions(module: GraphModule, norm: Node) -> list[Node]:
+    """What ``norm`` normalises and nobody else reads; empty where one is no convolution or some weight is not known."""
     given = arguments(norm)
-    conv = given["input"]
-    if given.get("training") or conv.target not in CONVOLUTIONS or only_user(conv) is not norm:
-        return None
+    joined = given["input"]
+    if given.get("training") or only_user(joined) is not norm:
+        return []
+    if any(constant(module, given[name]) is None for name in ("running_mean", "running_var")):
+        return []
+    if not all(_known(module, given[name]) for name in ("weight", "bias")):
+        return []
+    if joined.target is aten.cat.default and arguments(joined)["dim"] == 1:
+        parts = arguments(joined)["tensors"]
+        return list(parts) if all(_foldable(module, part, joined) for part in parts) else []
+    return [joined] if _foldable(module, joined, norm) else []
+
+
+def _foldable(module: GraphModule, conv: Node, reader: Node) -> bool:
+    if conv.target not in CONVOLUTIONS or only_user(conv) is not reader:
+        return False
     of = arguments(conv)
     if of.get("transposed"):  # their weights hold the outputs in the second dimension, per group
-        return None
-    sources = [of["weight"], of["bias"], *(given[name] for name in ("running_mean", "running_var", "weight", "bias"))]
-    tensors = [constant(module, source) for source in sources]
-    missing = any(tensor is None and source is not None for tensor, source in zip(tensors, sources, strict=True))
-    if missing or tensors[0] is None or tensors[2] is None or tensors[3] is None:
-        return None
-    folded: tuple[Tensor, Tensor] = weights.derive(_fuse, *tensors, given["eps"])
-    return folded
+        return False
+    return constant(module, of["weight"]) is not None and _known(module, of["bias"])
+
+
+def _known(module: GraphModule, weight: Node | None) -> bool:
+    return weight is None or constant(module, weight) is not None
+
+
+def _folded(module: GraphModule, weights: Weights, conv: Node, norm: Node, start: int) -> Node:
+    """The convolution of the norm's channels from ``start`` on."""
+    of, given = arguments(conv), arguments(norm)
+    end = start + value(conv).shape[1]
+    found = [constant(module, given[name]) for name in ("running_mean", "running_var", "weight", "bias")]
+    statistics = [None if tensor is None else tensor[start:end] for tensor in found]
+    own = [constant(module, of[name]) for name in ("weight", "bias")]
+    weight, bias = weights.derive(_fuse, *own, *statistics, given["eps"])
+    insert = Insert(module, norm)
+    new = (insert.constant("folded_weight", weight), insert.constant("folded_bias", bias))
+    rest = [of[name] for name in of if name not in {"input", "weight", "bias"}]
+    return insert.call(conv.target, of["input"], *new, *rest)
 
 
 def _fuse(
@@ -73,13 +104,3 @@ def _fuse(
     assert w is not None and rm is not None and rv is not None  # noqa: PT018 - one fact
     fused_weight, fused_bias = fuse_conv_bn_weights(w, b, rm, rv, eps, bn_w, bn_b)
     return fused_weight.detach().to(weight.dtype), fused_bias.detach().to(weight.dtype)
-
-
-def _convolution(module: GraphModule, norm: Node, folded: tuple[Tensor, Tensor]) -> Node:
-    insert = Insert(module, norm)
-    conv: Any = arguments(norm)["input"]
-    weight, bias = (
-        insert.constant(f"folded_{name}", tensor) for name, tensor in zip(("weight", "bias"), folded, strict=True)
-    )
-    rest = {name: given for name, given in arguments(conv).items() if name not in {"input", "weight", "bias"}}
-    return insert.call(conv.target, arguments(conv)["input"], weight, bias, *rest.values())

@@ -9,12 +9,15 @@ import torch
 from torch.fx import GraphModule
 
 from opara_server.engine.rewrites.conv_epilogues import conv_epilogues, conv_epilogues_but_cat
+from opara_server.engine.rewrites.deduplicate import deduplicate
 from opara_server.engine.rewrites.edit import tidy
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
+from opara_server.engine.rewrites.fold_padding import fold_padding
 from opara_server.engine.rewrites.idle_masks import idle_masks
 from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
 from opara_server.engine.rewrites.merge_siblings import merge_convolutions, merge_linears
+from opara_server.engine.rewrites.pad_channels import pad_channels, pad_channels_and_inputs
 from opara_server.engine.rewrites.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -23,9 +26,13 @@ Rewrite = Callable[[GraphModule, Weights], int]  # changes the graph; how many t
 PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "fold_constants": fold_constants,
     "idle_masks": idle_masks,
+    "deduplicate": deduplicate,
     "fold_batch_norm": fold_batch_norm,
+    "fold_padding": fold_padding,
     "merge_linears": merge_linears,
     "merge_convolutions": merge_convolutions,
+    "pad_channels": pad_channels,
+    "pad_channels_and_inputs": pad_channels_and_inputs,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
     "conv_epilogues_but_cat": conv_epilogues_but_cat,
