@@ -20,7 +20,7 @@ from opara_server.engine.launch import LaunchList, launch_list
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.policies import POLICIES, make_schedule, prioritise
 from opara_server.engine.profile import Profile
-from opara_server.engine.program import Call, Program, Ref
+from opara_server.engine.program import Call, Placed, Program, Ref
 from opara_server.engine.schedule import compact
 from opara_server.engine.tensors import fill_random, static_inputs
 from opara_server.engine.verify import poison
@@ -62,6 +62,34 @@ def delayed(microseconds: int, *parts: Tensor) -> Tensor:
     return total
 
 
+def delayed_into(out: Tensor, *arguments: Any) -> None:
+    """The same in memory that it is given."""
+    microseconds, first, *others = arguments
+    torch.cuda._sleep(microseconds * 1500)
+    torch.mul(first, 2, out=out)
+    for part in others:
+        out.add_(part)
+
+
+def with_explicit_buffers(program: Program) -> Program:
+    """A random program whose sums are written into memory that is there when a run begins."""
+    (source,), (output,) = program.inputs, program.outputs
+    layout = tuple(source.shape), source.stride()
+    count = len(program.graph)
+    kinds = [Kind.INPUT, *[Kind.ARENA] * (count - 1), Kind.OUTPUT]
+    buffers = tuple(replace(b, kind=kind) for b, kind in zip(program.graph.buffers, kinds, strict=True))
+    return replace(
+        program,
+        graph=replace(program.graph, buffers=buffers),
+        bodies=tuple(
+            (Call(delayed_into, (Ref(call.result), *call.args), {}, program.value_count),) for (call,) in program.bodies
+        ),
+        value_count=program.value_count + 1,
+        arena=tuple(Placed(b, b, source.dtype, *layout) for b in range(1, count)),
+        allocations=(Call(torch.empty_strided, layout, {"dtype": source.dtype, "device": source.device}, output),),
+    )
+
+
 def random_program(random: Random, count: int, size: int) -> Program:
     """A DAG of delayed sums, all different: each adds its own number, so that a stale block is seen."""
     source = torch.randn(size, device="cuda")
@@ -97,6 +125,53 @@ def test_random_programs_with_delays_give_the_same_on_every_schedule(seed: int, 
             poison(graph.outputs)
             graph.replay()
             torch.testing.assert_close(graph.outputs[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_explicit_buffers_share_memory_and_give_the_same_on_every_schedule(seed: int, device: Device) -> None:
+    program = with_explicit_buffers(random_program(Random(seed), 40, 1 << 14))
+    graphs = [
+        capture(program, make_schedule(program.graph, Profile.uniform(40), policy), device) for policy in POLICIES
+    ]
+    assert graphs[0].arena.nbytes < 30 * program.inputs[0].nbytes
+    for _ in range(20):
+        program.inputs[0].normal_()
+        (expected,) = program.run_in_order()
+        for graph in graphs:
+            poison((*graph.outputs, graph.arena))
+            graph.replay()
+            torch.testing.assert_close(graph.outputs[0], expected, rtol=0, atol=0)
+
+
+def test_the_delays_would_show_a_wrong_arena(device: Device) -> None:
+    program = with_explicit_buffers(random_program(Random(3), 40, 1 << 14))
+    right = launch_list(program.graph, make_schedule(program.graph, Profile.uniform(40), "nimble"))
+    one_place = replace(right.arena, offsets=dict.fromkeys(right.arena.offsets, 0))
+    graph = device.capture(program, replace(right, arena=one_place))
+    (expected,) = program.run_in_order()
+    graph.replay()
+    assert not torch.equal(graph.outputs[0], expected)
+
+
+def test_graphs_share_the_arena_s_block_and_the_device_says_what_they_hold(device: Device) -> None:
+    programs = [with_explicit_buffers(random_program(Random(1), count, 1 << 14)) for count in (60, 30)]
+    larger, smaller = (
+        capture(program, make_schedule(program.graph, Profile.uniform(len(program.graph)), "wavefront"), device)
+        for program in programs
+    )
+    assert smaller.arena is larger.arena
+    held = device.held_bytes()
+    assert held >= larger.arena.nbytes + larger.outputs[0].nbytes + smaller.outputs[0].nbytes
+    for _ in range(3):
+        for program, graph in zip(programs, (larger, smaller), strict=True):
+            (expected,) = program.run_in_order()
+            poison(graph.outputs)
+            graph.replay()
+            torch.testing.assert_close(graph.outputs[0], expected, rtol=0, atol=0)
+    larger.close()
+    assert 0 < device.held_bytes() <= held
+    smaller.close()
+    assert device.held_bytes() == 0
 
 
 def test_the_delays_would_show_a_missing_dependency(device: Device) -> None:
