@@ -11,7 +11,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test bench-engine-aten bench-allocation lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-allocation lint format types imports stubs stubs-check check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: setup ## run all tests; those that need a GPU are skipped without one
 
 gpu-test: setup ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+bench-engine: setup ## every system on every model, tables and plots; goes on where it stopped; needs a GPU and the [bench] extra
+	$(BIN)/python -m bench.engine
 
 bench-engine-aten: setup ## every policy against the sequential CUDA Graph; needs a GPU and the [bench] extra
 	$(BIN)/python -m bench.engine_aten --graphs bench/data

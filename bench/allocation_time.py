@@ -21,6 +21,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import track
 
+from bench.paper import TABLE_1
+from bench.selection import TITLES
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.policies.nimble import allocate_streams as allocate_by_nimble
 from opara_server.engine.policies.opara import allocate_streams as allocate_by_opara
@@ -28,24 +30,6 @@ from opara_server.engine.policies.opara import allocate_streams as allocate_by_o
 HERE = Path(__file__).parent
 IN_DEGREE = 3
 LINEAR_SIZES = tuple(1000 * 2**power for power in range(7))  # 1,000 to 64,000 operators
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """One model of the paper's Table 1, in ms on its authors' machine."""
-
-    title: str
-    opara_ms: float
-    nimble_ms: float
-
-
-PAPER = {
-    "bert_base": PaperRow("BERT", 0.58, 20.8),
-    "googlenet": PaperRow("GoogLeNet", 0.27, 5.80),
-    "nasnet_a_large": PaperRow("NASNet", 1.75, 257.8),
-    "inception_v3": PaperRow("Inception-v3", 0.50, 14.4),
-    "t5_small": PaperRow("T5", 2.8, 161.4),
-}
 
 
 @dataclass(frozen=True)
@@ -135,14 +119,14 @@ def markdown(report: dict[str, Any], results: dict[str, ModelResult], points: li
         "| model | operators | edges | width | Algorithm 1, ms | Nimble, ms | ratio | streams | paper, ms | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for model, paper in PAPER.items():
+    for model, paper in TABLE_1.items():
         published = f"{paper.opara_ms} / {paper.nimble_ms} | {paper.nimble_ms / paper.opara_ms:.0f}"
         if model not in results:
-            lines.append(f"| {paper.title} | not run | | | | | | | {published} |")
+            lines.append(f"| {TITLES[model]} | not run | | | | | | | {published} |")
             continue
         seen = results[model]
         lines.append(
-            f"| {paper.title} | {seen.operators} | {seen.edges} | {seen.width} | {seen.opara_ms:.3f} | "
+            f"| {TITLES[model]} | {seen.operators} | {seen.edges} | {seen.width} | {seen.opara_ms:.3f} | "
             f"{seen.nimble_ms:.3f} | {seen.nimble_ms / seen.opara_ms:.0f} | "
             f"{seen.opara_streams} / {seen.nimble_streams} | {published} |"
         )
@@ -167,7 +151,7 @@ def main(
 ) -> None:
     """Time stream allocation and write a JSON file and a Markdown table."""
     results: dict[str, ModelResult] = {}
-    for model in track(PAPER, "models"):
+    for model in track(TABLE_1, "models"):
         path = data / f"{model}.json"
         if path.exists():
             graph = OperatorGraph.from_json(json.loads(path.read_text())["graph"])
@@ -176,8 +160,8 @@ def main(
     report = {
         "machine": machine(),
         "repeats": repeats,
-        "models": [asdict(results[m]) if m in results else {"model": m, "not_run": f"no {m}.json"} for m in PAPER],
-        "paper": {model: asdict(row) for model, row in PAPER.items()},
+        "models": [asdict(results[m]) if m in results else {"model": m, "not_run": f"no {m}.json"} for m in TABLE_1],
+        "paper": {model: asdict(row) for model, row in TABLE_1.items()},
         "growth": {"in_degree": IN_DEGREE, "exponent": exponent, "points": [asdict(point) for point in points]},
     }
     results_dir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,230 @@
+"""The plots of the report, as SVG files. No torch, and nothing drawn for what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.cells import Cell, CellKey
+from bench.figures import Allocation, batch_series, order_studies, paper_cell, sm_utilisation
+from bench.paper import FIGURE_5, FIGURE_8, FIGURE_9, TABLE_1
+from bench.selection import ALL_MODELS, BATCHES
+from bench.tables import COMPILED, OURS, SEQUENTIAL, SHORT, Cells, title
+
+COLOURS = {
+    "sequential": "#9aa0a6",
+    "wavefront": "#f3c26b",
+    "nimble": "#e58f65",
+    "opara": "#c2559d",
+    "compiled": "#4f86c6",
+    "ours": "#1b7f5c",
+}
+PAPER_COLOUR = "#555555"
+TIMELINES = (CellKey("googlenet", "float16", 1), CellKey("nasnet_a_large", "float16", 1))
+
+
+def draw_all(cells: Cells, allocations: Mapping[str, Allocation], folder: Path) -> list[str]:
+    """The names of the files written."""
+    drawn = {
+        "speedup": speedup(cells),
+        "fig2_launch_order": launch_order(cells),
+        "fig5a_speedup_over_eager": over_eager(cells),
+        "fig5b_sm_utilisation": utilisation(cells),
+        "fig8_fig9_batch": by_batch(cells),
+        "table1_allocation": allocation(allocations),
+        **{f"timeline_{key.model}": timeline(cells.get(key)) for key in TIMELINES},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        (folder / f"{name}.svg").unlink(missing_ok=True)  # no plot of an earlier run beside tables of this one
+        if figure:
+            with _style():
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return [f"{name}.svg" for name, figure in drawn.items() if figure]
+
+
+def speedup(cells: Cells) -> Figure | None:
+    """Over the sequential CUDA Graph, float16 ×1: the paper's method, the best of torch.compile, this engine."""
+    ran = [cell for m in ALL_MODELS if (cell := cells.get(CellKey(m, "float16", 1))) and cell.median(OURS)]
+    bars = {
+        "Opara as published": [cell.speedup(SEQUENTIAL, "opara") for cell in ran],
+        "best torch.compile": [_compiled(cell, SEQUENTIAL) for cell in ran],
+        "opara-serve": [cell.speedup(SEQUENTIAL, OURS) for cell in ran],
+    }
+    colours = [COLOURS["opara"], COLOURS["compiled"], COLOURS["ours"]]
+    return _grouped([cell.key.model for cell in ran], bars, colours, "speed-up over the sequential CUDA Graph")
+
+
+def launch_order(cells: Cells) -> Figure | None:
+    """Fig. 2: one dot per launch order, the time over the fastest's."""
+    studies = order_studies(cells)
+    if not studies:
+        return None
+    figure, axes = _axes(width=1.6 + 1.1 * len(studies))
+    for x, study in enumerate(studies):
+        least = min(study.times.values())
+        others = [time / least for name, time in study.times.items() if name != "Algorithm 2"]
+        grey, label = COLOURS["sequential"], _once("other orders", x)
+        axes.plot([x] * len(others), others, "o", color=grey, alpha=0.7, label=label)
+        own, label = study.times["Algorithm 2"] / least, _once("Algorithm 2", x)
+        axes.plot([x], [own], "D", color=COLOURS["opara"], label=label)
+    axes.set_xticks(range(len(studies)), [title(study.key.model) for study in studies], rotation=20, ha="right")
+    axes.set_ylabel("time over the fastest order's")
+    axes.legend(frameon=False)
+    return figure
+
+
+def over_eager(cells: Cells) -> Figure | None:
+    """Fig. 5(a), with the paper's values as lines across the bars."""
+    ran = {model: cell for model in FIGURE_5 if (cell := paper_cell(cells, model)) and cell.median("eager")}
+    systems = ("sequential", "wavefront", "nimble", "opara")
+    bars = {SHORT[name]: [cell.speedup("eager", name) for cell in ran.values()] for name in systems}
+    bars["best torch.compile"] = [_compiled(cell, "eager") for cell in ran.values()]
+    bars[SHORT[OURS]] = [cell.speedup("eager", OURS) for cell in ran.values()]
+    paper = {
+        SHORT["sequential"]: [FIGURE_5[model].cuda_graph for model in ran],
+        SHORT["wavefront"]: [FIGURE_5[model].wavefront for model in ran],
+        SHORT["nimble"]: [FIGURE_5[model].nimble for model in ran],
+        SHORT["opara"]: [FIGURE_5[model].opara for model in ran],
+    }
+    return _grouped(list(ran), bars, list(COLOURS.values()), "speed-up over eager PyTorch", paper)
+
+
+def utilisation(cells: Cells) -> Figure | None:
+    """Fig. 5(b)."""
+    ran = {m: c for m in FIGURE_5 if (c := paper_cell(cells, m)) and sm_utilisation(c, SEQUENTIAL) is not None}
+    systems = ("sequential", "opara", OURS)
+    bars = {SHORT[n]: [_percent(sm_utilisation(cell, n)) for cell in ran.values()] for n in systems}
+    paper = {
+        SHORT["sequential"]: [FIGURE_5[model].sm_efficiency[0] for model in ran],
+        SHORT["opara"]: [FIGURE_5[model].sm_efficiency[1] for model in ran],
+    }
+    return _grouped(list(ran), bars, [COLOURS[n] for n in systems], "SM utilisation, %", paper)
+
+
+def by_batch(cells: Cells) -> Figure | None:
+    """Fig. 8 and 9: Inception-v3 by batch size."""
+    lines = {
+        f"{SHORT[system]}, {dtype}": (batch_series(cells, dtype, system), COLOURS[system], style)
+        for dtype, style in (("float16", "-"), ("float32", ":"))
+        for system in ("opara", OURS)
+    }
+    if not any(points for points, _, _ in lines.values()):
+        return None
+    figure, axes = _axes(width=5.5)
+    for label, (points, colour, style) in lines.items():
+        if points:
+            axes.plot(list(points), list(points.values()), style, marker="o", color=colour, label=label)
+    for label, points, marker in (("Fig. 8: Opara, 2080 SUPER", FIGURE_8, "^"), ("Fig. 9: Opara, A100", FIGURE_9, "s")):
+        axes.plot(list(points), list(points.values()), "--", marker=marker, color=PAPER_COLOUR, alpha=0.7, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("batch size, Inception-v3")
+    axes.set_ylabel("speed-up over the sequential CUDA Graph")
+    axes.legend(frameon=False)
+    return figure
+
+
+def allocation(allocations: Mapping[str, Allocation]) -> Figure | None:
+    """Table 1, with the paper's values as lines across the bars."""
+    ran = [model for model in TABLE_1 if model in allocations]
+    bars: dict[str, list[float | None]] = {
+        "Algorithm 1": [allocations[model].opara_ms for model in ran],
+        "Nimble": [allocations[model].nimble_ms for model in ran],
+    }
+    paper = {
+        "Algorithm 1": [TABLE_1[model].opara_ms for model in ran],
+        "Nimble": [TABLE_1[model].nimble_ms for model in ran],
+    }
+    colours = [COLOURS["opara"], COLOURS["nimble"]]
+    figure = _grouped(ran, bars, colours, "time to allocate streams, ms", paper)
+    if figure:
+        figure.axes[0].set_yscale("log")
+    return figure
+
+
+def timeline(cell: Cell | None) -> Figure | None:
+    """Which stream was busy when in one replay: the paper's method above, this engine below, on one time axis."""
+    traced: Mapping[str, Any] = cell.studies.get("timelines", {}) if cell else {}
+    names = [name for name in ("opara", OURS) if name in traced]
+    if not cell or not names:
+        return None
+    with _style():
+        figure = Figure(figsize=(8, 1.2 + 1.6 * len(names)), layout="constrained")
+        rows = figure.subplots(len(names), 1, sharex=True, squeeze=False)
+    for (axes,), name in zip(rows, names, strict=True):
+        intervals = traced[name]["intervals"]
+        for stream in sorted({interval[0] for interval in intervals}):
+            spans = [(start, end - start) for number, start, end in intervals if number == stream]
+            axes.broken_barh(spans, (stream - 0.4, 0.8), facecolors=COLOURS[name], rasterized=True)
+        axes.set_ylabel("stream")
+        concurrency = traced[name]["concurrency"]
+        axes.set_title(f"{SHORT[name]}: {concurrency:.2f} streams busy on average", loc="left", fontsize=9)
+    rows[-1][0].set_xlabel(f"µs, one replay of {title(cell.key.model)} {cell.key.dtype} ×{cell.key.batch}")
+    return figure
+
+
+def _grouped(
+    models: Sequence[str],
+    bars: Mapping[str, Sequence[float | None]],
+    colours: Sequence[str],
+    label: str,
+    paper: Mapping[str, Sequence[float]] | None = None,
+) -> Figure | None:
+    """Bars side by side per model, with the paper's values as short lines across them."""
+    if not models:
+        return None
+    figure, axes = _axes(width=1.6 + (0.35 + 0.16 * len(bars)) * len(models))
+    width = 0.85 / len(bars)
+    for number, (name, values) in enumerate(bars.items()):
+        places = [x + (number - (len(bars) - 1) / 2) * width for x in range(len(models))]
+        axes.bar(places, [value or 0.0 for value in values], width, color=colours[number], label=name)
+        for place, value in zip(places, (paper or {}).get(name, ()), strict=False):
+            axes.plot([place - width / 2, place + width / 2], [value] * 2, color=PAPER_COLOUR, linewidth=2)
+    if paper:
+        axes.plot([], [], color=PAPER_COLOUR, linewidth=2, label="the paper")
+    axes.set_xticks(range(len(models)), [title(model) for model in models], rotation=20, ha="right")
+    axes.set_ylabel(label)
+    axes.grid(axis="y", linewidth=0.4)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            "svg.hashsalt": "opara",  # the same data give the same file
+            "svg.fonttype": "none",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "font.size": 9,
+        }
+    )
+
+
+def _axes(width: float) -> tuple[Figure, Axes]:
+    with _style():
+        figure = Figure(figsize=(width, 3.4), layout="constrained")
+        return figure, figure.subplots()
+
+
+def _once(label: str, position: int) -> str:
+    """A label for the legend, but not once more for every model."""
+    return label if position == 0 else "_" + label
+
+
+def _compiled(cell: Cell, over: str) -> float | None:
+    best = cell.best(COMPILED)
+    return cell.speedup(over, best) if best else None
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

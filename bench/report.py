@@ -1,0 +1,141 @@
+"""Tables and plots of all cells that were measured: ``engine.md``, ``engine_cells.md`` and SVG files. No torch.
+
+python -m bench.report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import figures, tables
+from bench.cells import Cell, load_cells
+from bench.plots import draw_all
+from bench.selection import DTYPES, REQUIRED_MODELS
+from bench.tables import Cells
+
+RESULTS = Path(__file__).parent / "results"
+TOLD = ("gpu", "multiprocessors", "cpu", "cores", "torch", "cuda", "cudnn", "triton", "opara")
+
+HOW = """\
+Every system of a cell ran in one process, in turns, with the same layouts (channels_last for convolutional networks),
+`cudnn.benchmark`, TF32 and inference mode; µs are medians of CUDA event times of one run that follows another.
+Weights are random, batch norms have the statistics of random images, so that outputs depend on inputs. *One graph*:
+torch.compile captured in one sequential CUDA Graph; of its options, the fastest. *over torch.compile*: over the
+fastest that torch.compile gave in any way. *over longest path*: over the sum of the kernels on the longest path of
+the system's own operators. SM use and occupancy: GPM counters during back-to-back runs. *error*: |out − ref| / |ref|
+against float64, verified over fresh inputs and repeated runs. *tuning s*: wall time until the system was ready, after
+the systems before it had filled Inductor's cache."""
+
+
+def main(
+    cells: Annotated[Path, typer.Option(help="Folder of the cells.")] = RESULTS / "engine",
+    out: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = RESULTS,
+) -> None:
+    """Write tables and plots of what was measured."""
+    write_report(cells, out)
+
+
+def write_report(cells_folder: Path, out: Path) -> None:
+    """Raises ValueError on a file among the cells that is none."""
+    cells = load_cells(cells_folder)
+    allocations = figures.load_allocations(RESULTS / "allocation_time.json")
+    plots = draw_all(cells, allocations, out)
+    (out / "engine.md").write_text(report(cells, allocations, plots))
+    (out / "engine_cells.md").write_text(details(cells))
+
+
+def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: Sequence[str]) -> str:
+    """The whole of ``engine.md``."""
+    parts = [
+        "# The benchmark suite",
+        provenance(list(cells.values())),
+        HOW,
+        _image("speedup", plots),
+        "## All systems",
+        tables.main_table(cells),
+        "All columns of every system: [engine_cells.md](engine_cells.md).",
+        tables.worst_cell(cells),
+        _wrong(cells),
+        "## Geometric means",
+        "Of the paper's six models:",
+        tables.geometric_means(cells),
+        f"Of the {len(REQUIRED_MODELS)} required models:",
+        tables.geometric_means(cells, REQUIRED_MODELS),
+        "## Every cell",
+        "opara-serve over the sequential CUDA Graph / over the best torch.compile, by batch size.",
+    ]
+    for dtype in DTYPES:
+        parts += [f"{dtype}:", tables.matrix(cells, dtype)]
+    parts += [
+        "## The paper's figures",
+        "Its values are of an RTX 2080 SUPER and an A100 with PyTorch 2.0; *ours / the paper's* where two stand "
+        "together. ONNX Runtime was not run here.",
+        "### Fig. 2: what the launch order alone is worth",
+        "Algorithm 1's streams on ATen operators, launched in fourteen orders.",
+        figures.figure_2(cells),
+        _image("fig2_launch_order", plots),
+        "### Fig. 5(a): speed-up over eager PyTorch, batch 1",
+        figures.figure_5a(cells),
+        _image("fig5a_speedup_over_eager", plots),
+        "### Fig. 5(b): how busy the GPU is, and memory, batch 1",
+        "Ours: GPM counters; weights and what a system holds beside them.",
+        figures.figure_5b(cells),
+        _image("fig5b_sm_utilisation", plots),
+        "### Fig. 8 and 9: Inception-v3 by batch size, over the sequential CUDA Graph",
+        figures.figures_8_and_9(cells),
+        _image("fig8_fig9_batch", plots),
+        "### Table 1: stream allocation",
+        "Ours is of the processor named in [allocation_time.md](allocation_time.md). Our profiling is several passes, "
+        "reading the trace included; the paper's is one pass.",
+        figures.table_1(cells, allocations),
+        _image("table1_allocation", plots),
+        figures.streams(cells),
+        *(_image(name.removesuffix(".svg"), plots) for name in plots if name.startswith("timeline")),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def details(cells: Cells) -> str:
+    """The whole of ``engine_cells.md``."""
+    parts = ["# Every system of every cell", provenance(list(cells.values()))]
+    for key in sorted(cells):
+        cell = cells[key]
+        cost = "" if cell.failed else f"Inductor's cache was {cell.cache}. {_cost(cell)}"
+        body = f"failed: {cell.failed}" if cell.failed else tables.cell_table(cell)
+        parts += [f"## {tables.title(key.model)} {key.dtype} ×{key.batch}", cost, body]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def provenance(cells: Sequence[Cell]) -> str:
+    """What the cells were measured on. More than one value of anything is said."""
+    if not cells:
+        return "Nothing was run."
+    told = []
+    for name in (*TOLD, "date", "engine"):
+        values = sorted({str(cell.environment[name]) for cell in cells if name in cell.environment})
+        if values:
+            told.append(f"{'engine sources' if name == 'engine' else name} {', '.join(values)}")
+    return "; ".join(told) + "."
+
+
+def _cost(cell: Cell) -> str:
+    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in cell.seconds.items()) + "."
+
+
+def _wrong(cells: Cells) -> str:
+    wrong = tables.unverified(cells)
+    if wrong:
+        return "Wrong numbers, and out of all comparisons: " + "; ".join(wrong) + "."
+    return "Every output was verified." if cells else ""
+
+
+def _image(name: str, plots: Sequence[str]) -> str:
+    return f"![{name.replace('_', ' ')}]({name}.svg)" if f"{name}.svg" in plots else ""
+
+
+if __name__ == "__main__":
+    typer.run(main)

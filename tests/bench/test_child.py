@@ -1,0 +1,83 @@
+"""The process of a cell group: it waits for its turn, and is ended in time with all that it started."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.cells import CellKey
+from bench.child import READY, Child, Job
+
+KEY = CellKey("some", "float32", 1)
+
+
+@dataclass(frozen=True)
+class Script(Job):
+    """A job that runs Python code instead of a benchmark."""
+
+    code: str = ""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.code]
+
+
+def child(tmp_path: Path, code: str, seconds: float | None = None) -> Child:
+    job = Script(KEY, (), "cpu", tmp_path, tmp_path, 1.0, 1.0, studies=False, threads=1, code=code)
+    return Child(job, seconds, tmp_path / "log")
+
+
+def test_it_measures_when_it_is_told_to(tmp_path: Path) -> None:
+    code = f"print('compiled'); print({READY!r}, flush=True); input(); open('{tmp_path}/done', 'w')"
+    running = child(tmp_path, code)
+    assert running.wait_until_ready()
+    assert not (tmp_path / "done").exists()
+    assert running.measure() == ""
+    assert (tmp_path / "done").exists()
+    running.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit(3)", "exit status 3"),
+        ("raise ValueError('no such thing')", "exit status 1: ValueError: no such thing"),
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+    ],
+)
+def test_it_tells_why_it_failed(tmp_path: Path, code: str, reason: str) -> None:
+    running = child(tmp_path, code)
+    assert not running.wait_until_ready()
+    assert running.measure() == reason
+    running.close()
+
+
+def test_time_is_up(tmp_path: Path) -> None:
+    running = child(tmp_path, "import time; time.sleep(60)", seconds=0.05)
+    assert not running.wait_until_ready()
+    assert running.measure() == "cut off: out of time"
+    assert running.timed_out
+    running.close()
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        f"print(worker.pid); print({READY!r}, flush=True); worker.wait()"
+    )
+    running = child(tmp_path, code)
+    assert running.wait_until_ready()
+    running.close()  # would not return while the worker held the pipe open
+
+
+def test_compilers_share_the_processors(tmp_path: Path) -> None:
+    job = Job(KEY, ("ours", "eager"), "cuda", tmp_path, tmp_path / "cache", 0.3, 0.2, studies=True, threads=3)
+    environment = job.environment()
+    assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == environment["OMP_NUM_THREADS"] == "3"
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache")
+    command = job.command()
+    assert command[1:6] == ["-m", "bench.cell", "some", "float32", "1"]
+    assert command[command.index("--systems") + 1] == "ours,eager"
+    assert "--studies" in command

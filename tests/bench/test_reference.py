@@ -1,0 +1,97 @@
+"""Right and wrong answers are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.cells import CellKey
+from bench.reference import Reference, reference, replays_for
+from bench.subject import Subject, opened_subject
+from bench.systems.runners import Called
+from tests.bench.tiny import BRANCHES
+
+KEY = CellKey("tiny", "float32", 3)
+Answer = tuple[Tensor, ...]
+
+
+@pytest.fixture(scope="module")
+def subject() -> Iterator[Subject]:
+    with opened_subject(KEY, BRANCHES, "cpu", 0.01) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def right(subject: Subject) -> Reference:
+    return reference(subject)
+
+
+def runner(subject: Subject, change: Callable[[Answer, int], Answer]) -> Called:
+    """The module, with something done to its outputs in the n-th run."""
+    runs = 0
+
+    def function(*inputs: Tensor) -> Answer:
+        nonlocal runs
+        runs += 1
+        return change(subject.flat(*inputs), runs)
+
+    return Called(function, subject.inputs)
+
+
+def test_the_module_itself_is_right(subject: Subject, right: Reference) -> None:
+    verdict = right.judge(runner(subject, lambda outputs, _run: outputs), 10)
+    assert verdict.verified
+    assert 0 < verdict.error < 1e-6
+    assert right.source == "float64"
+
+
+def test_a_small_mistake_is_seen(subject: Subject, right: Reference) -> None:
+    verdict = right.judge(runner(subject, lambda outputs, _run: (outputs[0] * 1.01,)), 10)
+    assert not verdict.verified
+    assert verdict.error == pytest.approx(0.01, rel=0.01)
+    assert "allowed" in verdict.detail
+
+
+def test_an_answer_to_the_question_before_is_wrong(subject: Subject, right: Reference) -> None:
+    kept: list[Answer] = []
+
+    def late(outputs: Answer, _run: int) -> Answer:
+        kept.append(tuple(tensor.clone() for tensor in outputs))
+        return kept[-2] if len(kept) > 1 else kept[-1]
+
+    assert not right.judge(runner(subject, late), 0).verified
+
+
+def test_an_output_that_is_not_written_is_wrong(subject: Subject, right: Reference) -> None:
+    kept: list[Answer] = []
+
+    def never(outputs: Answer, _run: int) -> Answer:
+        kept.append(kept[0] if kept else outputs)
+        return kept[-1]
+
+    assert not right.judge(runner(subject, never), 0).verified
+
+
+def test_a_mistake_now_and_then_is_seen(subject: Subject, right: Reference) -> None:
+    def sometimes(outputs: Answer, run: int) -> Answer:
+        return (outputs[0] + 1,) if run == 12 else outputs
+
+    assert right.judge(runner(subject, sometimes), 3).verified
+    verdict = right.judge(runner(subject, sometimes), 10)
+    assert not verdict.verified
+    assert "between runs" in verdict.detail
+
+
+def test_slow_systems_repeat_less() -> None:
+    assert [replays_for(us) for us in (1.0, 10_000.0, 1e6)] == [100, 50, 10]
+
+
+def test_weights_and_inputs_are_the_same_each_time() -> None:
+    found = []
+    for _ in range(2):
+        with opened_subject(KEY, BRANCHES, "cpu", 0.01) as opened:
+            found.append(opened.flat(*opened.inputs)[0])
+    assert torch.equal(*found)
