@@ -52,7 +52,8 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _graph_line(bucket: BucketPlan) -> RenderableType:
     return Text(
         f"batch size {bucket.batch_size}: {bucket.operators} operators ({bucket.lowering}), width {bucket.width}, "
-        f"depth {bucket.depth}, longest path {bucket.longest_path_us:.1f} µs"
+        f"depth {bucket.depth}, longest path {bucket.longest_path_us:.1f} µs, "
+        f"keeps {bucket.steady_bytes / 2**20:.1f} MiB"
     )
 
 

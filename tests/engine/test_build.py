@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.build import compile_model
 from opara_server.engine.errors import CaptureError, DeviceError, ModelError, VerificationError
 from opara_server.engine.options import BuildOptions
@@ -41,6 +42,24 @@ def test_the_plan_tells_what_runs() -> None:
         assert bucket.speedup > 1.5
         outputs = model.graph(bucket.batch_size).outputs
         assert bucket.steady_bytes == sum(output.nbytes for output in outputs) > 0  # eager kernels leave nothing else
+    model.close()
+
+
+def halves_swapped(x: Tensor) -> Tensor:
+    made = torch.empty_like(x)
+    made[:, :4], made[:, 4:] = x[:, 4:], x[:, :4]
+    return made * 2
+
+
+def test_the_graphs_of_smaller_buckets_live_in_the_largest_one_s_arena() -> None:
+    module = Function(halves_swapped)
+    model = compiled(module, batch_sizes=(1, 40))
+    assert_right(model, module)
+    small, large = model.plan.buckets
+    outputs = [sum(output.nbytes for output in model.graph(bucket).outputs) for bucket in (1, 40)]
+    assert model.graph(1).arena is model.graph(40).arena
+    assert (small.steady_bytes, large.steady_bytes) == (outputs[0], outputs[1] + 3 * ALIGNMENT)
+    assert large.peak_bytes >= 2 * 40 * 8 * 4
     model.close()
 
 

@@ -155,6 +155,8 @@ def test_the_graphs_of_a_device_share_one_block(device: CpuDevice) -> None:
     torch.testing.assert_close(replayed(graph, inputs), list(expected))  # in its old block
     gc.collect()
     assert device.held_bytes() == (8 + 12) * ALIGNMENT + 2 * 32
+    plain = program_of((lambda x: x + 1, [0]))
+    assert capture(plain, assemble("test", plain.graph, [0], [0]), device).arena.nbytes == 0
     block = weakref.ref(larger.arena)
     larger.close()
     assert block() is None

@@ -112,7 +112,7 @@ def arena_block(graphs: Iterable[CapturedGraph], size: int, device: torch.device
 
     A graph keeps the block that it was captured with, whose addresses it replays.
     """
-    blocks = [graph.arena for graph in graphs if graph.arena.nbytes >= size]
+    blocks = [graph.arena for graph in graphs if graph.arena.nbytes >= size > 0]
     if blocks:
         return min(blocks, key=lambda block: block.nbytes)
     return torch.empty(size, dtype=torch.uint8, device=device)
