@@ -1,6 +1,8 @@
-"""linear_epilogues and merge_siblings against eager."""
+"""linear_epilogues, merge_siblings and merge_embeddings against eager."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -93,3 +95,53 @@ def test_convolutions_of_one_tensor_are_merged() -> None:
     graph = rewritten(settled(Reductions()), (x,), "merge_convolutions")
     assert operators(graph)["conv2d"] == 2
     assert_true_metadata(graph, x)
+
+
+class Tables(nn.Module):
+    """A table for each column of the ids, in the way of recommenders."""
+
+    def __init__(
+        self, join: Callable[[list[Tensor]], Tensor], dims: Sequence[int] = (3, 3, 3), columns: int = 3
+    ) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(5 + i, dim) for i, dim in enumerate(dims))
+        self.join, self.columns = join, columns
+
+    def forward(self, ids: Tensor) -> Tensor:
+        columns = ids.unbind(1) if self.columns == 3 else [ids[:, 2], ids[:, 0], ids[:, -1]]
+        return self.join([table(column) for table, column in zip(self.tables, columns, strict=True)]) * 2
+
+
+IDS = torch.tensor([[0, 5, 6], [4, 0, 0], [3, 3, 3], [4, 5, 4]])
+
+
+@pytest.mark.parametrize(
+    ("module", "left"),
+    [
+        (Tables(lambda parts: torch.stack(parts, 1)), {"add", "embedding", "mul"}),
+        (Tables(lambda parts: torch.cat(parts, 1)), {"add", "embedding", "mul", "reshape"}),
+        (Tables(lambda p: torch.cat([p[0] + 1, *p], -1)), {"add", "cat", "embedding", "mul", "reshape", "select"}),
+        (Tables(lambda parts: torch.stack(parts, 2)), {"add", "embedding", "mul", "select", "stack"}),
+        (Tables(lambda parts: torch.stack(parts[::-1], 1)), {"add", "embedding", "mul", "select", "stack"}),
+        (Tables(lambda parts: torch.cat(parts, 0)), {"add", "cat", "embedding", "mul", "select"}),
+        (Tables(lambda p: p[0] + p[1] + p[2], columns=2), {"add", "embedding", "index_select", "mul", "select"}),
+    ],
+    ids=["stacked", "joined", "joined with more", "stacked elsewhere", "in another order", "rows", "some columns"],
+)  # fmt: skip
+def test_look_ups_of_one_tensor_are_merged(module: nn.Module, left: set[str]) -> None:
+    graph = rewritten(settled(module), (IDS % 5,), "merge_embeddings")
+    assert operators(graph)["embedding"] == 1
+    assert operators(graph).keys() == left
+
+
+def test_tables_of_other_widths_are_merged_apart() -> None:
+    module = Tables(lambda parts: torch.cat(parts, 1), (3, 2, 3))
+    assert operators(rewritten(settled(module), (IDS,), "merge_embeddings"))["embedding"] == 2
+
+
+def test_row_numbers_must_fit_the_ids() -> None:
+    module = Tables(lambda parts: torch.cat(parts, 1))
+    module.tables[0] = nn.Embedding(120, 3)
+    graph = rewritten(settled(module), (IDS.int(),), "merge_embeddings")
+    assert graph.get_buffer("table_starts_0").tolist() == [0, 120, 126]
+    assert graph.get_buffer("table_starts_0").dtype == torch.int32

@@ -25,8 +25,8 @@ from opara_server.engine.rewrites.weights import Weights
 
 def conv_epilogues(module: GraphModule, weights: Weights, *, into_cat: bool = True) -> int:
     """Returns how many ReLUs are gone. Only where the convolution's result is channels_last, as cuDNN's will be, and
-    nothing else reads what comes between. A residual that is itself a convolution hands its bias over: it is then one
-    kernel, too.
+    nothing else reads what comes between. A residual must be there before the convolution could begin: it would have to
+    wait. One that is itself a convolution hands its bias over: it is then one kernel, too.
 
     ``into_cat``: also where a cat alone reads the ReLU. As kernels of their own, bias and ReLU can write their part of
     the joined tensor; cuDNN's result has to be copied there.
@@ -54,19 +54,32 @@ def _chain(module: GraphModule, relu: Node) -> tuple[Convolution, Node | None] |
         return None
     if (conv := _fusable(module, before, before)) is not None:
         return conv, None
-    if before.target is not aten.add.Tensor or arguments(before)["alpha"] != 1:
-        return None
-    one, other = arguments(before)["self"], arguments(before)["other"]
-    if one is other or not isinstance(one, Node) or not isinstance(other, Node):
-        return None
-    order = {node: number for number, node in enumerate(module.graph.nodes)}
-    pairs = [(one, other), (other, one)]
-    for end, residual in sorted(pairs, key=lambda pair: order[pair[0]], reverse=True):  # the last to be ready
+    terms = _terms(before)
+    depth = _depths(module) if terms else {}
+    for end, residual in (terms, terms[::-1]) if terms else ():
         conv = _fusable(module, end, before)
-        same = value(end).shape == value(residual).shape and value(end).dtype == value(residual).dtype
-        if conv is not None and same and only_user(end) is before:
+        if conv is not None and only_user(end) is before and depth[residual] <= depth[conv.x]:
             return conv, residual
     return None
+
+
+def _terms(total: Node) -> tuple[Node, Node] | None:
+    """The two tensors of one shape and dtype that ``total`` adds."""
+    if total.target is not aten.add.Tensor or arguments(total)["alpha"] != 1:
+        return None
+    one, other = arguments(total)["self"], arguments(total)["other"]
+    if one is other or not isinstance(one, Node) or not isinstance(other, Node):
+        return None
+    alike = value(one).shape == value(other).shape and value(one).dtype == value(other).dtype
+    return (one, other) if alike else None
+
+
+def _depths(module: GraphModule) -> dict[Node, int]:
+    """How many calls lead to each node on the longest way from an input."""
+    depth: dict[Node, int] = {}
+    for node in module.graph.nodes:
+        depth[node] = max((depth[source] + 1 for source in node.all_input_nodes), default=0)
+    return depth
 
 
 def _fusable(module: GraphModule, node: Node, end: Node) -> Convolution | None:

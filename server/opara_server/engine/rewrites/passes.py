@@ -16,6 +16,7 @@ from opara_server.engine.rewrites.fold_constants import fold_constants
 from opara_server.engine.rewrites.fold_padding import fold_padding
 from opara_server.engine.rewrites.idle_masks import idle_masks
 from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
+from opara_server.engine.rewrites.merge_embeddings import merge_embeddings
 from opara_server.engine.rewrites.merge_siblings import merge_convolutions, merge_linears
 from opara_server.engine.rewrites.pad_channels import pad_channels, pad_channels_and_inputs
 from opara_server.engine.rewrites.weights import Weights
@@ -29,6 +30,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "deduplicate": deduplicate,
     "fold_batch_norm": fold_batch_norm,
     "fold_padding": fold_padding,
+    "merge_embeddings": merge_embeddings,
     "merge_linears": merge_linears,
     "merge_convolutions": merge_convolutions,
     "pad_channels": pad_channels,
