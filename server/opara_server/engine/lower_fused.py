@@ -26,6 +26,7 @@ from opara_server.engine.graph import Kind
 from opara_server.engine.lowering import program_of
 from opara_server.engine.program import Call, Program
 from opara_server.engine.rewrites import Weights, apply, functional
+from opara_server.engine.tensors import dtype_name
 from opara_server.engine.trial_record import Given
 
 OPTIONS = {
@@ -75,6 +76,7 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
         with torch.inference_mode(False), torch.no_grad():
             examples = tuple(tensor.clone() for tensor in inputs)  # ordinary tensors
             module = _flat(apply(functional(exported), variant.rewrites, weights))
+            expected = [_form(result) for result in module(*examples)]
             compiled = _compile(module, examples, {**OPTIONS, **variant.options})
     except LoweringError:
         raise
@@ -83,7 +85,14 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
     for node in compiled.graph.nodes:
         node.target = _OVERLOADS.get(node.target, node.target)
     program = program_of(compiled, [Given(tensor, Kind.INPUT) for tensor in inputs], lowering)
+    found = [_form(result) for result in program.run_in_order()]
+    if found != expected:
+        raise LoweringError(f"Inductor gives {found}, not {expected}")
     return replace(program, bodies=tuple(tuple(map(_finished, body)) for body in program.bodies))
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
 
 
 _OVERLOADS: dict[Any, Any] = {  # what the converter calls by PyTorch's functions
@@ -93,9 +102,11 @@ _OVERLOADS: dict[Any, Any] = {  # what the converter calls by PyTorch's function
 
 
 def _flat(module: GraphModule) -> GraphModule:
-    """Without the structure of inputs and outputs, which not every module's can be written down."""
+    """Without the structure of inputs and outputs, which not every module's can be written down, and without outputs
+    that are no tensors."""
     graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    results: Any = graph.graph_copy(module.graph, {})
+    graph.output(tuple(result for result in results if isinstance(result, Node)))
     return GraphModule(module, graph)
 
 
