@@ -29,6 +29,8 @@ class Job:
     cache: Path
     seconds: float
     counter_seconds: float
+    tuning_budget_s: float
+    warm: bool
     studies: bool
     threads: int
 
@@ -37,6 +39,8 @@ class Job:
             *(sys.executable, "-m", "bench.cell", self.cell.model, self.cell.dtype, str(self.cell.batch)),
             *("--systems", ",".join(self.systems), "--device", self.device, "--folder", str(self.folder.absolute())),
             *("--seconds", str(self.seconds), "--counter-seconds", str(self.counter_seconds)),
+            *("--tuning-budget-s", str(self.tuning_budget_s)),
+            *(("--warm",) if self.warm else ()),
             *(("--studies",) if self.studies else ()),
         ]
 

@@ -41,9 +41,10 @@ def main(
     reports: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = RESULTS,
     cache: Annotated[Path, typer.Option(help="Of what Inductor compiled, and of logs.")] = Path(".opara-cache/bench"),
     time_limit_s: Annotated[float, typer.Option(help="Start no cell that would not be done by then. 0: none.")] = 0.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells that compile side by side; each is timed alone.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that compile at once; each is tuned and timed alone.")] = 1,
     seconds: Annotated[float, typer.Option(help="Of timing, per system and cell.")] = 0.3,
     counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system and cell.")] = 0.2,
+    tuning_budget_s: Annotated[float, typer.Option(help="Of this engine, per cell.")] = 60.0,
     studies: Annotated[bool, typer.Option("--studies", help="In every cell, not in float16 ×1 alone.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Measure what is there already, too.")] = False,
 ) -> None:
@@ -68,6 +69,8 @@ def main(
             cache=cache.absolute() / cell.stem,
             seconds=seconds,
             counter_seconds=counter_seconds,
+            tuning_budget_s=tuning_budget_s,
+            warm=jobs > 1,
             studies=studies or (cell.dtype, cell.batch) == ("float16", 1),
             threads=max(1, (os.cpu_count() or 1) // together),
         )

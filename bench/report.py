@@ -59,6 +59,7 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
         tables.main_table(cells),
         "All columns of every system: [engine_cells.md](engine_cells.md).",
         tables.worst_cell(cells),
+        tables.drift(cells),
         _wrong(cells),
         "## Geometric means",
         "Of the paper's six models:",

@@ -43,6 +43,7 @@ class Subject:
     inputs: tuple[Tensor, ...]
     device: Device
     seconds: float  # of timing, per system
+    tuning_budget_s: float  # of this engine
 
     @property
     def on_cuda(self) -> bool:
@@ -64,7 +65,9 @@ class Subject:
 
 
 @contextmanager
-def opened_subject(key: CellKey, bench: BenchModel, device: str, seconds: float) -> Iterator[Subject]:
+def opened_subject(
+    key: CellKey, bench: BenchModel, device: str, seconds: float, tuning_budget_s: float
+) -> Iterator[Subject]:
     """Inference mode, cuDNN choosing by measuring, TF32 allowed: for every system that runs inside."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -76,7 +79,7 @@ def opened_subject(key: CellKey, bench: BenchModel, device: str, seconds: float)
             specs = bench.inputs(key.dtype)
             flat = FlatModule(module, specs, key.batch, opened.torch_device(), bench.channels_last)
             inputs = static_inputs(specs, key.batch, opened.torch_device(), bench.channels_last)
-            yield Subject(key, bench, module, flat, inputs, opened, seconds)
+            yield Subject(key, bench, module, flat, inputs, opened, seconds, tuning_budget_s)
     finally:
         opened.close()
 
@@ -96,6 +99,7 @@ def settings(subject: Subject) -> dict[str, Any]:
         "float32": list(float32_precision()),
         "inference_mode": torch.is_inference_mode_enabled(),
         "seconds": subject.seconds,
+        "tuning_budget_s": subject.tuning_budget_s,
     }
 
 

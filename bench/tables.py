@@ -168,6 +168,17 @@ def worst_cell(cells: Cells) -> str:
     )
 
 
+def drift(cells: Cells) -> str:
+    """One sentence: how far the sequential graph's time moved between the two timings of a cell."""
+    drifts = [abs(moved - 1) for cell in cells.values() if (moved := cell.settings.get("drift"))]
+    if not drifts:
+        return ""
+    return (
+        "What the host drives was timed before anything else of a cell disturbed it, the graphs after; in between, the "
+        f"sequential graph's time moved by at most {max(drifts):.1%}."
+    )
+
+
 def unverified(cells: Cells) -> list[str]:
     """Every system of every cell whose numbers are wrong."""
     return [

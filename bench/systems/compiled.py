@@ -5,18 +5,19 @@ In one graph nothing but its kernels is left: no guards, no copies of inputs. Th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch._inductor.config
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from bench.subject import Subject
 from bench.systems.runners import Called, Function, PlainGraph
 from bench.systems.system import Capture, Prepared
 
-Options = Mapping[str, str | int | bool | Callable[..., Any]]
+InputType = Tensor | int | torch.SymInt | None
 
 
 def called(mode: str) -> Callable[[Subject], Capture]:
@@ -27,7 +28,7 @@ def called(mode: str) -> Callable[[Subject], Capture]:
     """
 
     def compile_module(subject: Subject) -> Capture:
-        function = _compiled(subject, mode=mode)
+        function = _flat(subject, torch.compile(subject.module, dynamic=False, mode=mode))
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             torch.compiler.cudagraph_mark_step_begin()  # nobody needs the outputs of the run before
@@ -39,19 +40,25 @@ def called(mode: str) -> Callable[[Subject], Capture]:
     return compile_module
 
 
-def in_one_graph(mode: str | None = None, options: Options | None = None) -> Callable[[Subject], Capture]:
-    """``options``: of Inductor; they exclude a mode."""
+def in_one_graph(**options: bool) -> Callable[[Subject], Capture]:
+    """``options``: of Inductor."""
 
     def compile_module(subject: Subject) -> Capture:
-        # Dynamo looks at the global `freezing`, too: as an option alone it would fold nothing. And as a global alone it
-        # would not tell this compiled module from another one's in Dynamo's cache.
-        with torch._inductor.config.patch({**(options or {})}):
-            function = _compiled(subject, mode=mode, options=options)
+        kept: list[object] = []  # Dynamo may be made to forget what it compiled while the graph still runs its kernels
+
+        def backend(module: GraphModule, inputs: list[InputType]) -> Callable[..., Any]:
+            compiled: Callable[..., Any] = torch._inductor.compile(module, inputs, dict(options))
+            kept.append(compiled)
+            return compiled
+
+        # Dynamo looks at the global `freezing`: as an option of Inductor alone it would fold nothing.
+        with torch._inductor.config.patch(dict(options)):
+            function = _flat(subject, torch.compile(subject.module, dynamic=False, backend=backend))
             function(*subject.inputs)
 
         def capture() -> Prepared:
-            runner = PlainGraph(function, subject.inputs)
-            detail = ", ".join(options or ()) or mode or "default"
+            runner = PlainGraph(function, subject.inputs, kept)
+            detail = ", ".join(options) or "default"
             return Prepared(runner, streams=1, lowering="inductor", peak_bytes=runner.peak_bytes, detail=detail)
 
         return capture
@@ -59,7 +66,5 @@ def in_one_graph(mode: str | None = None, options: Options | None = None) -> Cal
     return compile_module
 
 
-def _compiled(subject: Subject, mode: str | None = None, options: Options | None = None) -> Function:
-    chosen = {**options} if options else None
-    compiled = cast(nn.Module, torch.compile(subject.module, dynamic=False, mode=mode, options=chosen))
-    return lambda *inputs: subject.flat.run(compiled, inputs)
+def _flat(subject: Subject, compiled: Callable[..., Any]) -> Function:
+    return lambda *inputs: subject.flat.run(cast(nn.Module, compiled), inputs)

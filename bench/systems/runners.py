@@ -31,11 +31,13 @@ class PlainGraph:
     """``torch.cuda.graph`` around one call: the sequential CUDA Graph that anybody can have.
 
     Captured on a stream of its own after ordinary runs there, so that cuBLAS's workspace for the stream lies outside
-    the graph's memory. ``peak_bytes``: what the captured run allocated at most.
+    the graph's memory. ``kept``: what owns the kernels and constants that replays use. ``peak_bytes``: what the
+    captured run allocated at most.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, function: Function, inputs: Sequence[Tensor], kept: object = None) -> None:
         self.inputs = tuple(inputs)
+        self._kept = kept
         stream = torch.cuda.Stream()
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from bench.subject import Subject
 from bench.systems.system import Capture, Prepared
-from opara_server.engine.build import compile_model
+from opara_server.engine.build import CompiledModel, compile_model
 from opara_server.engine.capture import capture as capture_schedule
 from opara_server.engine.device import open_device
-from opara_server.engine.options import BuildOptions
+from opara_server.engine.options import AUTO, BuildOptions
+from opara_server.engine.plan import SEQUENTIAL
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import fold, memory_bytes
 
@@ -39,11 +40,15 @@ def published(policy: str) -> Callable[[Subject], Capture]:
     return start
 
 
+def warm_ours(subject: Subject) -> None:
+    """Compile every lowering once: its kernels are on disk then."""
+    _compiled(subject, SEQUENTIAL).close()
+
+
 def ours(subject: Subject) -> Capture:
     def capture() -> Prepared:
-        bench, key = subject.bench, subject.key
-        options = BuildOptions(batch_sizes=(key.batch,), channels_last=bench.channels_last)
-        model = compile_model(key.model, subject.module, bench.inputs(key.dtype), subject.device.kind, options)
+        key = subject.key
+        model = _compiled(subject, AUTO)
         plan = model.plan.bucket(key.batch)
         graph = model.graph(key.batch)
         return Prepared(
@@ -58,3 +63,14 @@ def ours(subject: Subject) -> Capture:
         )
 
     return capture
+
+
+def _compiled(subject: Subject, policy: str) -> CompiledModel:
+    bench, key = subject.bench, subject.key
+    options = BuildOptions(
+        batch_sizes=(key.batch,),
+        policy=policy,
+        channels_last=bench.channels_last,
+        tuning_budget_s=subject.tuning_budget_s,
+    )
+    return compile_model(key.model, subject.module, bench.inputs(key.dtype), subject.device.kind, options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 from bench.subject import Subject
 from bench.timing import Runner
@@ -33,14 +34,17 @@ class Prepared:
 @dataclass(frozen=True)
 class System:
     """``compile`` does what needs no idle GPU (several cell groups may do it at once) and returns what is left to do,
-    alone on the machine. ``host_driven``: the CPU launches every kernel of a run, or checks guards before it."""
+    alone on the machine. ``host_driven``: the CPU launches every kernel of a run, or checks guards before it.
+    ``early``: needs no profile, and is captured before anything is profiled. ``warm``: fills caches on disk beforehand;
+    what it does does not count."""
 
     name: str
-    title: str
     compile: Callable[[Subject], Capture]
     needs_cuda: bool = True
     host_driven: bool = False
-    only_convolutional: bool = field(default=False)
+    early: bool = True
+    only_convolutional: bool = False
+    warm: Callable[[Subject], None] | None = None
 
     def start(self, subject: Subject) -> Capture:
         """Raises NotRunnableError, or whatever the system raises."""
@@ -49,3 +53,9 @@ class System:
         if self.only_convolutional and not subject.bench.channels_last:
             raise NotRunnableError("for convolutional networks")
         return self.compile(subject)
+
+    def warm_up(self, subject: Subject) -> None:
+        """An error is for ``start`` to meet again, and to tell."""
+        if self.warm:
+            with suppress(Exception):
+                self.warm(subject)

@@ -25,7 +25,7 @@ class Script(Job):
 
 
 def child(tmp_path: Path, code: str, seconds: float | None = None) -> Child:
-    job = Script(KEY, (), "cpu", tmp_path, tmp_path, 1.0, 1.0, studies=False, threads=1, code=code)
+    job = Script(KEY, (), "cpu", tmp_path, tmp_path, 1.0, 1.0, 1.0, warm=False, studies=False, threads=1, code=code)
     return Child(job, seconds, tmp_path / "log")
 
 
@@ -73,11 +73,12 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
 
 
 def test_compilers_share_the_processors(tmp_path: Path) -> None:
-    job = Job(KEY, ("ours", "eager"), "cuda", tmp_path, tmp_path / "cache", 0.3, 0.2, studies=True, threads=3)
+    cache = tmp_path / "cache"
+    job = Job(KEY, ("ours", "eager"), "cuda", tmp_path, cache, 0.3, 0.2, 60.0, warm=True, studies=True, threads=3)
     environment = job.environment()
     assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == environment["OMP_NUM_THREADS"] == "3"
-    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache")
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(cache)
     command = job.command()
     assert command[1:6] == ["-m", "bench.cell", "some", "float32", "1"]
     assert command[command.index("--systems") + 1] == "ours,eager"
-    assert "--studies" in command
+    assert {"--warm", "--studies"} <= set(command)

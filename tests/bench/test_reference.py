@@ -20,7 +20,7 @@ Answer = tuple[Tensor, ...]
 
 @pytest.fixture(scope="module")
 def subject() -> Iterator[Subject]:
-    with opened_subject(KEY, BRANCHES, "cpu", 0.01) as opened:
+    with opened_subject(KEY, BRANCHES, "cpu", 0.01, 1.0) as opened:
         yield opened
 
 
@@ -92,6 +92,6 @@ def test_slow_systems_repeat_less() -> None:
 def test_weights_and_inputs_are_the_same_each_time() -> None:
     found = []
     for _ in range(2):
-        with opened_subject(KEY, BRANCHES, "cpu", 0.01) as opened:
+        with opened_subject(KEY, BRANCHES, "cpu", 0.01, 1.0) as opened:
             found.append(opened.flat(*opened.inputs)[0])
     assert torch.equal(*found)

@@ -125,6 +125,7 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert all(b"<svg" in written[name] and len(written[name]) < 200_000 for name in plots)
     assert "gpu Some GPU; torch 2.11; date 2026-01-02" in text
     assert "Every output was verified." in text
+    assert "moved by at most 0.4%" in text
     assert "## ViT-B/16 float16 ×1" in written["engine_cells.md"].decode()
     write_report(tmp_path / "cells", tmp_path)
     assert written == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}

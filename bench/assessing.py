@@ -1,0 +1,85 @@
+"""What systems that are ready are worth: times in turns, SM counters, right or wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from bench.cells import SystemResult
+from bench.counters import Counters, Load
+from bench.preparing import Ready
+from bench.reference import REPLAYS, Reference, Verdict, replays_for
+from bench.subject import Subject
+from bench.timing import Timing, back_to_back, device_times, host_times
+
+log = logging.getLogger(__name__)
+
+HOST_SHARE = 3  # of the time for timing by the device, that by the host takes one in so many
+OURS = "ours"
+
+Timings = tuple[Timing, Timing]  # by the device's clock, by the host's
+
+
+def time_all(subject: Subject, ready: Mapping[str, Ready]) -> dict[str, Timings]:
+    """In turns: what is timed together can be compared."""
+    runners = [one.prepared.runner for one in ready.values()]
+    if not runners:
+        return {}
+    on_device = device_times(runners, subject.device, subject.seconds)
+    on_host = host_times(runners, subject.device, subject.seconds / HOST_SHARE)
+    return dict(zip(ready, zip(on_device, on_host, strict=True), strict=True))
+
+
+def assess(
+    subject: Subject, ready: Iterable[Ready], times: Mapping[str, Timings], right: Reference, counter_seconds: float
+) -> dict[str, SystemResult]:
+    """Counters, then verdicts, which overwrite inputs and outputs."""
+    systems = list(ready)
+    loads = _loads(subject, systems, times, counter_seconds)
+    results = {}
+    for one in systems:
+        name = one.system.name
+        replays = REPLAYS[-1] if name == OURS else replays_for(times[name][0].median_us)
+        verdict = right.judge(one.prepared.runner, replays)
+        results[name] = _result(subject, one, times[name], loads.get(name), verdict)
+    return results
+
+
+def _result(subject: Subject, one: Ready, times: Timings, load: Load | None, verdict: Verdict) -> SystemResult:
+    on_device, on_host = times
+    prepared = one.prepared
+    return SystemResult(
+        median_us=on_device.median_us,
+        spread=on_device.spread,
+        host_us=on_host.median_us,
+        longest_path_us=prepared.longest_path_us,
+        sm_utilisation=load.sm_utilisation if load else None,
+        sm_occupancy=load.sm_occupancy if load else None,
+        peak_bytes=prepared.peak_bytes,
+        held_bytes=one.held_bytes if subject.on_cuda else None,
+        tuning_seconds=one.seconds,
+        streams=prepared.streams,
+        policy=prepared.policy,
+        lowering=prepared.lowering,
+        error=verdict.error,
+        verified=verdict.verified,
+        detail="; ".join(part for part in (prepared.detail, verdict.detail) if part),
+    )
+
+
+def _loads(subject: Subject, systems: Iterable[Ready], times: Mapping[str, Timings], seconds: float) -> dict[str, Load]:
+    """Empty where there are no counters."""
+    if not subject.on_cuda or not seconds:
+        return {}
+    try:
+        counters = Counters()
+    except RuntimeError as error:
+        log.warning("%s", error)
+        return {}
+    return {
+        one.system.name: counters.over(
+            partial(back_to_back, one.prepared.runner, subject.device, seconds, times[one.system.name][0].median_us)
+        )
+        for one in systems
+    }
