@@ -8,10 +8,12 @@ from random import Random
 from hypothesis import strategies as st
 
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
+from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.schedule import Schedule
 
 LARGEST = 500
+QUICK_POLICIES = [name for name in POLICIES if name not in {"ios", "search"}]  # milliseconds on the largest
 
 # One drawn seed per graph: drawing each edge would exhaust what hypothesis can record, and is no easier to shrink.
 randoms = st.builds(Random, st.integers(0, 2**32 - 1))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from opara_server.engine.arena import ALIGNMENT, Arena, pack
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import Schedule, assemble, memory_bytes, plan_arena, plan_releases
-from tests.engine.dags import explicit, ordered_pairs, programs, random_dag, random_profile, randoms
+from tests.engine.dags import QUICK_POLICIES, explicit, ordered_pairs, programs, random_dag, random_profile, randoms
 from tests.engine.test_schedule import random_schedule
 
 SAVED = Path(__file__).parents[2] / "bench" / "data"
@@ -69,7 +69,7 @@ def largest_live_set(graph: OperatorGraph, schedule: Schedule) -> int:
 
 
 @settings(deadline=None, max_examples=150)
-@given(programs(largest=80).map(explicit), randoms, st.sampled_from([*POLICIES, "critical_path:2", "random"]))
+@given(programs(largest=80).map(explicit), randoms, st.sampled_from([*QUICK_POLICIES, "critical_path:2", "random"]))
 def test_what_may_be_in_use_at_the_same_time_lies_apart(graph: OperatorGraph, random: Random, policy: str) -> None:
     graph = resized(graph, random)
     if policy == "random":

@@ -24,11 +24,11 @@ from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import CaptureError, DeviceError
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.launch import launch_list
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, ScheduleError, Step, assemble, compact, fold
 from opara_server.engine.verify import poison
-from tests.engine.dags import programs, random_profile
+from tests.engine.dags import QUICK_POLICIES, programs, random_profile
 from tests.engine.programs import mixing_program, observable, partly_explicit, program_of
 from tests.engine.test_schedule import random_schedule
 
@@ -54,7 +54,7 @@ def schedules(graph: OperatorGraph, seed: int) -> Iterator[Schedule]:
     """All policies, compacted, folded, and one at random."""
     random = Random(seed)
     profile = random_profile(graph, random)
-    for policy in POLICIES:
+    for policy in QUICK_POLICIES:
         schedule = make_schedule(graph, profile, policy)
         yield from (schedule, compact(graph, schedule), fold(graph, schedule, 2))
     yield random_schedule(graph, random, 5)

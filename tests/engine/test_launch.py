@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.launch import launch_list
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import (
     Schedule,
     ScheduleError,
@@ -22,7 +22,7 @@ from opara_server.engine.schedule import (
     plan_arena,
     plan_releases,
 )
-from tests.engine.dags import explicit, ordered_pairs, programs, random_profile
+from tests.engine.dags import QUICK_POLICIES, explicit, ordered_pairs, programs, random_profile
 from tests.engine.test_schedule import random_schedule
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,7 +30,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.one_of(programs(largest=80), programs(largest=80).map(explicit)), SEEDS, st.sampled_from([*POLICIES, "random"])
+    st.one_of(programs(largest=80), programs(largest=80).map(explicit)),
+    SEEDS,
+    st.sampled_from([*QUICK_POLICIES, "random"]),
 )
 def test_events_forks_and_joins(graph: OperatorGraph, seed: int, policy: str) -> None:
     random = Random(seed)

@@ -23,10 +23,10 @@ from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, compact
-from tests.engine.dags import random_profile
+from tests.engine.dags import QUICK_POLICIES, random_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch finds fault with many a random module
 
@@ -226,7 +226,7 @@ def lowered(module: Steps) -> Program | None:
 
 def schedules(program: Program) -> Iterator[Schedule]:
     profile = random_profile(program.graph, Random(0))
-    for policy in POLICIES:
+    for policy in QUICK_POLICIES:
         schedule = make_schedule(program.graph, profile, policy)
         yield from (schedule, compact(program.graph, schedule))
 

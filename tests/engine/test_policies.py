@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opara_server.engine.graph import OperatorGraph
-from opara_server.engine.policies import POLICIES, make_schedule, prioritise
+from opara_server.engine.policies import make_schedule, prioritise, search
 from opara_server.engine.policies.critical_path import critical_path, place
 from opara_server.engine.policies.heft import heft
 from opara_server.engine.policies.heft import place as heft_place
@@ -26,14 +26,20 @@ from opara_server.engine.policies.packed import packed
 from opara_server.engine.policies.wavefront import levels
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.schedule import Schedule, check, compact, fold, happens_before
-from tests.engine.dags import dags, googlenet, ordered_pairs, programs, random_profile, randoms, true_order
+from tests.engine.dags import (
+    QUICK_POLICIES,
+    dags,
+    googlenet,
+    ordered_pairs,
+    programs,
+    random_profile,
+    randoms,
+    true_order,
+)
 
 SAVED_GOOGLENET = Path(__file__).parents[2] / "bench" / "data" / "googlenet.json"
-SLOW = ["ios", "ios:3"]
-FAST = [
-    *(name for name in POLICIES if name not in SLOW),
-    *(f"{n}:{k}" for n in ("critical_path", "heft", "packed") for k in (1, 4)),
-]
+SLOW = ["ios", "ios:3", "search", "search:2", "search(nimble)"]
+FAST = [*QUICK_POLICIES, *(f"{name}:{count}" for name in ("critical_path", "heft", "packed") for count in (1, 4))]
 ALL = [*FAST, *SLOW]
 
 
@@ -54,7 +60,10 @@ def test_so_is_every_schedule_of_a_slow_policy(graph: OperatorGraph, random: Ran
 def assert_right(graph: OperatorGraph, random: Random, policy: str) -> None:
     profile = random_profile(graph, random)
     schedule = make_schedule(graph, profile, policy)
-    assert schedule.policy == policy
+    if policy.startswith("search"):
+        assert make_schedule(graph, profile, schedule.policy) == schedule, "it bears where it started"
+    else:
+        assert schedule.policy == policy
     for variant in (schedule, compact(graph, schedule), fold(graph, schedule, 3)):
         check(graph, variant)
         check(graph, prioritise(graph, profile, variant))
@@ -70,7 +79,20 @@ def test_smallest_graphs(policy: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", ["", "opera", "opara:2", "critical_path:", "critical_path:0", "critical_path:-1", "heft:two", "packed:04"]
+    "policy",
+    [
+        "",
+        "opera",
+        "opara:2",
+        "critical_path:",
+        "critical_path:0",
+        "critical_path:-1",
+        "heft:two",
+        "packed:04",
+        "search(search)",
+        "search(opera)",
+        "search()",
+    ],
 )
 def test_unknown_policies_are_refused_with_the_known_names(policy: str) -> None:
     with pytest.raises(ValueError, match="sequential, opara, nimble, wavefront, critical_path"):
@@ -219,7 +241,7 @@ def test_critical_path_launches_the_long_branch_first_and_keeps_it_on_its_stream
     assert (stream[1], schedule.synchronisations) == (1, 2)
 
 
-@pytest.mark.parametrize("policy", [critical_path, heft, packed, ios])
+@pytest.mark.parametrize("policy", [critical_path, heft, packed, ios, search])
 def test_no_streams_are_refused(policy: Callable[[OperatorGraph, Profile, int], Schedule]) -> None:
     with pytest.raises(ValueError, match="at least one stream"):
         policy(OperatorGraph.from_edges(1, []), Profile.uniform(1), 0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import (
     Schedule,
     ScheduleError,
@@ -22,7 +22,7 @@ from opara_server.engine.schedule import (
     happens_before,
     plan_releases,
 )
-from tests.engine.dags import dags, ordered_pairs, programs, random_profile, true_order
+from tests.engine.dags import QUICK_POLICIES, dags, ordered_pairs, programs, random_profile, true_order
 
 DIAMOND = OperatorGraph.from_edges(4, [(0, 1), (0, 2), (1, 3), (2, 3)])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -121,7 +121,7 @@ def test_smallest_schedules(count: int) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(dags(), SEEDS, st.sampled_from([*POLICIES, "random"]))
+@given(dags(), SEEDS, st.sampled_from([*QUICK_POLICIES, "random"]))
 def test_compact_keeps_the_order_and_never_adds_streams(graph: OperatorGraph, seed: int, policy: str) -> None:
     random = Random(seed)
     if policy == "random":
@@ -141,7 +141,7 @@ def test_compact_follows_chains_of_streams() -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(dags(), SEEDS, st.sampled_from([*POLICIES]), st.sampled_from([1, 2, 3, 32]))
+@given(dags(), SEEDS, st.sampled_from([*QUICK_POLICIES]), st.sampled_from([1, 2, 3, 32]))
 def test_fold_keeps_the_limit_and_loses_no_order(graph: OperatorGraph, seed: int, policy: str, limit: int) -> None:
     schedule = make_schedule(graph, random_profile(graph, Random(seed)), policy)
     folded = fold(graph, schedule, limit)
@@ -164,7 +164,7 @@ def test_urgent_streams_stay_with_their_operators() -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(programs(largest=150), SEEDS, st.sampled_from([*POLICIES, "random"]), st.sampled_from([2, 6, 500]))
+@given(programs(largest=150), SEEDS, st.sampled_from([*QUICK_POLICIES, "random"]), st.sampled_from([2, 6, 500]))
 def test_buffers_are_freed_once_after_all_users_at_the_first_chance(
     graph: OperatorGraph, seed: int, policy: str, streams: int
 ) -> None:

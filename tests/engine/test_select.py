@@ -177,10 +177,15 @@ def steps(program: Program, policy: str, streams: int = 32) -> list[Contender]:
     return found
 
 
+def start_hidden(policy: str) -> str:
+    """A search bears the policy that it started from."""
+    return policy.partition("(")[0]
+
+
 def test_every_policy_contends_and_sequential_is_first() -> None:
     found = steps(PROGRAM, AUTO)
     assert (found[0].schedule.policy, found[0].schedule.streams) == ("sequential", 1)
-    assert [c.schedule.policy for c in found if not c.compact] == list(POLICIES)
+    assert [start_hidden(c.schedule.policy) for c in found if not c.compact] == list(POLICIES)
     for compacted in (c for c in found if c.compact):
         plain = next(c for c in found if c.schedule.policy == compacted.schedule.policy)
         assert compacted.schedule.streams < plain.schedule.streams
@@ -192,7 +197,7 @@ def test_one_graph_serves_all_policies_that_agree() -> None:
         choice = select(steps(CHAIN, AUTO), device)
     device.close()
     assert len(device.graphs) == 1
-    assert [c.policy for c in choice.candidates] == list(POLICIES)
+    assert [start_hidden(c.policy) for c in choice.candidates] == list(POLICIES)
     assert {c.measured_us for c in choice.candidates} == {choice.sequential.measured_us}
     assert choice.winner == 0
 

@@ -13,21 +13,32 @@ from opara_server.engine.policies.ios import ios
 from opara_server.engine.policies.nimble import nimble
 from opara_server.engine.policies.opara import opara
 from opara_server.engine.policies.packed import packed
+from opara_server.engine.policies.searching import search_from
 from opara_server.engine.policies.sequential import sequential
 from opara_server.engine.policies.wavefront import wavefront
 from opara_server.engine.profile import Profile
-from opara_server.engine.schedule import Schedule
+from opara_server.engine.schedule import MAX_STREAMS, Schedule
 
 __all__ = ["POLICIES", "Policy", "check_policy", "make_schedule", "prioritise"]
 
 Policy = Callable[[OperatorGraph, Profile], Schedule]
 
-ON_STREAMS: dict[str, Callable[[OperatorGraph, Profile, int], Schedule]] = {
+
+def search(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> Schedule:
+    """Local search from the list schedules on at most ``streams`` (>= 1, else ValueError)."""
+    if streams < 1:
+        raise ValueError(f"search needs at least one stream, not {streams}")
+    counts = [streams, *(count for count in FEWER_STREAMS if count < streams)]
+    names = [name if count == MAX_STREAMS else f"{name}:{count}" for name in LIST_SCHEDULING for count in counts]
+    return search_from(graph, profile, [make_schedule(graph, profile, name) for name in names])
+
+
+LIST_SCHEDULING: dict[str, Callable[[OperatorGraph, Profile, int], Schedule]] = {
     "critical_path": critical_path,
     "heft": heft,
     "packed": packed,
-    "ios": ios,
 }
+ON_STREAMS = {**LIST_SCHEDULING, "ios": ios, "search": search}
 POLICIES: dict[str, Policy] = {
     "sequential": sequential,
     "opara": opara,
@@ -37,18 +48,29 @@ POLICIES: dict[str, Policy] = {
     "heft": heft,
     "packed": packed,
     "ios": ios,
+    "search": search,
 }
+FEWER_STREAMS = (8, 6, 4)  # to start from as well: often better on a device that is full
+
+_SEARCH = re.compile(r"search\((.*)\)")
+_ON_STREAMS = re.compile(rf"({'|'.join(ON_STREAMS)}):[1-9][0-9]*")
 
 
 def make_schedule(graph: OperatorGraph, profile: Profile, policy: str) -> Schedule:
-    """``policy``: a name from POLICIES, or one from ON_STREAMS with ":K" for at most K streams; the schedule bears it.
+    """``policy``: a name from POLICIES, or one from ON_STREAMS with ":K" for at most K streams, or either of these in
+    "search(...)" for a local search that starts there. The schedule bears it, and that of a search without a start
+    bears the one that was best to start from: "search(packed:4)".
 
     Raises ValueError on any other policy, and on a profile of another graph.
     """
     if len(profile.operators) != len(graph):
         raise ValueError(f"a profile of {len(profile.operators)} operators for a graph of {len(graph)}")
     check_policy(policy)
+    if start := _SEARCH.fullmatch(policy):
+        return search_from(graph, profile, [make_schedule(graph, profile, start[1])])
     name, _, count = policy.partition(":")
+    if name == "search":
+        return search(graph, profile, int(count or MAX_STREAMS))
     if count:
         return replace(ON_STREAMS[name](graph, profile, int(count)), policy=policy)
     return POLICIES[name](graph, profile)
@@ -56,7 +78,10 @@ def make_schedule(graph: OperatorGraph, profile: Profile, policy: str) -> Schedu
 
 def check_policy(policy: str) -> None:
     """Raise ValueError, naming what there is, on a policy that ``make_schedule`` does not know."""
-    if policy not in POLICIES and not re.fullmatch(rf"({'|'.join(ON_STREAMS)}):[1-9][0-9]*", policy):
+    start = _SEARCH.fullmatch(policy)
+    name = start[1] if start else policy
+    if (start and name.startswith("search")) or (name not in POLICIES and not _ON_STREAMS.fullmatch(name)):
         raise ValueError(
-            f"unknown policy {policy!r}: not one of {', '.join(POLICIES)}, or {' or '.join(ON_STREAMS)} with :STREAMS"
+            f"unknown policy {policy!r}: not one of {', '.join(POLICIES)}, {' or '.join(ON_STREAMS)} with :STREAMS, or "
+            "search(POLICY)"
         )

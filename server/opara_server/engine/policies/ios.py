@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from opara_server.engine.graph import OperatorGraph
+from opara_server.engine.part import part_of
 from opara_server.engine.policies.stages import Limits, Poset, best_stages
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import MAX_STREAMS, Schedule, Step, assemble
@@ -66,14 +67,9 @@ def stage_us(graph: OperatorGraph, profile: Profile, groups: Sequence[Sequence[i
     """How long the groups take side by side, in µs, when nothing else runs."""
     operators = sorted(operator for group in groups for operator in group)
     place = {operator: index for index, operator in enumerate(operators)}
-    part = OperatorGraph(
-        tuple(graph.operators[operator] for operator in operators),
-        graph.buffers,
-        tuple(tuple(place[s] for s in graph.predecessors[operator] if s in place) for operator in operators),
-    )
     steps = tuple(Step(place[operator], stream) for stream, group in enumerate(groups) for operator in group)
-    of_part = Profile(tuple(profile.operators[operator] for operator in operators), profile.roofline)
-    return simulate(part, Schedule("stage", steps), of_part, latency).makespan_us
+    part, profile_of_part = part_of(graph, profile, operators)
+    return simulate(part, Schedule("stage", steps), profile_of_part, latency).makespan_us
 
 
 def in_stages(policy: str, graph: OperatorGraph, stages: Sequence[Sequence[Sequence[int]]]) -> Schedule:
