@@ -73,6 +73,11 @@ class Profile:
         return tuple(o.duration_us for o in self.operators)
 
     @cached_property
+    def kernel_durations(self) -> tuple[tuple[float, ...], ...]:
+        """Per operator those of its kernels; its own where none are known (on a CPU)."""
+        return tuple(tuple(k.duration_us for k in o.kernels) or (o.duration_us,) for o in self.operators)
+
+    @cached_property
     def bandwidth(self) -> tuple[float, ...]:
         """Per operator the share (0..1) of the memory bandwidth that it uses while it runs alone."""
         per_us = self.roofline.bytes_per_second / 1e6
