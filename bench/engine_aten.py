@@ -1,10 +1,9 @@
-"""The paper's method on ATen operators: every policy against the sequential CUDA Graph, per model.
+"""The paper's method on ATen operators: every policy against the sequential schedule, per model.
 
     python -m bench.engine_aten --model googlenet --model deepfm
 
-Equal treatment: one process, the same operators, inputs and layouts, cudnn.benchmark for all; every graph is verified
-against float64 and 100 replays; the graphs replay in turns and the medians of CUDA event times are compared. Writes one
-JSON file and prints a Markdown table; with --graphs also each model's operator graph and profile as data.
+Equal treatment as in the suite (``bench.engine``), and one step closer: the same operators for all. Writes one JSON
+file and prints a Markdown table; with --graphs also each model's operator graph and profile as data.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,25 +18,26 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from bench.cells import CellKey
 from bench.environment import environment
-from bench.models import MODELS, BenchModel
+from bench.models import MODELS, find_model
+from bench.reference import REPLAYS, Reference, reference
+from bench.subject import Lowered, Subject, opened_subject
+from bench.systems.runners import Called
+from bench.timing import device_times
 from opara_server.engine.capture import capture
-from opara_server.engine.device import Device, open_device
-from opara_server.engine.errors import VerificationError
-from opara_server.engine.export import export_dynamic, export_static
-from opara_server.engine.flat_module import FlatModule
-from opara_server.engine.lower_aten import lower
+from opara_server.engine.device import CapturedGraph, open_device
 from opara_server.engine.options import AUTO
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, memory_bytes
-from opara_server.engine.select import contenders, measure
+from opara_server.engine.select import Contender, contenders
 from opara_server.engine.simulate import simulate
-from opara_server.engine.tensors import static_inputs, torch_dtype
 from opara_server.engine.trace import occupancy
-from opara_server.engine.verify import Verifier
 
 Row = dict[str, Any]
+SECONDS = 0.3  # of timing, per schedule
+NAME_LENGTH = 60  # of a kernel's: C++ template names are kilobytes each
 
 
 def main(
@@ -50,102 +49,85 @@ def main(
     output: Path = Path("bench/results/engine_aten.json"),
     graphs: Annotated[Path | None, typer.Option(help="Folder for operator graphs and profiles.")] = None,
 ) -> None:
+    """Measure every policy on every model."""
     results = []
     for name in model or list(MODELS):
-        opened = open_device(device)
-        try:
-            with opened.bind(), opened.tuning():
-                result, program, profile = run(name, MODELS[name], dtype, batch, opened, repeat)
-        finally:
-            opened.close()
-        results.append(result)
+        with opened_subject(CellKey(name, dtype, batch), find_model(name), device, SECONDS, 0.0) as subject:
+            results.append(run(subject, repeat))
+            if graphs:
+                _save_graph(subject.key, subject.aten, graphs)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
-        if graphs:
-            graphs.mkdir(parents=True, exist_ok=True)
-            data = {
-                "model": name,
-                "dtype": dtype,
-                "batch": batch,
-                "graph": program.graph.to_json(),
-                "profile": _slim(profile),
-            }
-            (graphs / f"{name}.json").write_text(json.dumps(data, separators=(",", ":")) + "\n")
-        sys.stdout.write(table([result]) + "\n")
+        sys.stdout.write(table(results[-1:]) + "\n")
     output.with_suffix(".md").write_text(table(results) + "\n")
 
 
-def run(
-    name: str, bench: BenchModel, dtype: str, batch: int, device: Device, repeat: int
-) -> tuple[Row, Program, Profile]:
-    torch.manual_seed(0)
-    module = bench.build().to(device.torch_device(), torch_dtype(dtype))
-    if bench.channels_last:
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    flat = FlatModule(module, bench.inputs(dtype), batch, device.torch_device(), bench.channels_last)
-    begin = time.perf_counter()
-    program = _lower(flat, batch, device, bench.channels_last)
-    lowered = time.perf_counter()
-    profile = device.profile(program)
-    verifier = Verifier(flat, device, None)
-    entrants = contenders(program, profile, AUTO, device.max_streams)
-    captured = [capture(program, entrant.schedule, device) for entrant in entrants]
-    profiled = time.perf_counter()
-    pools = [_pool_bytes(program, entrant.schedule, device) for entrant in entrants]
-    rows: list[Row] = []
-    medians = [[timing.median for timing in measure(captured, device)] for _ in range(repeat)]
-    for number, (entrant, graph) in enumerate(zip(entrants, captured, strict=True)):
-        measured = statistics.median(times[number] for times in medians)
-        seen = occupancy(graph.trace(3))
-        rows.append(
-            {
-                "policy": entrant.schedule.policy,
-                "compact": entrant.compact,
-                "streams": entrant.schedule.streams,
-                "synchronisations": entrant.schedule.synchronisations,
-                "predicted_us": simulate(program.graph, entrant.schedule, profile, device.latency).makespan_us,
-                "measured_us": measured,
-                "runs_us": [times[number] for times in medians],
-                "speedup": statistics.median(times[0] for times in medians) / measured,
-                "streams_bytes": memory_bytes(program.graph, entrant.schedule),
-                "streams_bytes_over_sequential": memory_bytes(program.graph, entrant.schedule)
-                / memory_bytes(program.graph, entrants[0].schedule),
-                "pool_bytes": pools[number],
-                "pool_bytes_over_sequential": pools[number] / pools[0] if pools[0] else None,
-                "concurrency": seen.concurrency,
-                **_verified(verifier, graph),
-            }
-        )
-    result = {
-        "model": name,
-        "dtype": dtype,
-        "batch": batch,
+def run(subject: Subject, repeat: int) -> Row:
+    """One model's result."""
+    eager = device_times([Called(subject.flat, subject.inputs)], subject.device, subject.seconds)[0].median_us
+    right = reference(subject)
+    program, profile = subject.aten.program, subject.aten.profile
+    entrants = contenders(program, profile, AUTO, subject.device.max_streams)
+    captured = [capture(program, entrant.schedule, subject.device) for entrant in entrants]
+    pools = [_pool_bytes(program, entrant.schedule, subject.device.kind) for entrant in entrants]
+    repeats = [device_times(captured, subject.device, subject.seconds) for _ in range(repeat)]
+    medians = [[timing.median_us for timing in timings] for timings in zip(*repeats, strict=True)]
+    memory = [memory_bytes(program.graph, entrant.schedule) for entrant in entrants]
+    rows = [
+        {
+            **_schedule_row(subject, entrant),
+            "measured_us": statistics.median(medians[number]),
+            "runs_us": medians[number],
+            "speedup": statistics.median(medians[0]) / statistics.median(medians[number]),
+            "streams_bytes": memory[number],
+            "streams_bytes_over_sequential": memory[number] / memory[0],
+            "pool_bytes": pools[number],
+            "pool_bytes_over_sequential": pools[number] / pools[0] if pools[0] else None,
+            **_observed(graph, right),
+        }
+        for number, (entrant, graph) in enumerate(zip(entrants, captured, strict=True))
+    ]
+    return {
+        "model": subject.key.model,
+        "dtype": subject.key.dtype,
+        "batch": subject.key.batch,
         "operators": len(program.graph),
         "kernels": sum(len(o.kernels) for o in profile.operators),
         "width": program.graph.width,
         "depth": program.graph.depth,
         "longest_path_us": program.graph.longest_path(profile.durations),
         "sum_us": sum(profile.durations),
-        "eager_us": _eager_us(flat, batch, device, bench.channels_last),
-        "lower_seconds": lowered - begin,
-        "profile_and_capture_seconds": profiled - lowered,
-        "bound": verifier.bound,
+        "eager_us": eager,
+        "lower_seconds": subject.aten.lower_seconds,
+        "profile_seconds": subject.aten.profile_seconds,
         "candidates": rows,
     }
-    return result, program, profile
 
 
-def _lower(flat: FlatModule, batch: int, device: Device, channels_last: bool) -> Program:
-    example = static_inputs(flat.inputs, max(batch, 2), device.torch_device(), channels_last)
-    inputs = static_inputs(flat.inputs, batch, device.torch_device(), channels_last)
-    return lower(export_dynamic(flat.module, example) or export_static(flat.module, inputs), inputs)
+def _schedule_row(subject: Subject, entrant: Contender) -> Row:
+    schedule, lowered = entrant.schedule, subject.aten
+    predicted = simulate(lowered.program.graph, schedule, lowered.profile, subject.device.latency)
+    return {
+        "policy": schedule.policy,
+        "compact": entrant.compact,
+        "streams": schedule.streams,
+        "synchronisations": schedule.synchronisations,
+        "predicted_us": predicted.makespan_us,
+    }
 
 
-def _pool_bytes(program: Program, schedule: Schedule, device: Device) -> int:
+def _observed(graph: CapturedGraph, right: Reference) -> Row:
+    concurrency = occupancy(graph.trace(3)).concurrency
+    verdict = right.judge(graph, REPLAYS[-1])
+    error = verdict.error if verdict.verified else verdict.detail
+    return {"concurrency": concurrency, "error": error, "verified": verdict.verified}
+
+
+def _pool_bytes(program: Program, schedule: Schedule, kind: str) -> int:
     """What PyTorch's allocator holds for a graph of its own: whole segments, of 2 MiB at least, per stream."""
-    if device.kind != "cuda":
+    if kind != "cuda":
         return 0
-    alone = open_device(device.kind)
+    alone = open_device(kind)
     graph = capture(program, schedule, alone)
     segments = torch.cuda.memory_snapshot()
     held = sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == graph.pool)  # type: ignore[attr-defined]
@@ -153,31 +135,18 @@ def _pool_bytes(program: Program, schedule: Schedule, device: Device) -> int:
     return int(held)
 
 
-def _verified(verifier: Verifier, graph: Any) -> Row:
-    try:
-        return {"error": verifier.check(graph), "verified": True}
-    except VerificationError as error:
-        return {"error": str(error), "verified": False}
-
-
-def _eager_us(flat: FlatModule, batch: int, device: Device, channels_last: bool) -> float:
-    inputs = static_inputs(flat.inputs, batch, device.torch_device(), channels_last)
-    times = []
-    for _ in range(30):
-        start = device.stamp()
-        flat(*inputs)
-        end = device.stamp()
-        device.synchronize()
-        times.append(start.elapsed_us(end))
-    return statistics.median(times)
+def _save_graph(key: CellKey, lowered: Lowered, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {**asdict(key), "graph": lowered.program.graph.to_json(), "profile": _slim(lowered.profile)}
+    (folder / f"{key.model}.json").write_text(json.dumps(data, separators=(",", ":")) + "\n")
 
 
 def _slim(profile: Profile) -> Row:
-    """The profile with kernel names cut: C++ template names are kilobytes each."""
+    """The profile with kernel names cut."""
     data = asdict(profile)
     for operator in data["operators"]:
         for kernel in operator["kernels"]:
-            kernel["name"] = kernel["name"][:60]
+            kernel["name"] = kernel["name"][:NAME_LENGTH]
     return data
 
 
