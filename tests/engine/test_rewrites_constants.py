@@ -112,3 +112,16 @@ def test_derived_tensors_are_told_apart_by_type_and_number() -> None:
     made = [weights.derive(torch.mul, x, factor) for factor in (1, 1.0, True, 1)]
     assert made[0] is made[3]
     assert [tensor.dtype for tensor in made[:2]] == [torch.int64, torch.float32]
+
+
+def test_the_module_stays_as_it_was_and_shares_its_weights() -> None:
+    module = functional_form(export_static(Bias(), (torch.randn(6, 6),)))
+    before = module.code
+    changed = apply(module, ["fold_constants"])
+    assert module.code == before != changed.code
+    assert changed.get_buffer("zeros").data_ptr() == module.get_buffer("zeros").data_ptr()
+
+
+def test_an_unknown_pass_is_named() -> None:
+    with pytest.raises(KeyError, match="fold_everything"):
+        apply(functional_form(export_static(Bias(), (torch.randn(6, 6),))), ["fold_everything"])

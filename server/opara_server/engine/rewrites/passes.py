@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -42,12 +43,14 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
 
 
 def apply(module: GraphModule, names: Sequence[str], weights: Weights | None = None) -> GraphModule:
-    """``module``, from ``functional``, after the passes ``names``, in that order; it is changed and returned.
+    """A copy of ``module``, which comes from ``functional``, after the passes ``names``, in that order. It has the
+    module's own weights, not copies of them.
 
     ``weights``: shared by the programs of one model, so that new weights exist once for all of them.
     Raises KeyError for a name that PASSES does not have.
     """
     passes = {name: PASSES[name] for name in names}
+    module = GraphModule(module, copy.deepcopy(module.graph))
     weights = Weights() if weights is None else weights
     with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, no compiler takes
         for name, rewrite in passes.items():
