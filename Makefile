@@ -11,7 +11,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-allocation lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-allocation lint format types imports stubs stubs-check check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ bench-engine: setup ## every system on every model, tables and plots; goes on wh
 
 bench-engine-aten: setup ## every policy against the sequential CUDA Graph; needs a GPU and the [bench] extra
 	$(BIN)/python -m bench.engine_aten --graphs bench/data
+
+bench-simulator: setup ## how well the simulator predicts random schedules; needs a GPU and the [bench] extra
+	$(BIN)/python -m bench.simulator
 
 bench-allocation: setup ## how long Algorithm 1 and Nimble take to allocate streams
 	$(BIN)/python -m bench.allocation_time
