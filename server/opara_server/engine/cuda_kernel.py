@@ -1,9 +1,9 @@
-"""A compiled CUDA kernel as plain data, launched through the driver: what a plan can save and a graph can capture."""
+"""Launches compiled kernels (kernel.py) through CUDA's driver."""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opara_server.engine.errors import DeviceError
+from opara_server.engine.kernel import POINTER, KernelCode, KernelLaunch
 
 try:
     from cuda.bindings import driver
@@ -20,42 +21,35 @@ except ImportError as error:  # PyTorch's builds for CUDA 13 bring it along
 STATIC_SHARED_BYTES = 48 << 10  # more per block must be asked for
 
 
-@dataclass(frozen=True)
-class KernelCode:
-    """Machine code of one kernel: its ``name`` in ``cubin``, threads and dynamic shared memory (bytes) per block."""
+C_TYPES: dict[str, type[Any]] = {
+    POINTER: ctypes.c_void_p,
+    "i1": ctypes.c_int32,
+    "i8": ctypes.c_int8,
+    "i16": ctypes.c_int16,
+    "i32": ctypes.c_int32,
+    "i64": ctypes.c_int64,
+    "u1": ctypes.c_uint32,
+    "u8": ctypes.c_uint8,
+    "u16": ctypes.c_uint16,
+    "u32": ctypes.c_uint32,
+    "u64": ctypes.c_uint64,
+    "fp32": ctypes.c_float,
+    "fp64": ctypes.c_double,
+}
+"""As Triton's own launcher passes them."""
 
-    name: str
-    cubin: bytes
-    threads: int
-    shared_bytes: int
 
-
-@dataclass(frozen=True)
-class KernelLaunch:
-    """A kernel with its grid: callable with the kernel's parameters, it launches on PyTorch's current stream.
-
-    ``types``: the C type of each parameter; tensors are passed by address, None as a null pointer.
-    """
-
-    code: KernelCode
-    grid: tuple[int, int, int]
-    types: tuple[type[Any], ...]
-
-    def __call__(self, *parameters: Any) -> None:
-        """Raises DeviceError where the driver refuses."""
-        stream = torch.cuda.current_stream()
-        function = _function(self.code, stream.device_index)
-        values = tuple(_value(parameter) for parameter in parameters)
-        block = (self.code.threads, 1, 1)
-        shared_bytes = self.code.shared_bytes
-        _check(
-            driver.cuLaunchKernel(
-                function, *self.grid, *block, shared_bytes, stream.cuda_stream, (values, self.types), 0
-            )
-        )
-
-    def __str__(self) -> str:
-        return self.code.name
+def launch(kernel: KernelLaunch, parameters: Sequence[Any]) -> None:
+    """On PyTorch's current stream. Raises DeviceError where the driver refuses."""
+    stream = torch.cuda.current_stream()
+    code = kernel.code
+    values = tuple(_value(parameter) for parameter in parameters)
+    types = tuple(C_TYPES[name] for name in kernel.types)
+    function = _function(code, stream.device_index)
+    block = (code.threads, 1, 1)
+    _check(
+        driver.cuLaunchKernel(function, *kernel.grid, *block, code.shared_bytes, stream.cuda_stream, (values, types), 0)
+    )
 
 
 def _value(parameter: Any) -> Any:
@@ -81,21 +75,3 @@ def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
     if error != driver.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"CUDA: {error}")
     return tuple(values)
-
-
-C_TYPES: dict[str, type[Any]] = {
-    "pointer": ctypes.c_void_p,
-    "i1": ctypes.c_int32,
-    "i8": ctypes.c_int8,
-    "i16": ctypes.c_int16,
-    "i32": ctypes.c_int32,
-    "i64": ctypes.c_int64,
-    "u1": ctypes.c_uint32,
-    "u8": ctypes.c_uint8,
-    "u16": ctypes.c_uint16,
-    "u32": ctypes.c_uint32,
-    "u64": ctypes.c_uint64,
-    "fp32": ctypes.c_float,
-    "fp64": ctypes.c_double,
-}
-"""By Triton's name of a parameter's type."""

@@ -23,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from opara_server.engine.errors import LoweringError, first_line
 from opara_server.engine.graph import Kind
+from opara_server.engine.kernel import PARAMETER_TYPES, POINTER, KernelCode, KernelLaunch
 from opara_server.engine.lowering import program_of
 from opara_server.engine.program import Call, Program
 from opara_server.engine.rewrites import Weights, apply, functional
@@ -168,8 +169,6 @@ class TritonLaunch:
 
         Raises LoweringError for a kernel that needs more than a plain launch.
         """
-        from opara_server.engine.cuda_kernel import C_TYPES, KernelCode, KernelLaunch  # noqa: PLC0415 - needs CUDA
-
         (launcher,) = self._tuner.launchers
         told: list[Any] = []
         retold = {**launcher.__globals__, "runner": lambda *given: told.extend(given)}
@@ -180,13 +179,12 @@ class TritonLaunch:
         about = launcher.bin.metadata
         scratch = [size for size in (launcher.global_scratch, launcher.profile_scratch) if size is not None]
         unusual = any(scratch) or about.num_ctas != 1 or any(getattr(about, more, False) for more in LAUNCHES)
-        if unusual or not all(kind.startswith("*") or kind in C_TYPES for kind in types):
+        if unusual or not all(kind.startswith("*") or kind in PARAMETER_TYPES for kind in types):
             raise LoweringError(f"the Triton kernel {self} needs more than a plain launch")
         code = KernelCode(about.name, launcher.bin.asm["cubin"], 32 * about.num_warps, about.shared)
-        c_types = [C_TYPES["pointer" if kind.startswith("*") else kind] for kind in types]
-        c_types += [C_TYPES["pointer"]] * len(scratch)  # of no bytes
+        types = [POINTER if kind.startswith("*") else kind for kind in types] + [POINTER] * len(scratch)  # of no bytes
         x, y, z = (int(n) for n in told[:3])
-        launch = KernelLaunch(code, (x, y, z), tuple(c_types))
+        launch = KernelLaunch(code, (x, y, z), tuple(types))
         return replace(
             call, target=launch, args=(*(given[name] for name in launcher.call_args), *[None] * len(scratch))
         )
