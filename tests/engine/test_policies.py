@@ -294,6 +294,14 @@ def test_packed_lets_those_with_time_to_spare_wait_for_room() -> None:
     assert ordered_pairs(make_schedule(graph, roomy, "packed")) == true_order(graph)
 
 
+def test_packed_knows_that_a_wait_takes_time() -> None:
+    graph = OperatorGraph.from_edges(4, [(0, 1), (0, 2), (0, 3)])
+    schedule = make_schedule(graph, full(1.0, 5.0, 4.9, 1.0, footprint=0.1), "packed:2")
+    stream = {step.operator: step.stream for step in schedule.steps}
+    assert stream[0] == stream[1] != stream[2]
+    assert stream[3] == stream[1], "2 is shorter, but has to wait first"
+
+
 def test_packed_lets_nobody_wait_who_is_as_urgent_as_those_that_run() -> None:
     graph = OperatorGraph.from_edges(3, [(0, 2), (1, 2)])
     assert ordered_pairs(make_schedule(graph, full(5.0, 5.0, 1.0), "packed")) == true_order(graph)

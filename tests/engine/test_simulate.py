@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opara_server.engine.graph import OperatorGraph
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import Kernel, OperatorProfile, Profile, Roofline
 from opara_server.engine.random_schedules import random_schedule
 from opara_server.engine.schedule import Schedule, ScheduleError, Step, assemble, fold
 from opara_server.engine.simulate import IDEAL, Latency, simulate
-from tests.engine.dags import dags, ordered_pairs, randoms
+from tests.engine.dags import QUICK_POLICIES, dags, ordered_pairs, randoms
 
 BYTES_PER_US = 1000
 latencies = st.sampled_from([IDEAL, Latency(), Latency(1.25, 0.0, 0.0, 0.0, 0.0), Latency(0.25, 2.0, 0.5, 1.0, 1.5)])
@@ -250,7 +250,7 @@ def test_takes_kernels_up_as_an_exact_simulation_does(graph: OperatorGraph, rand
 
 
 @settings(deadline=None, max_examples=60)
-@given(dags(largest=200), randoms, st.sampled_from([*POLICIES, "random"]), latencies)
+@given(dags(largest=200), randoms, st.sampled_from([*QUICK_POLICIES, "random"]), latencies)
 def test_bounds(graph: OperatorGraph, random: Random, policy: str, latency: Latency) -> None:
     """No schedule beats the longest path, the work, or its own order; none is slower than one thing after the other."""
     profile = some_profile(graph, random)

@@ -70,7 +70,7 @@ def test_a_range_of_integers_is_within_their_type(tmp_path: Path, dtype: str, lo
             load(tmp_path, text.format(*map(float, bad)))
 
 
-@pytest.mark.parametrize("policy", ["auto", "opara", "critical_path", "critical_path:4"])
+@pytest.mark.parametrize("policy", ["auto", "opara", "critical_path", "critical_path:4", "search(packed:4)"])
 def test_known_policies(tmp_path: Path, policy: str) -> None:
     assert load(tmp_path, f'policy = "{policy}"\n{MODEL}').policy == policy
 

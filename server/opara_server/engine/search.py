@@ -26,7 +26,7 @@ def improve(
     graph: OperatorGraph, profile: Profile, schedule: Schedule, latency: Latency, *, evaluations: int, seed: int
 ) -> Schedule:
     """A schedule that the simulator finds faster than ``schedule``, or as fast with fewer waits or streams; else
-    ``schedule`` itself. Never on more streams.
+    ``schedule`` itself. Never on more streams; none of them is urgent.
 
     ``evaluations``: how many changes are tried. The same arguments give the same schedule.
     """

@@ -16,7 +16,7 @@ from opara_server.engine.schedule import MAX_STREAMS, Schedule, Step, assemble
 from opara_server.engine.simulate import Latency, simulate
 
 CHAINS_PER_GROUP = 3  # the paper's r, which counts convolutions with what follows them
-BUDGET = 48_000  # stages tried: a second or two
+BUDGET = 32_000  # stages tried: a second or two
 
 
 def ios(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> Schedule:

@@ -14,6 +14,7 @@ from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.policies.critical_path import costs_us
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import MAX_STREAMS, Schedule, assemble
+from opara_server.engine.simulate import Latency
 
 
 def packed(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> Schedule:
@@ -32,19 +33,21 @@ class _Packing:
     graph: OperatorGraph
     profile: Profile
     streams: int
-    now: float = 0.0
-    ready: list[tuple[float, int]] = field(default_factory=list)  # heap: the longest remaining path first
-    running: list[tuple[float, int]] = field(default_factory=list)  # heap: by end
-    ended: dict[int, float] = field(default_factory=dict)
-    last: list[int] = field(default_factory=list)  # per stream
     order: list[int] = field(default_factory=list)
-    stream: list[int] = field(default_factory=list)
     waits: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of those that had to wait for room
 
-    def run(self) -> None:
+    def __post_init__(self) -> None:
         self.costs = costs_us(self.profile)
+        self.wait_us = Latency().wait_us
         self.tails = self.graph.tails(self.costs)
         self.stream = [0] * len(self.graph)
+        self.last: list[int] = []  # per stream
+        self.ready: list[tuple[float, int]] = []  # heap: the longest remaining path first
+        self.running: list[tuple[float, int]] = []  # heap: by end
+        self.ended: dict[int, float] = {}
+        self.now = 0.0
+
+    def run(self) -> None:
         missing = [len(sources) for sources in self.graph.predecessors]
         self.ready = [(-self.tails[operator], operator) for operator, count in enumerate(missing) if count == 0]
         heapify(self.ready)
@@ -79,13 +82,15 @@ class _Packing:
         return excess > max(0.0, 1.0 - used) and self.running[0][0] - self.now + self.tails[operator] <= remaining
 
     def _start(self, operator: int) -> None:
-        """On the stream that a predecessor has just left, which saves a wait, else on the one that was left last."""
+        """On the stream that a predecessor has just left, which saves the longest wait, else on the one left last."""
         idle = [s for s, o in enumerate(self.last) if o in self.ended]
         left = [s for s in idle if self.last[s] in self.graph.predecessors[operator]]
         chosen = max(left or idle, key=lambda s: self.ended[self.last[s]], default=len(self.last))
         if operator in self.waits:
             self.waits[operator] = (next(reversed(self.ended)),)
+        sources = (*self.graph.predecessors[operator], *self.waits.get(operator, ()))
+        arrivals = [self.ended[source] + self.wait_us for source in sources if self.stream[source] != chosen]
         self.last[chosen : chosen + 1] = [operator]
         self.stream[operator] = chosen
         self.order.append(operator)
-        heappush(self.running, (self.now + self.costs[operator], operator))
+        heappush(self.running, (max([self.now, *arrivals]) + self.costs[operator], operator))

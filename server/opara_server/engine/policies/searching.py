@@ -11,7 +11,7 @@ from opara_server.engine.schedule import Schedule
 from opara_server.engine.search import improve
 from opara_server.engine.simulate import Latency, simulate
 
-FINALISTS = 3
+FINALISTS = 2
 LEAST_EVALUATIONS = 500
 EVALUATIONS_PER_OPERATOR = 3
 
