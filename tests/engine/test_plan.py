@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from opara_server.engine.plan import BucketPlan, Candidate, Plan, PlanStore
+from opara_server.engine.plan import BucketPlan, Candidate, Plan
+from opara_server.engine.plan_store import PlanStore, SavedPlan
 
 SEQUENTIAL = Candidate("aten", "sequential", False, 1, 0, 90.0, 100.0, 4096)
 OPARA = Candidate("aten", "opara", True, 4, 7, 40.5, 50.0, 6000)
 UNCAPTURED = Candidate("aten", "wavefront", False, 9, 20, 45.0, 0.0, 9000, rejected="cannot be captured")
 BUCKET = BucketPlan(8, "opara", True, "aten", 12, 4, 5, 33.3, 4, 7, 50.0, 100.0, 6000, (SEQUENTIAL, OPARA, UNCAPTURED))
 PLAN = Plan("digits", "cpu", "A processor", (replace(BUCKET, batch_size=1), BUCKET))
+CHOICES: dict[str, Any] = {"1": {"simplest": {}, "best": None}}
+SAVED = SavedPlan(PLAN, CHOICES, {"abc": torch.arange(3, dtype=torch.uint8)})
 KEY: dict[str, Any] = {"graph": "abc", "buckets": [1, 8], "options": {"tolerance": None}}
 
 
@@ -52,8 +58,11 @@ def test_what_is_no_plan_is_refused_in_one_line(data: Any, says: str) -> None:
 def test_a_saved_plan_is_found_under_its_whole_key(tmp_path: Path) -> None:
     store = PlanStore(tmp_path / "made" / "for it")
     assert store.load("digits", KEY) is None
-    store.save(KEY, PLAN)
-    assert store.load("digits", dict(reversed(KEY.items()))) == PLAN
+    store.save(KEY, SAVED)
+    found = store.load("digits", dict(reversed(KEY.items())))
+    assert found is not None
+    assert (found.plan, found.choices) == (PLAN, CHOICES)
+    assert found.tensors["abc"].tolist() == [0, 1, 2]
     for other in ({**KEY, "graph": "abd"}, {**KEY, "buckets": [1, 4]}, {**KEY, "options": {"tolerance": 0.1}}, {}):
         assert store.load("digits", other) is None
     assert store.load("letters", KEY) is None
@@ -61,10 +70,12 @@ def test_a_saved_plan_is_found_under_its_whole_key(tmp_path: Path) -> None:
 
 def test_saving_again_replaces_and_leaves_one_file(tmp_path: Path) -> None:
     store = PlanStore(tmp_path)
-    store.save(KEY, PLAN)
+    store.save(KEY, SAVED)
     later = replace(PLAN, device_name="Another")
-    store.save(KEY, later)
-    assert store.load("digits", KEY) == later
+    store.save(KEY, replace(SAVED, plan=later))
+    found = store.load("digits", KEY)
+    assert found is not None
+    assert found.plan == later
     assert [path.name for path in tmp_path.iterdir()] == [store.path("digits", KEY).name]
 
 
@@ -123,25 +134,30 @@ def put(value: Any, *names: str | int) -> Callable[[Any], Any]:
         lambda data: {**data, "plan": {**data["plan"], "buckets": [7]}},
         lambda data: {**data, "plan": []},
         lambda data: {**data, "key": {**KEY, "graph": "of another"}},
-        lambda data: [data],
-        lambda _data: None,
-        lambda _data: "a plan",
+        lambda _data: {"plan": None},
+        lambda data: {**data, "plan": "a plan"},
+        without("choices"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Any], Any]
 ) -> None:
     store = PlanStore(tmp_path)
-    store.save(KEY, PLAN)
+    store.save(KEY, SAVED)
     path = store.path("digits", KEY)
-    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with safe_open(path, framework="pt") as file:
+        data = {name: json.loads(value) for name, value in file.metadata().items()}
+    save_file({}, path, {name: json.dumps(value) for name, value in damage(data).items()})
     assert store.load("digits", KEY) is None
     assert f"ignoring the saved plan {path.name}" in caplog.text
-    store.save(KEY, PLAN)
-    assert store.load("digits", KEY) == PLAN
+    store.save(KEY, SAVED)
+    assert store.load("digits", KEY) is not None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"key": {"graph"', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b'{"key": {"graph"', b"[" * 100_000, bytes([9, 0, 0, 0, 0, 0, 0, 0]) + b"[" * 9],
+)
 def test_a_broken_file_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -157,7 +173,7 @@ def test_a_directory_in_the_plans_place_is_ignored_with_a_warning(
     store = PlanStore(tmp_path)
     (store.path("digits", KEY) / "inside").mkdir(parents=True)
     assert store.load("digits", KEY) is None
-    store.save(KEY, PLAN)
+    store.save(KEY, SAVED)
     assert "ignoring the saved plan" in caplog.text
     assert "the plan of digits is not saved" in caplog.text
     assert len(list(tmp_path.iterdir())) == 1
@@ -166,6 +182,6 @@ def test_a_directory_in_the_plans_place_is_ignored_with_a_warning(
 def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("not a directory")
     store = PlanStore(tmp_path / "file" / "cache")
-    store.save(KEY, PLAN)
+    store.save(KEY, SAVED)
     assert "the plan of digits is not saved" in caplog.text
     assert store.load("digits", KEY) is None

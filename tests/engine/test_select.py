@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from opara_server.engine.choice import Choice
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
 from opara_server.engine.options import AUTO
@@ -15,7 +16,7 @@ from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble, check, memory_bytes
-from opara_server.engine.select import BEYOND_BUDGET, Choice, Contender, contenders, measure, select, shortlist
+from opara_server.engine.select import BEYOND_BUDGET, Contender, contenders, measure, select, shortlist
 from opara_server.engine.simulate import Latency
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
@@ -69,7 +70,7 @@ def choose() -> Iterator[Callable[..., Choice]]:
 def test_the_fastest_wins(choose: Callable[..., Choice]) -> None:
     choice = choose({1: 100.0, 2: 80.0, 7: 60.0})
     assert [c.measured_us for c in choice.candidates] == pytest.approx([100.0, 80.0, 60.0])
-    assert (choice.chosen.policy, choice.best, choice.simplest) == ("seven", SEVEN, SEQUENTIAL)
+    assert (choice.chosen.policy, choice.best, choice.simplest) == ("seven", SEVEN.runnable, SEQUENTIAL.runnable)
     assert [c.streams for c in choice.candidates] == [1, 2, 7]
     assert [c.synchronisations for c in choice.candidates] == [0, 1, 6]
     predicted = [c.predicted_us for c in choice.candidates]
@@ -144,12 +145,12 @@ def test_lowerings_contend_with_each_other() -> None:
     with device.bind():
         choice = select([SEQUENTIAL, fused], device)
     device.close()
-    assert (choice.best, choice.chosen.lowering, choice.sequential.lowering) == (fused, "fused", "aten")
+    assert (choice.best, choice.chosen.lowering, choice.sequential.lowering) == (fused.runnable, "fused", "aten")
 
 
 def test_falling_back(choose: Callable[..., Choice]) -> None:
     choice = choose({1: 100.0, 2: 80.0, 7: 60.0}).falling_back("wrong numbers")
-    assert (choice.best, choice.chosen) == (SEQUENTIAL, choice.sequential)
+    assert (choice.best, choice.chosen) == (SEQUENTIAL.runnable, choice.sequential)
     assert [c.rejected for c in choice.candidates] == ["", "", "wrong numbers"]
 
 

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from opara_server.engine.capture import capture
+from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
+from opara_server.engine.choose import Search
 from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.errors import CaptureError, EngineError, VerificationError, first_line
+from opara_server.engine.digests import graph_digest, tensors_digest
+from opara_server.engine.errors import CaptureError, VerificationError, first_line
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import BuildOptions
-from opara_server.engine.plan import SEQUENTIAL, BucketPlan, Plan, PlanStore
-from opara_server.engine.policies import check_policy
-from opara_server.engine.program import Program
-from opara_server.engine.select import Choice, Contender, contenders, measure, select, shortlist
+from opara_server.engine.plan import BucketPlan, Plan
+from opara_server.engine.plan_store import PlanStore, SavedPlan
+from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter, UnsavableError
+from opara_server.engine.select import measure
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.verify import Verifier
 from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PLAN_FORMAT = 2  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
+PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
 
@@ -109,76 +110,81 @@ class _Build:
 
     def run(self) -> CompiledModel:
         self.progress("exporting", 0.0)
-        programs = self.lowerings.simplest(self.buckets)
-        store = PlanStore(self.options.cache_dir) if self.options.cache_dir else None
-        key = self._key(programs) if store else {}  # reads every weight
-        saved = self._usable(store.load(self.name, key)) if store else None
-        budget_s = self.options.tuning_budget_s / len(self.buckets)
-        chosen = {
-            bucket: self._choose(bucket, programs[bucket], saved, budget_s)
-            for bucket in self._announced("measuring", 0.1, 0.7)
-        }
+        exports = self.lowerings.exports(self.buckets)
+        store = PlanStore(self.options.cache_dir) if self.options.cache_dir and exports else None
+        key = self._key(exports) if store else {}  # reads every weight
+        kept = self._restored(store.load(self.name, key)) if store else None
+        choices = kept or self._shared(self._search())
         graphs: dict[int, CapturedGraph] = {}
-        steady: dict[int, int] = {}
+        plans: list[BucketPlan] = []
         for bucket in self._announced("capturing and verifying", 0.7, 1.0):
             held = self.device.held_bytes()
-            graphs[bucket], chosen[bucket] = self._finish(chosen[bucket])
-            steady[bucket] = self.device.held_bytes() - held
-        buckets = tuple(
-            self._bucket_plan(bucket, chosen[bucket], steady[bucket], saved) for bucket in reversed(self.buckets)
-        )
-        plan = Plan(self.name, self.device.kind, self.device.name, buckets, self.lowerings.fallback_reason)
-        if store and saved is None:
-            store.save(key, plan)
+            graphs[bucket], choices[bucket] = self._finish(choices[bucket])
+            steady_bytes = self.device.held_bytes() - held
+            plans.append(choices[bucket].plan(bucket, steady_bytes, reused=kept is not None))
+        reason = self.lowerings.fallback_reason
+        plan = Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), reason)
+        if store and kept is None:
+            self._save(store, key, plan, choices)
         self.device.trim()
         return CompiledModel(self.flat, self.device, graphs, plan)
+
+    def _search(self) -> dict[int, Choice]:
+        """By batch size the best of all candidates, within the tuning budget."""
+        programs = self.lowerings.simplest(self.buckets)
+        budget_s = self.options.tuning_budget_s / len(self.buckets)
+        search = Search(self.lowerings, self.device, self.options)
+        return {
+            bucket: search.choose(bucket, programs[bucket], budget_s)
+            for bucket in self._announced("measuring", 0.1, 0.7)
+        }
+
+    def _shared(self, choices: dict[int, Choice]) -> dict[int, Choice]:
+        """With one copy of what the programs of all batch sizes were given and have computed from weights: as they will
+        be read when the plan is used again."""
+        writer = ProgramWriter(self._weights())
+        try:
+            written = {bucket: write_choice(choice, writer) for bucket, choice in choices.items()}
+        except UnsavableError as error:
+            log.debug("the programs of %s cannot be saved: %s", self.name, error)
+            return choices
+        reader = ProgramReader(self._weights(), writer.tensors, self.device.torch_device())
+        plans = {bucket: choice.plan(bucket, 0, reused=False) for bucket, choice in choices.items()}
+        return self._read(written, plans, reader)
+
+    def _restored(self, saved: SavedPlan | None) -> dict[int, Choice] | None:
+        """The choices of a saved plan; of one that is not to be believed None, with a warning."""
+        if saved is None:
+            return None
+        reader = ProgramReader(self._weights(), saved.tensors, self.device.torch_device())
+        try:
+            plans = {bucket: saved.plan.bucket(bucket) for bucket in self.buckets}
+            written = {bucket: saved.choices[str(bucket)] for bucket in self.buckets}
+            return self._read(written, plans, reader)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
+            return None
+
+    def _read(
+        self, written: Mapping[int, Json], plans: Mapping[int, BucketPlan], reader: ProgramReader
+    ) -> dict[int, Choice]:
+        return {b: read_choice(data, plans[b], reader, self.lowerings.inputs(b)) for b, data in written.items()}
+
+    def _save(self, store: PlanStore, key: Json, plan: Plan, choices: Mapping[int, Choice]) -> None:
+        writer = ProgramWriter(self._weights())
+        try:
+            written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
+        except UnsavableError:
+            return  # said before
+        store.save(key, SavedPlan(plan, written, writer.tensors))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {**dict(self.flat.module.named_parameters()), **dict(self.flat.module.named_buffers())}
 
     def _announced(self, what: str, begin: float, end: float) -> Iterator[int]:
         for position, bucket in enumerate(self.buckets):
             self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
             yield bucket
-
-    def _usable(self, saved: Plan | None) -> Plan | None:
-        """A saved plan whose policies exist, for the batch sizes asked for; anything else is ignored with a warning."""
-        try:
-            for bucket in saved.buckets if saved else ():
-                check_policy(bucket.policy)
-        except ValueError as error:
-            log.warning("ignoring the saved plan of %s: %s", self.name, error)
-            return None
-        if saved and [bucket.batch_size for bucket in saved.buckets] != sorted(self.buckets):
-            log.warning("ignoring the saved plan of %s: it is for other batch sizes", self.name)
-            return None
-        return saved
-
-    def _choose(self, bucket: int, program: Program, saved: Plan | None, budget_s: float) -> Choice:
-        """Of all candidates; with a saved plan, of its choice and the simplest, which are timed again.
-
-        Raises CaptureError where the program does not even run.
-        """
-        begin = time.monotonic()
-        kept = saved.bucket(bucket) if saved else None
-        policy = kept.policy if kept else self.options.policy
-        aside = kept is not None and kept.lowering != program.lowering
-        entrants = self._entrants(program, SEQUENTIAL if aside else policy)
-        wanted = self.lowerings.wanted() if kept is None else {kept.lowering} - {program.lowering}
-        for fused in self.lowerings.fused(bucket, wanted):
-            entrants += self._entrants(fused, policy)
-            if time.monotonic() - begin > budget_s / 2:
-                break
-        if kept:
-            entrants = [entrants[0], *_like(entrants[1:], kept)]
-        return select(entrants, self.device, max(0.0, budget_s - (time.monotonic() - begin)))
-
-    def _entrants(self, program: Program, policy: str) -> list[Contender]:
-        try:
-            profile = self.device.profile(program)
-        except EngineError:
-            raise
-        except Exception as error:
-            raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
-        found = contenders(program, profile, policy, self.device.max_streams, self.options.priorities)
-        return shortlist(found, self.device.latency)
 
     def _finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]:
         """The graph that will serve: verified, measured once more; the simplest where the chosen one fails either."""
@@ -199,8 +205,8 @@ class _Build:
         graph.close()
         return self._verified(sequential), choice.falling_back("slower than sequential when measured again")
 
-    def _capture(self, contender: Contender) -> CapturedGraph:
-        return capture(contender.program, contender.schedule, self.device)
+    def _capture(self, runnable: Runnable) -> CapturedGraph:
+        return capture(runnable.program, runnable.schedule, self.device)
 
     def _verified(self, graph: CapturedGraph) -> CapturedGraph:
         try:
@@ -211,40 +217,16 @@ class _Build:
         log.debug("%s: error %.1e against float64", self.name, error)
         return graph
 
-    def _bucket_plan(self, bucket: int, choice: Choice, steady_bytes: int, saved: Plan | None) -> BucketPlan:
-        chosen, graph = choice.chosen, choice.best.program.graph
-        measured = {c.key for c in choice.candidates}
-        earlier = saved.bucket(bucket).candidates if saved else ()
-        return BucketPlan(
-            batch_size=bucket,
-            policy=chosen.policy,
-            compact=chosen.compact,
-            lowering=chosen.lowering,
-            operators=len(graph),
-            width=graph.width,
-            depth=graph.depth,
-            longest_path_us=graph.longest_path(choice.best.profile.durations),
-            streams=chosen.streams,
-            synchronisations=chosen.synchronisations,
-            measured_us=chosen.measured_us,
-            sequential_us=choice.sequential.measured_us,
-            peak_bytes=chosen.peak_bytes,
-            candidates=(*choice.candidates, *(c for c in earlier if c.key not in measured)),
-            reused=saved is not None,
-            steady_bytes=steady_bytes,
-        )
-
-    def _key(self, programs: Mapping[int, Program]) -> dict[str, Any]:
+    def _key(self, exports: Sequence[ExportedProgram]) -> Json:
         """Everything a measurement depends on."""
         return {
             "format": PLAN_FORMAT,
             "engine": VERSION,
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
-            "graphs": {
-                str(bucket): sha256(program.graph.dumps().encode()).hexdigest() for bucket, program in programs.items()
-            },
-            "weights": _digest([*self.flat.module.parameters(), *self.flat.module.buffers()]),
+            "buckets": self.buckets,
+            "graphs": [graph_digest(exported) for exported in exports],
+            "weights": tensors_digest(self._weights().values()),
             "options": {
                 "policy": self.options.policy,
                 "lowering": self.options.lowering,
@@ -254,19 +236,3 @@ class _Build:
                 "tolerance": self.options.tolerance,
             },
         }
-
-
-def _like(entrants: Sequence[Contender], kept: BucketPlan) -> Sequence[Contender]:
-    """Those of the saved choice's policy. Its schedule is made anew from today's profile: compacted or not may have
-    become the same."""
-    of_policy = [e for e in entrants if (e.program.lowering, e.schedule.policy) == (kept.lowering, kept.policy)]
-    return [e for e in of_policy if e.compact == kept.compact] or of_policy
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    """Of the tensors' bytes, shapes, strides and dtypes."""
-    digest = sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

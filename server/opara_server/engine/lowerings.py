@@ -35,21 +35,37 @@ class Lowerings:
         self._device = device
         self._options = options
         self._weights = Weights()
-        self._dynamic: ExportedProgram | None = None
+        self._exports: dict[int, ExportedProgram] = {}  # by the batch size it was made for; the largest may be dynamic
 
     def inputs(self, bucket: int) -> tuple[Tensor, ...]:
         return static_inputs(self._flat.inputs, bucket, self._device.torch_device(), self._options.channels_last)
 
-    def simplest(self, buckets: Sequence[int]) -> dict[int, Program]:
-        """All batch sizes by their ATen operators, or, where that fails for one, all as a whole."""
-        self._dynamic = export_dynamic(self._flat.module, self.inputs(max(buckets)))
+    def exports(self, buckets: Sequence[int]) -> list[ExportedProgram]:
+        """Those that the simplest programs of ``buckets`` are made of, largest first; empty where there is none, and
+        the model runs as a whole."""
+        dynamic = export_dynamic(self._flat.module, self.inputs(max(buckets)))
         try:
-            return {bucket: self._aten(bucket) for bucket in buckets}
+            for bucket in sorted(buckets, reverse=True):
+                fits = dynamic if bucket > 1 else None
+                self._exports[bucket] = fits or export_static(self._flat.module, self.inputs(bucket))
         except LoweringError as error:
-            self.fallback_reason = str(error)
-            log.warning("%s runs as one sequential graph: %s", self._name, error)
-            weights = [*self._flat.module.parameters(), *self._flat.module.buffers()]
-            return {bucket: lower_whole(self._flat, weights, self.inputs(bucket)) for bucket in buckets}
+            self._runs_as_a_whole(error)
+            return []
+        return list({id(exported): exported for exported in self._exports.values()}.values())
+
+    def simplest(self, buckets: Sequence[int]) -> dict[int, Program]:
+        """All batch sizes by their ATen operators, or, where that fails for one, all as a whole. After ``exports``."""
+        if not self.fallback_reason:
+            try:
+                return {bucket: lower(self._exports[bucket], self.inputs(bucket)) for bucket in buckets}
+            except LoweringError as error:
+                self._runs_as_a_whole(error)
+        weights = [*self._flat.module.parameters(), *self._flat.module.buffers()]
+        return {bucket: lower_whole(self._flat, weights, self.inputs(bucket)) for bucket in buckets}
+
+    def _runs_as_a_whole(self, error: LoweringError) -> None:
+        self.fallback_reason = str(error)
+        log.warning("%s runs as one sequential graph: %s", self._name, error)
 
     def wanted(self) -> Sequence[str]:
         """The names of the fused lowerings that the options ask for."""
@@ -68,8 +84,3 @@ class Lowerings:
             except LoweringError as error:
                 self.refused[lowering] = str(error)
                 log.warning("%s: no %s lowering: %s", self._name, lowering, error)
-
-    def _aten(self, bucket: int) -> Program:
-        inputs = self.inputs(bucket)
-        dynamic = self._dynamic if bucket > 1 else None
-        return lower(dynamic or export_static(self._flat.module, inputs), inputs)

@@ -1,4 +1,4 @@
-"""The plan of a model: per bucket what runs, and the measurements that chose it. Saved as JSON. No torch in here.
+"""The plan of a model: per bucket what runs, and the measurements that chose it. JSON. No torch in here.
 
 The types also say, to pydantic, what a saved plan must be to be believed.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -127,40 +124,3 @@ class Plan:
 
 
 _SAVED = TypeAdapter(Plan)
-
-
-class PlanStore:
-    """Saved plans, one file per whole key: a plan is found only under exactly the conditions it was measured in."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def path(self, model: str, key: Mapping[str, Any]) -> Path:
-        digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self._directory / f"{model}-{digest[:24]}.json"
-
-    def load(self, model: str, key: Mapping[str, Any]) -> Plan | None:
-        """The plan saved under ``key``; None where there is none. A damaged file is ignored with a warning."""
-        path = self.path(model, key)
-        try:
-            data = json.loads(path.read_text())
-            if data["key"] != json.loads(json.dumps(key)):
-                raise ValueError("the key inside does not match")
-            return Plan.from_json(data["plan"])
-        except FileNotFoundError:
-            return None
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            log.warning("ignoring the saved plan %s: %s", path.name, error)
-            return None
-
-    def save(self, key: Mapping[str, Any], plan: Plan) -> None:
-        """Atomic, so that a server that starts meanwhile reads a whole file or none. A full disk is only a warning."""
-        path = self.path(plan.model, key)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._directory) as folder:
-                whole = Path(folder) / path.name
-                whole.write_text(json.dumps({"key": key, "plan": plan.to_json()}, indent=1, allow_nan=False))
-                whole.replace(path)
-        except (OSError, ValueError) as error:
-            log.warning("the plan of %s is not saved: %s", plan.model, error)

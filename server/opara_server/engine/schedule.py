@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import or_
+from typing import Any
 
 from opara_server.engine.arena import Arena, pack
 from opara_server.engine.graph import Kind, OperatorGraph
@@ -56,6 +57,16 @@ class Schedule:
     @property
     def order(self) -> tuple[int, ...]:
         return tuple(step.operator for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        steps = [[step.operator, step.stream, list(step.waits)] for step in self.steps]
+        return {"policy": self.policy, "steps": steps, "urgent": sorted(self.urgent)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Schedule:
+        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError on anything else."""
+        steps = tuple(Step(operator, stream, tuple(waits)) for operator, stream, waits in data["steps"])
+        return cls(data["policy"], steps, frozenset(data["urgent"]))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from opara_server.engine.capture import capture
+from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.options import AUTO
@@ -49,38 +50,12 @@ class Contender:
         """The same for contenders that are one graph."""
         return id(self.program), self.schedule.steps, self.schedule.urgent
 
+    @property
+    def runnable(self) -> Runnable:
+        return Runnable(self.program, self.schedule, self.profile.durations)
+
     def predicted_us(self, latency: Latency) -> float:
         return simulate(self.program.graph, self.schedule, self.profile, latency).makespan_us
-
-
-@dataclass(frozen=True)
-class Choice:
-    """``best`` was chosen, of those that ``candidates`` tells the measurements of: number ``winner``. Number 0 is
-    ``simplest``, sequential."""
-
-    simplest: Contender
-    best: Contender
-    candidates: tuple[Candidate, ...]
-    winner: int
-
-    @property
-    def chosen(self) -> Candidate:
-        return self.candidates[self.winner]
-
-    @property
-    def sequential(self) -> Candidate:
-        return self.candidates[0]
-
-    def confirmed(self, sequential_us: float, chosen_us: float) -> Choice:
-        """With the times of the graphs that were captured to serve."""
-        times = {0: sequential_us, self.winner: chosen_us}
-        again = tuple(replace(c, measured_us=times.get(i, c.measured_us)) for i, c in enumerate(self.candidates))
-        return replace(self, candidates=again)
-
-    def falling_back(self, reason: str) -> Choice:
-        """The simplest instead of the best, which is refused for ``reason``."""
-        marked = tuple(replace(c, rejected=reason) if i == self.winner else c for i, c in enumerate(self.candidates))
-        return replace(self, candidates=marked, best=self.simplest, winner=0)
 
 
 def contenders(
@@ -161,7 +136,7 @@ def select(entrants: Sequence[Contender], device: Device, budget_s: float = floa
         for entrant, prediction, timing in zip(entrants, predictions, timed, strict=True)
     )
     winner = _winner(candidates, timed)
-    return Choice(entrants[0], entrants[winner], candidates, winner)
+    return Choice(entrants[0].runnable, entrants[winner].runnable, candidates, winner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,106 @@
+"""What was chosen for a bucket: two graphs that may serve, and the measurements that decided between all candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from opara_server.engine.plan import BucketPlan, Candidate
+from opara_server.engine.program import Program
+from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
+from opara_server.engine.schedule import Schedule, check
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """What is captured: a program in a schedule. ``durations``: of its operators, measured alone, in µs."""
+
+    program: Program
+    schedule: Schedule
+    durations: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``best`` was chosen, of those that ``candidates`` tells the measurements of: number ``winner``. Number 0 is
+    ``simplest``, sequential."""
+
+    simplest: Runnable
+    best: Runnable
+    candidates: tuple[Candidate, ...]
+    winner: int
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.candidates[self.winner]
+
+    @property
+    def sequential(self) -> Candidate:
+        return self.candidates[0]
+
+    def confirmed(self, sequential_us: float, chosen_us: float) -> Choice:
+        """With the times of the graphs that were captured to serve."""
+        times = {0: sequential_us, self.winner: chosen_us}
+        again = tuple(replace(c, measured_us=times.get(i, c.measured_us)) for i, c in enumerate(self.candidates))
+        return replace(self, candidates=again)
+
+    def falling_back(self, reason: str) -> Choice:
+        """The simplest instead of the best, which is refused for ``reason``."""
+        marked = tuple(replace(c, rejected=reason) if i == self.winner else c for i, c in enumerate(self.candidates))
+        return replace(self, candidates=marked, best=self.simplest, winner=0)
+
+    def plan(self, batch_size: int, steady_bytes: int, *, reused: bool) -> BucketPlan:
+        chosen, graph = self.chosen, self.best.program.graph
+        return BucketPlan(
+            batch_size=batch_size,
+            policy=chosen.policy,
+            compact=chosen.compact,
+            lowering=chosen.lowering,
+            operators=len(graph),
+            width=graph.width,
+            depth=graph.depth,
+            longest_path_us=graph.longest_path(self.best.durations),
+            streams=chosen.streams,
+            synchronisations=chosen.synchronisations,
+            measured_us=chosen.measured_us,
+            sequential_us=self.sequential.measured_us,
+            peak_bytes=chosen.peak_bytes,
+            candidates=self.candidates,
+            reused=reused,
+            steady_bytes=steady_bytes,
+        )
+
+
+def write_choice(choice: Choice, writer: ProgramWriter) -> Json:
+    """Its two graphs; the measurements are the plan's. Raises UnsavableError."""
+    best = None if choice.winner == 0 else _write(choice.best, writer)
+    return {"simplest": _write(choice.simplest, writer), "best": best}
+
+
+def _write(runnable: Runnable, writer: ProgramWriter) -> Json:
+    return {
+        "program": writer.write(runnable.program),
+        "schedule": runnable.schedule.to_json(),
+        "durations": runnable.durations,
+    }
+
+
+def read_choice(data: Json, plan: BucketPlan, reader: ProgramReader, inputs: Sequence[Tensor]) -> Choice:
+    """The inverse, with the bucket's plan. Raises as ProgramReader.read does, and ValueError where the two disagree."""
+    simplest = _read(data["simplest"], reader, inputs)
+    best = simplest if data["best"] is None else _read(data["best"], reader, inputs)
+    winner = [candidate.key for candidate in plan.candidates].index(plan.key)
+    if (winner == 0) != (data["best"] is None):
+        raise ValueError(f"candidate {winner} was chosen, but its graph is not there")
+    return Choice(simplest, best, plan.candidates, winner)
+
+
+def _read(data: Json, reader: ProgramReader, inputs: Sequence[Tensor]) -> Runnable:
+    program, schedule = reader.read(data["program"], inputs), Schedule.from_json(data["schedule"])
+    check(program.graph, schedule)
+    durations = tuple(data["durations"])
+    if len(durations) != len(program.graph):
+        raise ValueError(f"{len(durations)} durations for {len(program.graph)} operators")
+    return Runnable(program, schedule, durations)

@@ -1,0 +1,74 @@
+"""Saved plans, with the programs that they run: one file per whole key.
+
+A plan is found only under exactly the conditions it was measured in. The file is in the safetensors format: the plan
+and the programs are JSON in its metadata, what they need besides the model's weights are its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opara_server.engine.plan import Plan
+from opara_server.engine.program_json import Json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """``choices``: by batch size what ``choice.write_choice`` wrote; ``tensors``: what these programs need."""
+
+    plan: Plan
+    choices: Json
+    tensors: Mapping[str, Tensor]
+
+
+class PlanStore:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, model: str, key: Mapping[str, Any]) -> Path:
+        digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self._directory / f"{model}-{digest[:24]}.safetensors"
+
+    def load(self, model: str, key: Mapping[str, Any]) -> SavedPlan | None:
+        """The plan saved under ``key``; None where there is none. A damaged file is ignored with a warning."""
+        path = self.path(model, key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                saved = file.metadata()
+                if json.loads(saved["key"]) != json.loads(json.dumps(key)):
+                    raise ValueError("the key inside does not match")
+                plan = Plan.from_json(json.loads(saved["plan"]))
+                choices = json.loads(saved["choices"])
+                return SavedPlan(plan, choices, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            log.warning("ignoring the saved plan %s: %s", path.name, error)
+            return None
+
+    def save(self, key: Mapping[str, Any], saved: SavedPlan) -> None:
+        """Atomic, so that a server that starts meanwhile reads a whole file or none. A full disk is only a warning."""
+        path = self.path(saved.plan.model, key)
+        try:
+            said = {"key": key, "plan": saved.plan.to_json(), "choices": saved.choices}
+            metadata = {name: json.dumps(value, allow_nan=False) for name, value in said.items()}
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._directory) as folder:
+                whole = Path(folder) / path.name
+                save_file(dict(saved.tensors), whole, metadata)
+                whole.replace(path)
+        except (OSError, SafetensorError, ValueError) as error:
+            log.warning("the plan of %s is not saved: %s", saved.plan.model, error)
