@@ -27,6 +27,7 @@ from bench.preparing import Ready, capture_all, compile_all
 from bench.reference import reference
 from bench.subject import Subject, opened_subject, settings, weights_bytes
 from bench.systems import SYSTEMS, System
+from bench.systems.compiled import forget
 from opara_server.engine.trace import occupancy
 
 TRACED = ("opara", "ours")
@@ -80,6 +81,8 @@ def measure(
     driven = [one for one in early.values() if one.system.host_driven]
     results = assess(subject, driven, early_times, right, counter_seconds)
     graphs = {name: one for name, one in early.items() if not one.system.host_driven}
+    if subject.on_cuda:
+        forget()
     graphs |= capture_all(subject, {name: one for name, one in compiled.items() if not one.system.early}, failed)
     captured = time.perf_counter()
     times = time_all(subject, graphs)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -49,8 +50,10 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Measure what is there already, too.")] = False,
 ) -> None:
     """Measure, then write tables and plots."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     deadline = time.monotonic() + time_limit_s if time_limit_s else None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("PyTorch sees no GPU here; --device cpu measures what needs none")
     try:
         cells = choose_cells(only or (), _split(models), _split(dtypes), [int(size) for size in _split(batches)])
         wanted = {cell: systems_for(cell, _split(systems), SYSTEMS) for cell in cells}
@@ -79,7 +82,7 @@ def main(
         group = next_group(todo, load_cells(output).values(), jobs, _left(deadline))
         if not group:
             break
-        _measure([job(cell, len(group)) for cell in group], deadline, here, console.print)
+        run_together([job(cell, len(group)) for cell in group], deadline, here, console.print)
         todo = todo[len(group) :]
     for cell in todo:
         console.print(f"{cell}: not run, no time left")
@@ -124,22 +127,27 @@ def expected_cost(cell: CellKey, measured: Iterable[Cell]) -> Cost:
     return Cost(max(c[1] for c in alike), max(c[2] for c in alike)) if alike else UNKNOWN
 
 
-def _measure(
+def run_together(
     jobs: Sequence[Job], deadline: float | None, here: Mapping[str, str | int], tell: Callable[[str], None]
 ) -> None:
+    """Let all compile side by side, then each measure alone. What fails is saved as a cell that says why; what is cut
+    off at ``deadline`` (of time.monotonic) leaves no trace."""
+    before = {job.cell: load_cell(job.folder, job.cell) for job in jobs}
     children = [Child(job, _left(deadline), job.cache.with_name(job.cache.name + ".log")) for job in jobs]
     try:
         for child in children:
             child.wait_until_ready()
         for child in children:
             failure = child.measure()
-            cell = child.job.cell
-            if child.timed_out:
-                tell(f"{cell}: not run, cut off by the time limit")
-                continue
-            if failure:
-                save_cell(child.job.folder, Cell(cell, here, failed=failure))
-            tell(summary(load_cell(child.job.folder, cell) or Cell(cell, here, failed="left no result")))
+            key, folder = child.job.cell, child.job.folder
+            made = load_cell(folder, key)
+            if made is None or made == before[key]:  # a process that fails after it has saved has done its work
+                if child.timed_out:
+                    tell(f"{key}: not run, cut off by the time limit")
+                    continue
+                made = Cell(key, here, failed=failure or "left no result")
+                save_cell(folder, made)
+            tell(summary(made))
     finally:
         for child in children:
             child.close()

@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError("plots need: pip install 'opara-serve[bench]'") from error
 
 from bench.cells import Cell, CellKey
 from bench.figures import Allocation, batch_series, order_studies, paper_cell, sm_utilisation

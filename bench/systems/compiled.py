@@ -5,6 +5,7 @@ In one graph nothing but its kernels is left: no guards, no copies of inputs. Th
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -64,6 +65,13 @@ def in_one_graph(**options: bool) -> Callable[[Subject], Capture]:
         return capture
 
     return compile_module
+
+
+def forget() -> None:
+    """Free what ``called`` made: its graphs and their memory would count as other systems'. What runs in one graph
+    stays."""
+    torch.compiler.reset()
+    gc.collect()
 
 
 def _flat(subject: Subject, compiled: Callable[..., Any]) -> Function:

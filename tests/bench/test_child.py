@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bench.cells import CellKey
 from bench.child import READY, Child, Job
-
-KEY = CellKey("some", "float32", 1)
-
-
-@dataclass(frozen=True)
-class Script(Job):
-    """A job that runs Python code instead of a benchmark."""
-
-    code: str = ""
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-c", self.code]
+from tests.bench.scripts import SCRIPTED, script
 
 
 def child(tmp_path: Path, code: str, seconds: float | None = None) -> Child:
-    job = Script(KEY, (), "cpu", tmp_path, tmp_path, 1.0, 1.0, 1.0, warm=False, studies=False, threads=1, code=code)
-    return Child(job, seconds, tmp_path / "log")
+    return Child(script(tmp_path, code), seconds, tmp_path / "log")
 
 
 def test_it_measures_when_it_is_told_to(tmp_path: Path) -> None:
@@ -74,7 +59,7 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_compilers_share_the_processors(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    job = Job(KEY, ("ours", "eager"), "cuda", tmp_path, cache, 0.3, 0.2, 60.0, warm=True, studies=True, threads=3)
+    job = Job(SCRIPTED, ("ours", "eager"), "cuda", tmp_path, cache, 0.3, 0.2, 60.0, warm=True, studies=True, threads=3)
     environment = job.environment()
     assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == environment["OMP_NUM_THREADS"] == "3"
     assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(cache)

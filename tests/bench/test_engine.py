@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from bench.cells import Cell, CellKey, load_cell, load_cells
-from bench.engine import UNKNOWN, expected_cost, main, next_group
+from bench.cells import Cell, CellKey, load_cell, load_cells, save_cell
+from bench.engine import UNKNOWN, expected_cost, main, next_group, run_together
 from bench.systems import SYSTEMS
+from tests.bench.scripts import SCRIPTED, script
 from tests.bench.synthetic import cell
 
 SMALL = CellKey("tests.bench.tiny:CONVOLUTIONS", "float32", 2)
@@ -125,3 +128,43 @@ def test_cells_cost_what_their_like_did() -> None:
     assert next_group(TODO, [cheap, dear], 3, 1.15 * 179) == TODO[:2]
     assert next_group(TODO, [cheap, dear], 3, 1.15 * 139) == []
     assert next_group(TODO, [cheap, dear], 2, None) == TODO[:2]
+
+
+def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = Suite(tmp_path).run([SMALL], "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device cpu" in result.output
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_cell_that_is_cut_off_was_not_run(tmp_path: Path) -> None:
+    told: list[str] = []
+    run_together([script(tmp_path, "import time; time.sleep(60)")], time.monotonic() + 0.05, {}, told.append)
+    assert told == ["some float32 ×1: not run, cut off by the time limit"]
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_what_was_saved_before_a_crash_counts(tmp_path: Path) -> None:
+    done = replace(cell("googlenet"), key=SCRIPTED)
+    save_cell(tmp_path / "made", done)
+    (made,) = (tmp_path / "made").iterdir()
+    told: list[str] = []
+    run_together(
+        [script(tmp_path, f"import shutil; shutil.copy({str(made)!r}, {str(tmp_path)!r}); 1 / 0")],
+        None,
+        {},
+        told.append,
+    )
+    assert load_cell(tmp_path, SCRIPTED) == done
+    assert told == [
+        "some float32 ×1 (40 + 10 s): eager 800.0, sequential 400.0, opara 250.0, graph_default 200.0, ours 100.0"
+    ]
+
+
+def test_a_process_that_leaves_nothing_has_failed(tmp_path: Path) -> None:
+    save_cell(tmp_path, replace(cell("googlenet"), key=SCRIPTED))  # of an earlier run
+    told: list[str] = []
+    run_together([script(tmp_path, "pass")], None, {"gpu": "here"}, told.append)
+    assert load_cell(tmp_path, SCRIPTED) == Cell(SCRIPTED, {"gpu": "here"}, failed="left no result")
