@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from bench.cells import SystemResult
-from bench.counters import Counters, Load
+from bench.counters import Load, NoCountersError, open_counters
 from bench.preparing import Ready
 from bench.reference import REPLAYS, Reference, Verdict, replays_for
 from bench.subject import Subject
@@ -72,14 +72,13 @@ def _loads(subject: Subject, systems: Iterable[Ready], times: Mapping[str, Timin
     """Empty where there are no counters."""
     if not subject.on_cuda or not seconds:
         return {}
+    loads: dict[str, Load] = {}
     try:
-        counters = Counters()
-    except RuntimeError as error:
+        counters = open_counters()
+        for one in systems:
+            run_us = times[one.system.name][0].median_us
+            busy = partial(back_to_back, one.prepared.runner, subject.device, seconds, run_us)
+            loads[one.system.name] = counters.over(busy)
+    except NoCountersError as error:
         log.warning("%s", error)
-        return {}
-    return {
-        one.system.name: counters.over(
-            partial(back_to_back, one.prepared.runner, subject.device, seconds, times[one.system.name][0].median_us)
-        )
-        for one in systems
-    }
+    return loads
