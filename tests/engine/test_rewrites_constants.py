@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
+from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
-from opara_server.engine.rewrites import Weights, apply
+from opara_server.engine.rewrites import PASSES, Weights, apply
 from opara_server.engine.rewrites import functional as functional_form
+from opara_server.engine.tensors import static_inputs
+from tests.engine.models import ZOO
 from tests.engine.rewriting import TORCH_WARNS, operators, rewritten
 
 pytestmark = TORCH_WARNS
@@ -125,3 +132,30 @@ def test_the_module_stays_as_it_was_and_shares_its_weights() -> None:
 def test_an_unknown_pass_is_named() -> None:
     with pytest.raises(KeyError, match="fold_everything"):
         apply(functional_form(export_static(Bias(), (torch.randn(6, 6),))), ["fold_everything"])
+
+
+@pytest.mark.parametrize(
+    "write", [lambda x: torch._foreach_add_([x, x], 1), lambda x: x.squeeze_(0)], ids=["list", "shape"]
+)
+def test_writes_that_pytorch_replaces_wrongly_are_refused(write: Callable[[Tensor], Any]) -> None:
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            write(x)
+            return x + 1
+
+    with pytest.raises(LoweringError, match="in place"):
+        functional_form(export_static(Writes(), (torch.randn(1, 4),)))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm")  # torch.export about any LSTM
+@pytest.mark.parametrize("name", ZOO)
+def test_every_pass_on_modules_of_every_kind(name: str) -> None:
+    case = ZOO[name]
+    inputs = static_inputs(case.inputs, 4, torch.device("cpu"), channels_last=False)
+    module = case.build().eval()
+    with torch.no_grad():
+        graph = apply(functional_form(export_static(module, [t.clone() for t in inputs])), list(PASSES))
+        found, expected = (pytree.tree_leaves(f(*[t.clone() for t in inputs])) for f in (graph, module))
+    torch.testing.assert_close(
+        [leaf for leaf in found if isinstance(leaf, Tensor)], [leaf for leaf in expected if isinstance(leaf, Tensor)]
+    )

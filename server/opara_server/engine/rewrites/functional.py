@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from opara_server.engine.calls import CHECKS
+from opara_server.engine.calls import CHECKS, DETACHES, source_line
+from opara_server.engine.errors import LoweringError
 from opara_server.engine.rewrites.edit import aten, tidy, value
 
 COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
@@ -14,7 +16,15 @@ VIEWS = {aten.view.default, aten._unsafe_view.default}  # fail where a rewrite c
 
 def functional(exported: ExportedProgram) -> GraphModule:
     """The program's module with in-place calls replaced, without checks of what an export has settled, and without
-    copies that change nothing: dropout of a model in eval mode is one. Its weights are the program's own tensors."""
+    copies that change nothing: dropout of a model in eval mode is one. Its weights are the program's own tensors.
+
+    Raises LoweringError for the writes that PyTorch is known to replace wrongly.
+    """
+    for node in exported.graph.nodes:
+        if _odd_write(node):
+            raise LoweringError(
+                f"{node.target} changes a list of tensors, or an input's shape, in place", source_line(node)
+            )
     module = exported.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, GraphModule)
     for node in list(module.graph.nodes):
@@ -26,6 +36,18 @@ def functional(exported: ExportedProgram) -> GraphModule:
             node.target = aten.reshape.default
     tidy(module)
     return module
+
+
+def _odd_write(node: Node) -> bool:
+    """In torch 2.13 a tensor that is twice in a list changes once, and an input's new shape is lost."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    written = [a for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    if any(str(argument.type).startswith("List") for argument in written):
+        return True
+    shapes = torch.Tag.inplace_view in target.tags and target.overloadpacket not in DETACHES
+    return shapes and any(source.op == "placeholder" for source in node.all_input_nodes)
 
 
 def _idle(copy: Node) -> bool:
