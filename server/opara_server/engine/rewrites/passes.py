@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch.fx import GraphModule
 
+from opara_server.engine.rewrites.attention import attention
 from opara_server.engine.rewrites.conv_epilogues import conv_epilogues, conv_epilogues_but_cat
 from opara_server.engine.rewrites.deduplicate import deduplicate
 from opara_server.engine.rewrites.edit import tidy
@@ -28,6 +29,7 @@ Rewrite = Callable[[GraphModule, Weights], int]  # changes the graph; how many t
 PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "fold_constants": fold_constants,
     "idle_masks": idle_masks,
+    "attention": attention,
     "deduplicate": deduplicate,
     "fold_batch_norm": fold_batch_norm,
     "fold_padding": fold_padding,

@@ -1,0 +1,69 @@
+"""``opara::attention``: attention with a bias on its scores, as one operator that is one kernel on CUDA.
+
+When Inductor takes ``aten::scaled_dot_product_attention`` with a mask apart, it may end up with PyTorch's reference
+formula: two matrix products in float32, a softmax and casts between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+@torch.library.custom_op("opara::attention", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """softmax(query @ key.T * scale + bias) @ value.
+
+    ``query`` [B, H, Q, D], ``key`` [B, H, K, D], ``value`` [B, H, K, E], all of one dtype with ``bias``
+    [B or 1, H or 1, Q or 1, K or more], of which the columns past K are not looked at: the kernel wants rows that start
+    at multiples of 16 bytes. ``scale``: 1 / sqrt(D) if None. The result [B, H, Q, E] lies in memory as [B, Q, H, E].
+    """
+    out: Tensor = aten.scaled_dot_product_attention(
+        query, key, value, _scores(query, key, bias), 0.0, causal, scale=scale
+    )
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@attention.register_kernel("cuda")
+def _efficient(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    results = aten._scaled_dot_product_efficient_attention(
+        query, key, value, _scores(query, key, bias), False, 0.0, causal, scale=scale
+    )
+    out: Tensor = results[0]
+    return out
+
+
+def _scores(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor | None:
+    """``bias`` as a view with an element for each score."""
+    keys = key.shape[2]
+    return None if bias is None else bias[..., :keys].expand(*query.shape[:3], keys)
+
+
+@attention.register_fake
+def _shape(
+    query: Tensor,
+    key: Tensor,  # noqa: ARG001 - the operator's signature
+    value: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    causal: bool,  # noqa: ARG001
+    scale: float | None,  # noqa: ARG001
+) -> Tensor:
+    batch, heads, queries, _ = query.shape
+    return query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
+
+
+ATTENTION = torch.ops.opara.attention.default
+
+
+@register_flop_formula(torch.ops.opara.attention)
+def _flops(query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
