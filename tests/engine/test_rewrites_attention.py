@@ -23,6 +23,8 @@ PASSES = ("fold_constants", "attention")
 class Attending(nn.Module):
     """Two heads of 4 channels over the rows of ``x`` [B, K, 8], with what ``options`` say besides."""
 
+    mask: Tensor | None
+
     def __init__(self, mask: Tensor | None = None, queries: int | None = None, heads: int = 2, **options: Any) -> None:
         super().__init__()
         self.project, self.out = nn.Linear(8, 24), nn.Linear(8, 8)

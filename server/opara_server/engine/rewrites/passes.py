@@ -20,6 +20,7 @@ from opara_server.engine.rewrites.idle_masks import idle_masks
 from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
 from opara_server.engine.rewrites.merge_embeddings import merge_embeddings
 from opara_server.engine.rewrites.merge_siblings import merge_convolutions, merge_linears
+from opara_server.engine.rewrites.narrow_linears import narrow_linears
 from opara_server.engine.rewrites.pad_channels import pad_channels, pad_channels_and_inputs
 from opara_server.engine.rewrites.weights import Weights
 
@@ -38,6 +39,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "merge_convolutions": merge_convolutions,
     "pad_channels": pad_channels,
     "pad_channels_and_inputs": pad_channels_and_inputs,
+    "narrow_linears": narrow_linears,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
     "conv_epilogues_but_cat": conv_epilogues_but_cat,
