@@ -1,0 +1,139 @@
+"""The operators of the rewrites on the GPU, against the same formulas on the CPU in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from opara_server.engine.capture import capture
+from opara_server.engine.device import Device
+from opara_server.engine.export import export_static
+from opara_server.engine.lower_fused import VARIANTS, Variant, lower_fused
+from opara_server.engine.policies import make_schedule
+from opara_server.engine.rewrites import PASSES, Weights
+from opara_server.engine.rewrites.attention_operator import attention
+from opara_server.engine.rewrites.depthwise_operator import depthwise
+from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import static_inputs
+from opara_server.engine.verify import error_norm
+
+CHANNELS_LAST = torch.channels_last
+BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}  # relative error norms
+
+Operator = Callable[..., Tensor]
+
+
+def check(operator: Operator, dtype: torch.dtype, *arguments: Any, bound: float = 0) -> Tensor:
+    """On the GPU; its result as the CPU has it in float64, or this fails. ``bound``: where BOUNDS are too close."""
+    there = [argument.cuda() if isinstance(argument, Tensor) else argument for argument in arguments]
+    exact = [argument.double() if isinstance(argument, Tensor) else argument for argument in arguments]
+    out, expected = operator(*there), operator(*exact)
+    assert out.dtype == dtype
+    assert out.shape == expected.shape
+    assert error_norm(out, expected.cuda()) < max(bound, BOUNDS[dtype])
+    return out
+
+
+LAYERS = [  # of NASNet-A-large: channels, side, taps, stride
+    (168, 42, 3, 1),
+    (168, 42, 5, 1),
+    (336, 21, 7, 1),
+    (672, 11, 5, 1),
+    (96, 165, 5, 2),
+    (84, 83, 7, 2),
+    (42, 83, 3, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(("channels", "side", "taps", "stride"), LAYERS)
+def test_depthwise(channels: int, side: int, taps: int, stride: int, dtype: torch.dtype) -> None:
+    size = [-(-side // stride)] * 2
+    weight, bias, x_bias = torch.randn(taps, taps, channels), torch.randn(channels), torch.randn(channels)
+    for rows, (one, other) in itertools.product((1, 3), ((None, None), (bias, None), (bias, x_bias))):
+        x = torch.randn(rows, channels, side, side).to(dtype, memory_format=CHANNELS_LAST)
+        steps = ([stride] * 2, [taps // 2] * 2, [1, 1])
+        out = check(depthwise, dtype, x, weight, one, other, *steps, size, other is not None, rows == 1)
+        assert out.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.parametrize("channels", [3, 33, 64])
+@pytest.mark.parametrize("relu", [False, True])
+def test_depthwise_of_unusual_shapes(channels: int, relu: bool) -> None:
+    """Sides, filters, strides, paddings and dilations that differ, and a bias that the padding does not get."""
+    x, bias = torch.randn(2, channels, 13, 18).to(memory_format=CHANNELS_LAST), torch.randn(channels)
+    check(depthwise, x.dtype, x, torch.randn(3, 5, channels), bias, bias, [2, 1], [0, 3], [1, 2], [6, 16], relu, relu)
+    check(depthwise, x.dtype, x, torch.randn(1, 7, channels), None, bias, [1, 3], [2, 1], [1, 1], [15, 6], relu, False)
+
+
+def test_depthwise_keeps_nan_and_copies_what_is_not_channels_last() -> None:
+    x = torch.randn(1, 8, 6, 6)
+    x[0, 3, 2, 2] = float("nan")
+    arguments = (torch.ones(3, 3, 8), None, None, [1, 1], [1, 1], [1, 1], [6, 6], True, True)
+    out = depthwise(x.cuda(), *[a.cuda() if isinstance(a, Tensor) else a for a in arguments]).cpu()
+    torch.testing.assert_close(out, depthwise(x, *arguments), equal_nan=True)
+    assert int(out.isnan().sum()) == 9
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 128, 128), (2, 8, 32, 128), (3, 2, 5, 7)], ids=str)
+def test_attention(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Biases that are broadcast, hide scores, and have more columns than there are keys, whose content is not read."""
+    rows, heads, queries, keys = shape
+    columns = -(-keys // 8) * 8
+    query, key, val = (torch.randn(rows, n, heads, 64).transpose(1, 2).to(dtype) for n in (queries, keys, keys))
+    for lead in ((1, heads, queries), (rows, 1, 1), (rows, heads, queries)):
+        bias = torch.randn(*lead, columns).masked_fill_(torch.rand(*lead, columns) < 0.2, -torch.inf).to(dtype)
+        bias[..., 0], bias[..., keys:] = 0, torch.nan
+        out = check(attention, dtype, query, key, val, bias, False, 0.2, bound=1e-3)  # TF32
+        assert out.transpose(1, 2).is_contiguous()
+    check(attention, dtype, query, key, val, None, False, None, bound=1e-3)
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions in turns, then a few attention heads over the pixels, then one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead = nn.Conv2d(3, 32, 1)
+        self.spread, self.point = nn.Conv2d(32, 32, 5, 2, groups=32), nn.Conv2d(32, 64, 1)
+        self.again = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.register_buffer("bias", torch.randn(1, 4, 36, 36))
+        self.head = nn.Linear(64, 1)
+
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.spread(functional.pad(self.ahead(x).relu(), (1, 2, 1, 2)))
+        x = self.again(self.point(x).relu()).relu()
+        heads = x.flatten(2).unflatten(1, (4, 16)).transpose(2, 3)
+        mixed = functional.scaled_dot_product_attention(heads, heads, heads, self.bias)
+        logit: Tensor = torch.sigmoid(self.head(mixed.mean(2).flatten(1)))
+        return logit
+
+
+def test_inductor_leaves_them_whole(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("fold_constants", "attention", "depthwise", "narrow_linears")
+    assert set(names) <= set(PASSES)
+    monkeypatch.setitem(VARIANTS, "fused", Variant(names))
+    with torch.inference_mode(False):
+        module = Separable().eval().cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
+    inputs = static_inputs([TensorSpec("x", "float16", (3, 12, 12))], 2, torch.device("cuda"), channels_last=True)
+    program = lower_fused(export_static(module, inputs), inputs, "fused", Weights())
+    targets = [operator.target for operator in program.graph.operators]
+    assert [sum(name in target for target in targets) for name in ("opara.depthwise", "opara.attention")] == [2, 1]
+    assert not any("addmm" in target or "_scaled_dot" in target for target in targets)
+    graph = capture(program, make_schedule(program.graph, device.profile(program), "critical_path"), device)
+    for _ in range(20):
+        graph.inputs[0].normal_()
+        expected = module(graph.inputs[0].clone())
+        graph.replay()
+        device.synchronize()
+        assert error_norm(graph.outputs[0], expected) < 1e-2
+    graph.close()
