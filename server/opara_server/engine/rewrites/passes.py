@@ -22,6 +22,7 @@ from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
 from opara_server.engine.rewrites.merge_embeddings import merge_embeddings
 from opara_server.engine.rewrites.merge_siblings import merge_convolutions, merge_linears
 from opara_server.engine.rewrites.narrow_linears import narrow_linears
+from opara_server.engine.rewrites.overflow_clamps import overflow_clamps
 from opara_server.engine.rewrites.pad_channels import pad_channels, pad_channels_and_inputs
 from opara_server.engine.rewrites.weights import Weights
 
@@ -31,6 +32,7 @@ Rewrite = Callable[[GraphModule, Weights], int]  # changes the graph; how many t
 PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "fold_constants": fold_constants,
     "idle_masks": idle_masks,
+    "overflow_clamps": overflow_clamps,
     "attention": attention,
     "deduplicate": deduplicate,
     "fold_batch_norm": fold_batch_norm,
