@@ -27,7 +27,7 @@ from bench.systems.runners import Called
 from bench.timing import device_times
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, open_device
-from opara_server.engine.options import AUTO
+from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, memory_bytes
@@ -67,7 +67,7 @@ def run(subject: Subject, repeat: int) -> Row:
     eager = device_times([Called(subject.flat, subject.inputs)], subject.device, subject.seconds)[0].median_us
     right = reference(subject)
     program, profile = subject.aten.program, subject.aten.profile
-    entrants = contenders(program, profile, AUTO, subject.device.max_streams)
+    entrants = contenders(program, profile, POLICIES, subject.device.max_streams)
     captured = [capture(program, entrant.schedule, subject.device) for entrant in entrants]
     pools = [_pool_bytes(program, entrant.schedule, subject.device.kind) for entrant in entrants]
     repeats = [device_times(captured, subject.device, subject.seconds) for _ in range(repeat)]

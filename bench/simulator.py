@@ -24,16 +24,17 @@ from bench.models import MODELS
 from bench.prediction import Measured, Record, load, record_path, report, save
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, Device, open_device
+from opara_server.engine.export import export_all
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lowerings import Lowerings
-from opara_server.engine.options import ATEN, BuildOptions
+from opara_server.engine.options import ATEN
 from opara_server.engine.policies import POLICIES, make_schedule
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.random_schedules import random_schedules
 from opara_server.engine.schedule import Schedule, fold
 from opara_server.engine.select import measure
-from opara_server.engine.tensors import torch_dtype
+from opara_server.engine.tensors import static_inputs, torch_dtype
 
 NAME_LENGTH = 40  # of a kernel's: C++ template names are kilobytes each
 
@@ -78,13 +79,14 @@ def records(
         module = bench.build().to(device.torch_device(), torch_dtype(dtype))
         if bench.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = {rows for _, rows in wanted}
-    flat = FlatModule(module, bench.inputs(dtype), max(batches), device.torch_device(), bench.channels_last)
-    lowerings = Lowerings(name, flat, device, BuildOptions(tuple(batches), channels_last=bench.channels_last))
-    simplest = lowerings.simplest(sorted(batches, reverse=True))
+    where = device.torch_device()
+    inputs = {rows: static_inputs(bench.inputs(dtype), rows, where, bench.channels_last) for _, rows in wanted}
+    flat = FlatModule(module, bench.inputs(dtype), max(inputs), where, bench.channels_last)
+    lowerings = Lowerings(name, export_all(flat.module, inputs))
     for lowering, rows in wanted:
         begin = time.perf_counter()
-        programs = [simplest[rows]] if lowering == ATEN else lowerings.fused(rows, [lowering])
+        simplest = [lowerings.simplest(rows, inputs[rows])] if lowering == ATEN else []
+        programs = simplest or lowerings.fused(rows, inputs[rows], [lowering])
         for program in programs:
             profile = device.profile(program)
             schedules = candidates(program, profile, count, rows, device.max_streams)

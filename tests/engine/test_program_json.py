@@ -48,7 +48,7 @@ def test_what_is_read_computes_what_was_written(name: str) -> None:
     case = ZOO[name]
     module = case.build().eval()
     program = lowered(module, case, 4)
-    writer = ProgramWriter(weights_of(module))
+    writer = ProgramWriter(weights_of(module).items())
     inputs = static_inputs(case.inputs, 4, CPU, channels_last=False)
     again = reread(writer.write(program), writer, weights_of(module), inputs)
     assert (again.graph, again.traffic, again.outputs) == (program.graph, program.traffic, program.outputs)
@@ -62,7 +62,7 @@ def test_what_is_read_computes_what_was_written(name: str) -> None:
 def test_the_model_s_own_weights_are_told_by_name() -> None:
     case = ZOO["branches"]
     module = case.build().eval()
-    writer = ProgramWriter(weights_of(module))
+    writer = ProgramWriter(weights_of(module).items())
     data = writer.write(lowered(module, case, 2))
     assert not writer.tensors
     weights = {name: tensor * 2 for name, tensor in weights_of(module).items()}
@@ -84,7 +84,7 @@ class Folds(nn.Module):
 def test_what_is_computed_from_weights_is_there_once_for_all_batch_sizes() -> None:
     case = Case(Folds)
     module = Folds().eval()
-    writer = ProgramWriter(weights_of(module))
+    writer = ProgramWriter(weights_of(module).items())
     written = [writer.write(lowered(module, case, rows)) for rows in (2, 4)]
     assert len(writer.tensors) == 1
     reader = ProgramReader(weights_of(module), writer.tensors, CPU)
@@ -102,7 +102,7 @@ def test_what_is_computed_from_weights_is_there_once_for_all_batch_sizes() -> No
 def test_inputs_of_another_layout_are_refused() -> None:
     case = ZOO["chain"]
     module = case.build().eval()
-    writer = ProgramWriter({})
+    writer = ProgramWriter([])
     data = writer.write(lowered(module, case, 4))
     with pytest.raises(ValueError, match="other inputs"):
         reread(data, writer, {}, static_inputs(case.inputs, 3, CPU, channels_last=False))
@@ -110,7 +110,7 @@ def test_inputs_of_another_layout_are_refused() -> None:
 
 def test_a_python_function_cannot_be_written_down() -> None:
     with pytest.raises(UnsavableError, match="a call of own"):
-        ProgramWriter({}).write(program_of((own, [0])))
+        ProgramWriter([]).write(program_of((own, [0])))
 
 
 def own(x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_kernels_keep_their_machine_code() -> None:
     launch = KernelLaunch(code, (3, 1, 1), ("pointer", "i32", "fp32", "pointer"))
     program = lowered(Function(lambda x: x + 1), ZOO["chain"], 4)
     call = Call(launch, (Ref(0), 7, float("inf"), None), {}, program.bodies[0][0].result)
-    writer = ProgramWriter({})
+    writer = ProgramWriter([])
     data = writer.write(replace(program, bodies=((call,),)))
     again = reread(data, writer, {}, static_inputs(ROW, 4, CPU, channels_last=False))
     assert again.bodies == ((call,),)
@@ -132,7 +132,7 @@ def test_kernels_keep_their_machine_code() -> None:
 def test_a_model_whose_weights_are_used_whole() -> None:
     case = Case(Weights)
     module = Weights().eval()
-    writer = ProgramWriter(weights_of(module))
+    writer = ProgramWriter(weights_of(module).items())
     program = lowered(module, case, 4)
     again = reread(writer.write(program), writer, weights_of(module), program.inputs)
     torch.testing.assert_close(again.run_in_order(), program.run_in_order(), rtol=0, atol=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,6 @@ import torch
 from opara_server.engine.choice import Choice
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
-from opara_server.engine.options import AUTO
 from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
@@ -126,7 +125,7 @@ def test_without_time_only_the_simplest_is_measured(choose: Callable[..., Choice
 
 
 def test_the_shortlist_has_the_most_promising_and_what_everything_is_compared_with() -> None:
-    entrants = steps(PROGRAM, AUTO)
+    entrants = steps(PROGRAM)
     best = min(entrants, key=lambda entrant: entrant.predicted_us(LATENCY))
     short = shortlist(entrants, LATENCY, count=1)
     assert {entrant.schedule.policy for entrant in short} == {"sequential", "opara", best.schedule.policy}
@@ -171,8 +170,8 @@ def launch_lists() -> Iterator[LaunchList]:
         yield launch_list(CHAIN.graph, assemble("test", CHAIN.graph, range(3), streams))
 
 
-def steps(program: Program, policy: str, streams: int = 32) -> list[Contender]:
-    found = contenders(program, Profile.uniform(len(program.graph)), policy, streams)
+def steps(program: Program, policies: Iterable[str] = POLICIES, streams: int = 32) -> list[Contender]:
+    found = contenders(program, Profile.uniform(len(program.graph)), policies, streams)
     for contender in found:
         check(program.graph, contender.schedule)
     return found
@@ -184,7 +183,7 @@ def start_hidden(policy: str) -> str:
 
 
 def test_every_policy_contends_and_sequential_is_first() -> None:
-    found = steps(PROGRAM, AUTO)
+    found = steps(PROGRAM)
     assert (found[0].schedule.policy, found[0].schedule.streams) == ("sequential", 1)
     assert [start_hidden(c.schedule.policy) for c in found if not c.compact] == list(POLICIES)
     for compacted in (c for c in found if c.compact):
@@ -195,7 +194,7 @@ def test_every_policy_contends_and_sequential_is_first() -> None:
 def test_one_graph_serves_all_policies_that_agree() -> None:
     device = ScriptedDevice()
     with device.bind():
-        choice = select(steps(CHAIN, AUTO), device)
+        choice = select(steps(CHAIN), device)
     device.close()
     assert len(device.graphs) == 1
     assert [start_hidden(c.policy) for c in choice.candidates] == list(POLICIES)
@@ -205,25 +204,25 @@ def test_one_graph_serves_all_policies_that_agree() -> None:
 
 def test_one_policy_runs_against_sequential() -> None:
     for policy in ("opara", "critical_path:2"):
-        assert {c.schedule.policy for c in steps(PROGRAM, policy)} == {"sequential", policy}
-    assert len(steps(PROGRAM, "sequential")) == 1
+        assert {c.schedule.policy for c in steps(PROGRAM, [policy])} == {"sequential", policy}
+    assert len(steps(PROGRAM, ["sequential"])) == 1
     with pytest.raises(ValueError, match="unknown policy 'fastest'"):
-        steps(PROGRAM, "fastest")
+        steps(PROGRAM, ["fastest"])
 
 
 def test_priorities_make_the_longest_path_s_streams_urgent() -> None:
     profile = Profile.uniform(len(PROGRAM.graph))
-    plain, urgent = (contenders(PROGRAM, profile, AUTO, 32, priorities) for priorities in (False, True))
+    plain, urgent = (contenders(PROGRAM, profile, POLICIES, 32, priorities) for priorities in (False, True))
     assert not any(contender.schedule.urgent for contender in plain)
     assert all(contender.schedule.urgent for contender in urgent[1:])
 
 
 def test_what_is_one_operator_has_nothing_to_choose_from() -> None:
     whole = replace(CHAIN, lowering="whole")
-    assert [c.schedule.policy for c in steps(whole, AUTO)] == ["sequential"]
+    assert [c.schedule.policy for c in steps(whole)] == ["sequential"]
 
 
 def test_no_contender_has_more_streams_than_the_device() -> None:
     wide = program_of(*((add, [0]) for _ in range(9)), outputs=range(1, 10))
-    assert max(c.schedule.streams for c in steps(wide, AUTO)) == 9
-    assert max(c.schedule.streams for c in steps(wide, AUTO, streams=3)) == 3
+    assert max(c.schedule.streams for c in steps(wide)) == 9
+    assert max(c.schedule.streams for c in steps(wide, streams=3)) == 3

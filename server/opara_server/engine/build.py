@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +12,30 @@ from torch.export import ExportedProgram
 
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
-from opara_server.engine.choose import Search
+from opara_server.engine.choose import Search, saved_plan
 from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.digests import graph_digest, tensors_digest
-from opara_server.engine.errors import CaptureError, VerificationError, first_line
+from opara_server.engine.errors import CaptureError, LoweringError, VerificationError, first_line
+from opara_server.engine.export import export_all
 from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.lower_whole import lower_whole
 from opara_server.engine.lowerings import Lowerings
-from opara_server.engine.options import BuildOptions
-from opara_server.engine.plan import BucketPlan, Plan
+from opara_server.engine.options import ATEN, BuildOptions
+from opara_server.engine.plan import SEQUENTIAL, BucketPlan, Plan
 from opara_server.engine.plan_store import PlanStore, SavedPlan
-from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter, UnsavableError
+from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
 from opara_server.engine.select import measure
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import static_inputs
+from opara_server.engine.tuning import TuningError, tune_in_children
 from opara_server.engine.verify import Verifier
 from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
 PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
 
@@ -102,84 +108,98 @@ class _Build:
             if options.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
-        self.lowerings = Lowerings(name, self.flat, device, options)
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
         self.verifier = Verifier(self.flat, device, options.tolerance)
-        self.verifier.check_rows(self.lowerings.inputs(self.buckets[0]), self.buckets[1:])
+        self.verifier.check_rows(self._inputs(self.buckets[0]), self.buckets[1:])
+        self.fallback_reason = ""
+        self._store: PlanStore | None = None
+        self._saved_under: Json = {}
 
     def run(self) -> CompiledModel:
         self.progress("exporting", 0.0)
-        exports = self.lowerings.exports(self.buckets)
-        store = PlanStore(self.options.cache_dir) if self.options.cache_dir and exports else None
-        key = self._key(exports) if store else {}  # reads every weight
-        kept = self._restored(store.load(self.name, key)) if store else None
-        choices = kept or self._shared(self._search())
+        choices, reused = self._choices()
         graphs: dict[int, CapturedGraph] = {}
         plans: list[BucketPlan] = []
         for bucket in self._announced("capturing and verifying", 0.7, 1.0):
             held = self.device.held_bytes()
             graphs[bucket], choices[bucket] = self._finish(choices[bucket])
             steady_bytes = self.device.held_bytes() - held
-            plans.append(choices[bucket].plan(bucket, steady_bytes, reused=kept is not None))
-        reason = self.lowerings.fallback_reason
-        plan = Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), reason)
-        if store and kept is None:
-            self._save(store, key, plan, choices)
+            plans.append(choices[bucket].plan(bucket, steady_bytes, reused=reused))
+        plan = Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), self.fallback_reason)
+        if not reused:
+            self._save(plan, choices)
         self.device.trim()
         return CompiledModel(self.flat, self.device, graphs, plan)
 
-    def _search(self) -> dict[int, Choice]:
-        """By batch size the best of all candidates, within the tuning budget."""
-        programs = self.lowerings.simplest(self.buckets)
-        budget_s = self.options.tuning_budget_s / len(self.buckets)
-        search = Search(self.lowerings, self.device, self.options)
-        return {
-            bucket: search.choose(bucket, programs[bucket], budget_s)
-            for bucket in self._announced("measuring", 0.1, 0.7)
-        }
-
-    def _shared(self, choices: dict[int, Choice]) -> dict[int, Choice]:
-        """With one copy of what the programs of all batch sizes were given and have computed from weights: as they will
-        be read when the plan is used again."""
-        writer = ProgramWriter(self._weights())
+    def _choices(self) -> tuple[dict[int, Choice], bool]:
+        """What is to run for each batch size, and whether that is from a saved plan. Raises CaptureError."""
         try:
-            written = {bucket: write_choice(choice, writer) for bucket, choice in choices.items()}
-        except UnsavableError as error:
-            log.debug("the programs of %s cannot be saved: %s", self.name, error)
-            return choices
-        reader = ProgramReader(self._weights(), writer.tensors, self.device.torch_device())
-        plans = {bucket: choice.plan(bucket, 0, reused=False) for bucket, choice in choices.items()}
-        return self._read(written, plans, reader)
+            exports = export_all(self.flat.module, {bucket: self._inputs(bucket) for bucket in self.buckets})
+            if self.options.cache_dir:
+                self._store, self._saved_under = PlanStore(self.options.cache_dir), self._key(exports)
+                kept = self._restored(self._store.load(self.name, self._saved_under))
+                if kept:
+                    return kept, True
+            return self._tuned(exports), False
+        except LoweringError as error:
+            self.fallback_reason = str(error)
+            log.warning("%s runs as one sequential graph: %s", self.name, error)
+        weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
+        whole = {b: lower_whole(self.flat, weights, self._inputs(b)) for b in self.buckets}
+        search = Search(Lowerings(self.name, {}), self.device, self.options)
+        return {bucket: search.choose([program]) for bucket, program in whole.items()}, False
+
+    def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
+        """Searched for in child processes on a GPU; where that fails, with a warning, the simplest programs alone."""
+        options = self.options
+        if self.device.kind == "cuda" and (options.policy, options.lowering) != (SEQUENTIAL, ATEN):
+            modules = {type(part).__module__ for part in self.flat.module.modules()}
+            own = sorted(name for name in modules if not name.startswith(("torch.", "__main__")))
+            try:
+                arguments = (self.name, self.device.kind, self.flat.inputs, exports, options, own)
+                found = tune_in_children(*arguments, lambda what, share: self.progress(what, 0.1 + 0.6 * share))
+                return self._read(found)
+            except (TuningError, *UNREADABLE) as error:
+                log.warning("%s: no search, PyTorch's own operators run in sequence: %s", self.name, first_line(error))
+                options = replace(options, policy=SEQUENTIAL, lowering=ATEN)
+        search = Search(Lowerings(self.name, exports), self.device, options)
+        choices = {}
+        for bucket in self._announced("measuring", 0.1, 0.7):
+            choices[bucket] = search.choose(search.lower(bucket, self._inputs(bucket)))
+        return self._read(saved_plan(self.name, self.device, choices, ProgramWriter(self._weights())))
 
     def _restored(self, saved: SavedPlan | None) -> dict[int, Choice] | None:
         """The choices of a saved plan; of one that is not to be believed None, with a warning."""
-        if saved is None:
-            return None
-        reader = ProgramReader(self._weights(), saved.tensors, self.device.torch_device())
         try:
-            plans = {bucket: saved.plan.bucket(bucket) for bucket in self.buckets}
-            written = {bucket: saved.choices[str(bucket)] for bucket in self.buckets}
-            return self._read(written, plans, reader)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            return None if saved is None else self._read(saved)
+        except UNREADABLE as error:
             log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
             return None
 
-    def _read(
-        self, written: Mapping[int, Json], plans: Mapping[int, BucketPlan], reader: ProgramReader
-    ) -> dict[int, Choice]:
-        return {b: read_choice(data, plans[b], reader, self.lowerings.inputs(b)) for b, data in written.items()}
+    def _read(self, saved: SavedPlan) -> dict[int, Choice]:
+        """Bound to the model's weights, with one copy for all batch sizes of what was computed from them. Raises as
+        ``read_choice``."""
+        reader = ProgramReader(dict(self._weights()), saved.tensors, self.device.torch_device())
+        return {
+            b: read_choice(saved.choices[str(b)], saved.plan.bucket(b), reader, self._inputs(b)) for b in self.buckets
+        }
 
-    def _save(self, store: PlanStore, key: Json, plan: Plan, choices: Mapping[int, Choice]) -> None:
-        writer = ProgramWriter(self._weights())
-        try:
+    def _save(self, plan: Plan, choices: Mapping[int, Choice]) -> None:
+        if self._store and not self.fallback_reason:
+            writer = ProgramWriter(self._weights())
             written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
-        except UnsavableError:
-            return  # said before
-        store.save(key, SavedPlan(plan, written, writer.tensors))
+            self._store.save(self._saved_under, SavedPlan(plan, written, writer.tensors))
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {**dict(self.flat.module.named_parameters()), **dict(self.flat.module.named_buffers())}
+    def _weights(self) -> list[tuple[str, Tensor]]:
+        module = self.flat.module
+        return [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]
+
+    def _inputs(self, bucket: int) -> tuple[Tensor, ...]:
+        return static_inputs(self.flat.inputs, bucket, self.device.torch_device(), self.options.channels_last)
 
     def _announced(self, what: str, begin: float, end: float) -> Iterator[int]:
         for position, bucket in enumerate(self.buckets):
@@ -217,7 +237,7 @@ class _Build:
         log.debug("%s: error %.1e against float64", self.name, error)
         return graph
 
-    def _key(self, exports: Sequence[ExportedProgram]) -> Json:
+    def _key(self, exports: Mapping[int, ExportedProgram]) -> Json:
         """Everything a measurement depends on."""
         return {
             "format": PLAN_FORMAT,
@@ -225,8 +245,8 @@ class _Build:
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
             "buckets": self.buckets,
-            "graphs": [graph_digest(exported) for exported in exports],
-            "weights": tensors_digest(self._weights().values()),
+            "graphs": sorted({graph_digest(exported) for exported in exports.values()}),
+            "weights": tensors_digest(tensor for _, tensor in self._weights()),
             "options": {
                 "policy": self.options.policy,
                 "lowering": self.options.lowering,

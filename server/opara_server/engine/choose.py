@@ -1,44 +1,89 @@
-"""One bucket's search: every lowering, its contenders, the best of all."""
+"""One bucket's search: programs of every lowering, their contenders, the best of all."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from itertools import chain
 
-from opara_server.engine.choice import Choice
+from torch import Tensor
+
+from opara_server.engine.choice import Choice, write_choice
 from opara_server.engine.device import Device
 from opara_server.engine.errors import CaptureError, EngineError, first_line
 from opara_server.engine.lowerings import Lowerings
-from opara_server.engine.options import BuildOptions
+from opara_server.engine.options import ATEN, AUTO, FUSED, OPT_IN, BuildOptions
+from opara_server.engine.plan import Plan
+from opara_server.engine.plan_store import SavedPlan
+from opara_server.engine.policies import POLICIES, SLOW_POLICIES
+from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
+from opara_server.engine.program_json import ProgramWriter
 from opara_server.engine.select import Contender, contenders, select, shortlist
+
+QUICK_POLICIES = [name for name in POLICIES if name not in SLOW_POLICIES]
+SEARCHED = 2  # of the programs, the most promising: those that get the policies that search
 
 
 class Search:
+    """``options.tuning_budget_s`` is for all ``buckets`` together, half of it for lowering, half for measuring."""
+
     def __init__(self, lowerings: Lowerings, device: Device, options: BuildOptions) -> None:
         self._lowerings = lowerings
         self._device = device
         self._options = options
+        self._seconds = options.tuning_budget_s / len(set(options.batch_sizes)) / 2
 
-    def choose(self, bucket: int, simplest: Program, budget_s: float) -> Choice:
-        """Lowerings are made for half of the budget, the most wanted first; the rest is for measuring.
+    def lower(self, bucket: int, inputs: Sequence[Tensor]) -> list[Program]:
+        """The simplest program first, then, until the time is over, those of the other lowerings that are wanted.
 
-        Raises CaptureError where the simplest program does not even run.
+        Raises LoweringError where there is not even the simplest.
         """
+        programs = [self._lowerings.simplest(bucket, inputs)]
         begin = time.monotonic()
-        entrants = self._entrants(simplest)
-        for fused in self._lowerings.fused(bucket, self._lowerings.wanted()):
-            entrants += self._entrants(fused)
-            if time.monotonic() - begin > budget_s / 2:
+        for fused in self._lowerings.fused(bucket, inputs, self._wanted()):
+            programs.append(fused)
+            if time.monotonic() - begin > self._seconds:
                 break
-        return select(entrants, self._device, max(0.0, budget_s - (time.monotonic() - begin)))
+        return programs
 
-    def _entrants(self, program: Program) -> list[Contender]:
+    def choose(self, programs: Sequence[Program]) -> Choice:
+        """Raises CaptureError where the first program does not even run."""
+        begin = time.monotonic()
+        profiles = [self._profile(program) for program in programs]
+        found = [self._contenders(*pair, QUICK_POLICIES) for pair in zip(programs, profiles, strict=True)]
+        if self._options.policy == AUTO:
+            by_promise = sorted(range(len(programs)), key=lambda n: self._fastest_us(found[n]))
+            for number in by_promise[:SEARCHED]:
+                found[number] += self._contenders(programs[number], profiles[number], SLOW_POLICIES)[1:]
+        entrants = list(chain.from_iterable(shortlist(of_one, self._device.latency) for of_one in found))
+        return select(entrants, self._device, max(0.0, self._seconds - (time.monotonic() - begin)))
+
+    def _wanted(self) -> Sequence[str]:
+        lowering = self._options.lowering
+        if lowering == AUTO:
+            return [name for name in FUSED if name not in OPT_IN] if self._device.kind == "cuda" else []
+        return [] if lowering == ATEN else [lowering]
+
+    def _contenders(self, program: Program, profile: Profile, policies: Sequence[str]) -> list[Contender]:
+        options = self._options
+        wanted = policies if options.policy == AUTO else [options.policy]
+        return contenders(program, profile, wanted, self._device.max_streams, options.priorities)
+
+    def _fastest_us(self, entrants: Sequence[Contender]) -> float:
+        return min(entrant.predicted_us(self._device.latency) for entrant in entrants)
+
+    def _profile(self, program: Program) -> Profile:
         try:
-            profile = self._device.profile(program)
+            return self._device.profile(program)
         except EngineError:
             raise
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
-        options = self._options
-        found = contenders(program, profile, options.policy, self._device.max_streams, options.priorities)
-        return shortlist(found, self._device.latency)
+
+
+def saved_plan(name: str, device: Device, choices: dict[int, Choice], writer: ProgramWriter) -> SavedPlan:
+    """As if it had been saved. Raises UnsavableError."""
+    written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
+    buckets = tuple(choices[bucket].plan(bucket, 0, reused=False) for bucket in sorted(choices))
+    return SavedPlan(Plan(name, device.kind, device.name, buckets), written, writer.tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 
@@ -49,6 +49,15 @@ def export_static(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgra
             return export(module, tuple(inputs))
     except Exception as error:
         raise LoweringError(f"torch.export: {first_line(error)}", model_line(error)) from error
+
+
+def export_all(module: nn.Module, inputs: Mapping[int, Sequence[Tensor]]) -> dict[int, ExportedProgram]:
+    """By batch size, for its inputs: one dynamic program for all but 1, or, where there is none, a program for each.
+
+    Raises LoweringError.
+    """
+    dynamic = export_dynamic(module, inputs[max(inputs)])
+    return {size: (dynamic if size > 1 else None) or export_static(module, inputs[size]) for size in inputs}
 
 
 def model_line(error: BaseException) -> str:

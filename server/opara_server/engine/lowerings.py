@@ -3,84 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opara_server.engine.device import Device
 from opara_server.engine.errors import LoweringError
-from opara_server.engine.export import export_dynamic, export_static
-from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.lower_fused import lower_fused
-from opara_server.engine.lower_whole import lower_whole
-from opara_server.engine.options import ATEN, AUTO, FUSED, OPT_IN, BuildOptions
 from opara_server.engine.program import Program
 from opara_server.engine.rewrites import Weights
-from opara_server.engine.tensors import static_inputs
 
 log = logging.getLogger(__name__)
 
 
 class Lowerings:
-    """One model's exports and what can be made of them. ``fallback_reason``: why it runs as a whole, or empty.
-    ``refused``: by lowering, why it is not to be had."""
+    """What can be made of one model's ``exports``, by batch size. ``refused``: by lowering, why it is not to be had."""
 
-    def __init__(self, name: str, flat: FlatModule, device: Device, options: BuildOptions) -> None:
-        self.fallback_reason = ""
+    def __init__(self, name: str, exports: Mapping[int, ExportedProgram]) -> None:
         self.refused: dict[str, str] = {}
         self._name = name
-        self._flat = flat
-        self._device = device
-        self._options = options
+        self._exports = exports
         self._weights = Weights()
-        self._exports: dict[int, ExportedProgram] = {}  # by the batch size it was made for; the largest may be dynamic
 
-    def inputs(self, bucket: int) -> tuple[Tensor, ...]:
-        return static_inputs(self._flat.inputs, bucket, self._device.torch_device(), self._options.channels_last)
+    def simplest(self, bucket: int, inputs: Sequence[Tensor]) -> Program:
+        """Of ATen operators. Raises LoweringError."""
+        return lower(self._exports[bucket], inputs)
 
-    def exports(self, buckets: Sequence[int]) -> list[ExportedProgram]:
-        """Those that the simplest programs of ``buckets`` are made of, largest first; empty where there is none, and
-        the model runs as a whole."""
-        dynamic = export_dynamic(self._flat.module, self.inputs(max(buckets)))
-        try:
-            for bucket in sorted(buckets, reverse=True):
-                fits = dynamic if bucket > 1 else None
-                self._exports[bucket] = fits or export_static(self._flat.module, self.inputs(bucket))
-        except LoweringError as error:
-            self._runs_as_a_whole(error)
-            return []
-        return list({id(exported): exported for exported in self._exports.values()}.values())
-
-    def simplest(self, buckets: Sequence[int]) -> dict[int, Program]:
-        """All batch sizes by their ATen operators, or, where that fails for one, all as a whole. After ``exports``."""
-        if not self.fallback_reason:
-            try:
-                return {bucket: lower(self._exports[bucket], self.inputs(bucket)) for bucket in buckets}
-            except LoweringError as error:
-                self._runs_as_a_whole(error)
-        weights = [*self._flat.module.parameters(), *self._flat.module.buffers()]
-        return {bucket: lower_whole(self._flat, weights, self.inputs(bucket)) for bucket in buckets}
-
-    def _runs_as_a_whole(self, error: LoweringError) -> None:
-        self.fallback_reason = str(error)
-        log.warning("%s runs as one sequential graph: %s", self._name, error)
-
-    def wanted(self) -> Sequence[str]:
-        """The names of the fused lowerings that the options ask for."""
-        if self._options.lowering == AUTO:
-            return [name for name in FUSED if name not in OPT_IN] if self._device.kind == "cuda" else []
-        return [] if self._options.lowering == ATEN else [self._options.lowering]
-
-    def fused(self, bucket: int, names: Iterable[str]) -> Iterator[Program]:
+    def fused(self, bucket: int, inputs: Sequence[Tensor], names: Sequence[str]) -> Iterator[Program]:
         """Each is made when it is asked for. What cannot be had is said once."""
+        exported = self._exports[bucket]
+        shared = sum(exported is other for other in self._exports.values()) > 1  # then it is dynamic
         for lowering in names:
-            if self.fallback_reason or lowering in self.refused:
+            if lowering in self.refused:
                 continue
             try:
-                inputs = self.inputs(bucket)
-                yield lower_fused(export_static(self._flat.module, inputs), inputs, lowering, self._weights)
+                static = export_static(exported.module(), inputs) if shared else exported
+                yield lower_fused(static, inputs, lowering, self._weights)
             except LoweringError as error:
                 self.refused[lowering] = str(error)
                 log.warning("%s: no %s lowering: %s", self._name, lowering, error)

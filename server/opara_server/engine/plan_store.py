@@ -34,6 +34,24 @@ class SavedPlan:
     tensors: Mapping[str, Tensor]
 
 
+def write(path: Path, key: Mapping[str, Any], saved: SavedPlan) -> None:
+    """Raises OSError, SafetensorError or ValueError."""
+    said = {"key": key, "plan": saved.plan.to_json(), "choices": saved.choices}
+    metadata = {name: json.dumps(value, allow_nan=False) for name, value in said.items()}
+    save_file(dict(saved.tensors), path, metadata)
+
+
+def read(path: Path, key: Mapping[str, Any]) -> SavedPlan:
+    """Raises FileNotFoundError, OSError, SafetensorError, KeyError, TypeError, ValueError or RecursionError."""
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+        if json.loads(said["key"]) != json.loads(json.dumps(key)):
+            raise ValueError("the key inside does not match")
+        plan = Plan.from_json(json.loads(said["plan"]))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return SavedPlan(plan, json.loads(said["choices"]), tensors)
+
+
 class PlanStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -46,13 +64,7 @@ class PlanStore:
         """The plan saved under ``key``; None where there is none. A damaged file is ignored with a warning."""
         path = self.path(model, key)
         try:
-            with safe_open(path, framework="pt") as file:
-                saved = file.metadata()
-                if json.loads(saved["key"]) != json.loads(json.dumps(key)):
-                    raise ValueError("the key inside does not match")
-                plan = Plan.from_json(json.loads(saved["plan"]))
-                choices = json.loads(saved["choices"])
-                return SavedPlan(plan, choices, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return read(path, key)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -63,12 +75,10 @@ class PlanStore:
         """Atomic, so that a server that starts meanwhile reads a whole file or none. A full disk is only a warning."""
         path = self.path(saved.plan.model, key)
         try:
-            said = {"key": key, "plan": saved.plan.to_json(), "choices": saved.choices}
-            metadata = {name: json.dumps(value, allow_nan=False) for name, value in said.items()}
             self._directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._directory) as folder:
                 whole = Path(folder) / path.name
-                save_file(dict(saved.tensors), whole, metadata)
+                write(whole, key, saved)
                 whole.replace(path)
         except (OSError, SafetensorError, ValueError) as error:
             log.warning("the plan of %s is not saved: %s", saved.plan.model, error)

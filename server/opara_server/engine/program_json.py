@@ -7,7 +7,7 @@ programs of several batch sizes have in common is there once. The model's own we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from operator import getitem
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from opara_server.engine.calls import refs
+from opara_server.engine.errors import LoweringError
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.kernel import KernelCode, KernelLaunch
 from opara_server.engine.program import Call, Placed, Program, Ref
@@ -29,7 +30,7 @@ NAMES = {function: name for name, function in FUNCTIONS.items()}
 Json = dict[str, Any]
 
 
-class UnsavableError(Exception):
+class UnsavableError(LoweringError):
     """A program that cannot be written down: it calls a Python function, or holds a tensor of an unusual kind."""
 
 
@@ -37,9 +38,13 @@ class ProgramWriter:
     """Collects programs of one model. ``tensors``: what they need besides the model's ``weights``, by content: bytes of
     storages and of machine code, uint8 vectors."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """``weights``: by name; a name may come more than once, with copies of one weight."""
         self.tensors: dict[str, Tensor] = {}
-        self._weight_of = {tensor.untyped_storage()._cdata: name for name, tensor in weights.items()}
+        self._weights = dict(_by_storage(weights))
+        self._contents: dict[str, tuple[str, Tensor]] = {}
+        for name, tensor in self._weights.values():
+            self._contents[_digest(_bytes(tensor))] = (name, tensor)
 
     def write(self, program: Program) -> Json:
         """Raises UnsavableError."""
@@ -92,23 +97,39 @@ class ProgramWriter:
         raise UnsavableError(f"a call of {getattr(target, '__name__', target)}")
 
     def _fixed(self, tensor: Any, inputs: Mapping[int, int]) -> Json:
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_conj() or tensor.is_neg():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise UnsavableError(f"a constant of type {type(tensor).__name__}")
+        tensor = tensor.resolve_conj().resolve_neg()
         storage = tensor.untyped_storage()
-        home: Json
+        layout = _layout(tensor)
         if storage._cdata in inputs:
-            home = {"input": inputs[storage._cdata]}
-        elif storage._cdata in self._weight_of:
-            home = {"weight": self._weight_of[storage._cdata]}
-        else:
-            everything = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-            home = {"tensor": self._keep(everything.cpu())}
-        return {**home, **_layout(tensor), "offset": tensor.storage_offset()}
+            return {"input": inputs[storage._cdata], **layout, "offset": tensor.storage_offset()}
+        content = _bytes(tensor)
+        known = self._weights.get(storage._cdata) or self._contents.get(_digest(content))
+        if known is None:
+            return {"tensor": self._keep(content), **layout, "offset": tensor.storage_offset()}
+        name, weight = known
+        offset = int(tensor.storage_offset() - weight.storage_offset())  # elsewhere it may lie in another storage
+        return {"weight": name, "weight_stride": weight.stride(), **layout, "offset": offset}
 
     def _keep(self, data: Tensor) -> str:
-        digest = sha256(data.numpy().tobytes()).hexdigest()
+        digest = _digest(data)
         self.tensors.setdefault(digest, data)
         return digest
+
+
+def _by_storage(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[int, tuple[str, Tensor]]]:
+    return ((tensor.untyped_storage()._cdata, (name, tensor)) for name, tensor in weights)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Of its whole storage, on the CPU."""
+    empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return empty.set_(tensor.untyped_storage()).cpu()
+
+
+def _digest(data: Tensor) -> str:
+    return sha256(data.numpy().tobytes()).hexdigest()
 
 
 class ProgramReader:
@@ -166,10 +187,14 @@ class ProgramReader:
         return self._codes[cubin]
 
     def _fixed(self, data: Json, inputs: Sequence[Tensor]) -> Tensor:
+        offset: int = data["offset"]
         if "input" in data:
             home = inputs[data["input"]]
         elif "weight" in data:
             home = self._weights[data["weight"]]
+            if home.stride() != tuple(data["weight_stride"]):
+                raise ValueError(f"weight {data['weight']} has another layout")
+            offset += int(home.storage_offset())
         else:
             digest = data["tensor"]
             if digest not in self._there:
@@ -177,7 +202,7 @@ class ProgramReader:
             home = self._there[digest]
         empty = torch.empty(0, dtype=torch_dtype(data["dtype"]), device=self._device)
         layout = tuple(data["shape"]), tuple(data["stride"])
-        return empty.set_(home.untyped_storage(), data["offset"], *layout)
+        return empty.set_(home.untyped_storage(), offset, *layout)
 
     def _decode(self, value: Any) -> Any:
         if isinstance(value, list):

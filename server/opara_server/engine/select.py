@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,8 @@ from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
-from opara_server.engine.options import AUTO
 from opara_server.engine.plan import SEQUENTIAL, Candidate
-from opara_server.engine.policies import POLICIES, make_schedule, prioritise
+from opara_server.engine.policies import make_schedule, prioritise
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, compact, fold, memory_bytes
@@ -59,9 +58,9 @@ class Contender:
 
 
 def contenders(
-    program: Program, profile: Profile, policy: str, max_streams: int, priorities: bool = False
+    program: Program, profile: Profile, policies: Iterable[str], max_streams: int, priorities: bool = False
 ) -> list[Contender]:
-    """Sequential first, then the schedule of ``policy`` (AUTO: of each), and compacted where that makes a difference.
+    """Sequential first, then the schedule of each policy, and compacted where that makes a difference.
 
     ``priorities``: the streams that carry the longest path are urgent. Policies may agree on a schedule.
     """
@@ -69,7 +68,7 @@ def contenders(
     found = [Contender(program, profile, make_schedule(graph, profile, SEQUENTIAL), compact=False)]
     if program.lowering == "whole":
         return found
-    for name in POLICIES if policy == AUTO else [policy]:
+    for name in policies:
         if name == SEQUENTIAL:
             continue
         schedule = make_schedule(graph, profile, name)

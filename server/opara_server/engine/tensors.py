@@ -40,6 +40,14 @@ def float32_precision() -> tuple[str, str]:
     return torch.backends.cuda.matmul.fp32_precision, convolutions
 
 
+def set_float32_precision(precision: tuple[str, str]) -> None:
+    """As another process has it (``float32_precision``), by the older settings: PyTorch reads those, too, and refuses
+    to where the newer ones were set."""
+    if precision != float32_precision():
+        torch.backends.cuda.matmul.allow_tf32 = precision[0] == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision[1] == "tf32"
+
+
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether it was expanded: such a tensor cannot be written to."""
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -19,7 +19,7 @@ from opara_server.engine.policies.wavefront import wavefront
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import MAX_STREAMS, Schedule
 
-__all__ = ["POLICIES", "Policy", "check_policy", "make_schedule", "prioritise"]
+__all__ = ["POLICIES", "SLOW_POLICIES", "Policy", "check_policy", "make_schedule", "prioritise"]
 
 Policy = Callable[[OperatorGraph, Profile], Schedule]
 
@@ -50,6 +50,7 @@ POLICIES: dict[str, Policy] = {
     "ios": ios,
     "search": search,
 }
+SLOW_POLICIES = ("ios", "search")  # seconds on a thousand operators
 FEWER_STREAMS = (8, 6, 4)  # to start from as well: often better on a device that is full
 
 _SEARCH = re.compile(r"search\((.*)\)")

@@ -1,0 +1,90 @@
+"""The child process of a search: ``python -m opara_server.engine.tuning_child FOLDER`` (tuning.py)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from opara_server.engine.choose import Search, saved_plan
+from opara_server.engine.device import open_device
+from opara_server.engine.errors import EngineError, LoweringError, first_line
+from opara_server.engine.lowerings import Lowerings
+from opara_server.engine.plan_store import write
+from opara_server.engine.program import Program
+from opara_server.engine.program_json import ProgramWriter
+from opara_server.engine.tensors import set_float32_precision, static_inputs
+from opara_server.engine.tuning import MEASURE, RESULT, Request
+
+log = logging.getLogger(__name__)
+
+
+def main(folder: Path) -> None:
+    request = Request.loads((folder / "request.json").read_text())
+    _import(request.imports)
+    set_float32_precision(request.float32)
+    exports = _load(request)
+    device = open_device(request.device)
+    with device.bind(), device.tuning():
+        search = Search(Lowerings(request.name, exports), device, request.options)
+        programs: dict[int, list[Program]] = {}
+        where, channels_last = device.torch_device(), request.options.channels_last
+        for bucket in request.buckets:
+            _say(doing=f"compiling batch size {bucket}")
+            programs[bucket] = search.lower(bucket, static_inputs(request.inputs, bucket, where, channels_last))
+        _say(state="compiled")
+        if sys.stdin.readline() != MEASURE:
+            return
+        choices = {}
+        for bucket in request.buckets:
+            _say(doing=f"measuring batch size {bucket}")
+            choices[bucket] = search.choose(programs.pop(bucket))
+        weights = [pair for exported in exports.values() for pair in exported.state_dict.items()]
+        write(folder / RESULT, {}, saved_plan(request.name, device, choices, ProgramWriter(weights)))
+    _say(state="measured")
+
+
+def _load(request: Request) -> dict[int, ExportedProgram]:
+    loaded: dict[str, Any] = {file: torch.export.load(file) for file in set(request.exports.values())}
+    return {bucket: loaded[file] for bucket, file in request.exports.items()}
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - a module of the user's may raise anything; most define no operator
+            log.debug("%s cannot be imported here: %s", name, first_line(error))
+
+
+def _say(**words: str) -> None:
+    sys.__stdout__.write(json.dumps(words) + "\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def _reported(run: Callable[[], None]) -> int:
+    try:
+        run()
+    except LoweringError as error:
+        _say(refused=str(error))
+        return 1
+    except EngineError as error:
+        _say(failed=str(error))
+        return 1
+    except Exception as error:  # said to the parent, which goes on without the search
+        log.exception("the search failed")
+        _say(failed=f"{type(error).__name__}: {first_line(error)}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout = sys.stderr  # what libraries print is not for the parent
+    sys.exit(_reported(lambda: main(Path(sys.argv[1]))))
