@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from opara_server.engine import build, tuning
+from opara_server.engine import build
 from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_all
@@ -69,7 +69,7 @@ def test_a_request_is_read_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("cores", [4, 8])
 def test_children_share_the_batch_sizes(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     found = tuned(Branches())
     assert [bucket.batch_size for bucket in found.plan.buckets] == [1, 4]
     assert found.choices.keys() == {"1", "4"}
@@ -109,7 +109,7 @@ def test_a_child_that_is_refused_its_device_says_so() -> None:
 
 
 def test_a_child_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(TuningError, match="exit code 1"):
         tuned(Branches())
 
@@ -118,7 +118,7 @@ def test_a_refused_lowering_reaches_the_parent(monkeypatch: pytest.MonkeyPatch, 
     child = tmp_path / "child"
     child.write_text('#!/bin/sh\necho \'{"refused": "no operators"}\'\n')
     child.chmod(0o755)
-    monkeypatch.setattr(tuning.sys, "executable", str(child))
+    monkeypatch.setattr("sys.executable", str(child))
     with pytest.raises(LoweringError, match="no operators"):
         tuned(Branches())
 
