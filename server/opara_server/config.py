@@ -162,7 +162,7 @@ class ModelConfig(_Settings):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     policy: Policy = "auto"
     lowering: Annotated[str, AfterValidator(_known_lowering)] = "auto"  # how operators are had; fused ones need a GPU
-    tuning_budget_s: NonNegativeFloat = 120.0  # for compiling fused operators and measuring plans, all batch sizes
+    tuning_budget_s: NonNegativeFloat = 300.0  # for compiling fused operators and measuring plans, all batch sizes
     channels_last: bool = False
     priorities: bool = False  # high priority for the streams that carry the longest path
     tolerance: PositiveFloat | None = None  # largest error norm of verification; None: the dtype's own bound

@@ -147,7 +147,7 @@ class _Build:
             log.warning("%s runs as one sequential graph: %s", self.name, error)
         weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
         whole = {b: lower_whole(self.flat, weights, self._inputs(b)) for b in self.buckets}
-        search = Search(Lowerings(self.name, {}), self.device, self.options)
+        search = Search(Lowerings(self.name, {}), self.device, self.options, len(whole))
         return {bucket: search.choose([program]) for bucket, program in whole.items()}, False
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
@@ -163,7 +163,7 @@ class _Build:
             except (TuningError, *UNREADABLE) as error:
                 log.warning("%s: no search, PyTorch's own operators run in sequence: %s", self.name, first_line(error))
                 options = replace(options, policy=SEQUENTIAL, lowering=ATEN)
-        search = Search(Lowerings(self.name, exports), self.device, options)
+        search = Search(Lowerings(self.name, exports), self.device, options, len(exports))
         choices = {}
         for bucket in self._announced("measuring", 0.1, 0.7):
             choices[bucket] = search.choose(search.lower(bucket, self._inputs(bucket)))

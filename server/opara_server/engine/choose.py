@@ -26,13 +26,15 @@ SEARCHED = 2  # of the programs, the most promising: those that get the policies
 
 
 class Search:
-    """``options.tuning_budget_s`` is for all ``buckets`` together, half of it for lowering, half for measuring."""
+    """Half of ``options.tuning_budget_s`` is for lowering, half for measuring, the same for each batch size.
+    ``in_turn``: how many batch sizes are lowered one after the other, here; others are meanwhile."""
 
-    def __init__(self, lowerings: Lowerings, device: Device, options: BuildOptions) -> None:
+    def __init__(self, lowerings: Lowerings, device: Device, options: BuildOptions, in_turn: int) -> None:
         self._lowerings = lowerings
         self._device = device
         self._options = options
-        self._seconds = options.tuning_budget_s / len(set(options.batch_sizes)) / 2
+        self._lowering_s = options.tuning_budget_s / 2 / in_turn
+        self._measuring_s = options.tuning_budget_s / 2 / len(set(options.batch_sizes))
 
     def lower(self, bucket: int, inputs: Sequence[Tensor]) -> list[Program]:
         """The simplest program first, then, until the time is over, those of the other lowerings that are wanted.
@@ -43,7 +45,7 @@ class Search:
         begin = time.monotonic()
         for fused in self._lowerings.fused(bucket, inputs, self._wanted()):
             programs.append(fused)
-            if time.monotonic() - begin > self._seconds:
+            if time.monotonic() - begin > self._lowering_s:
                 break
         return programs
 
@@ -57,7 +59,7 @@ class Search:
             for number in by_promise[:SEARCHED]:
                 found[number] += self._contenders(programs[number], profiles[number], SLOW_POLICIES)[1:]
         entrants = list(chain.from_iterable(shortlist(of_one, self._device.latency) for of_one in found))
-        return select(entrants, self._device, max(0.0, self._seconds - (time.monotonic() - begin)))
+        return select(entrants, self._device, max(0.0, self._measuring_s - (time.monotonic() - begin)))
 
     def _wanted(self) -> Sequence[str]:
         lowering = self._options.lowering

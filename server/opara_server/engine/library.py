@@ -85,7 +85,7 @@ def optimize(
     device: str | None = None,
     policy: str = AUTO,
     lowering: str = AUTO,
-    tuning_budget_s: float = 120.0,
+    tuning_budget_s: float = 300.0,
     channels_last: bool = False,
     priorities: bool = False,
     tolerance: float | None = None,

@@ -51,10 +51,29 @@ class Variant:
 
 
 BASIC = ("fold_constants", "idle_masks")
+EPILOGUES = ("linear_epilogues", "conv_epilogues")
+REWRITTEN = (
+    "fold_constants",
+    "idle_masks",
+    "overflow_clamps",
+    "attention",
+    "deduplicate",
+    "fold_batch_norm",
+    "fold_padding",
+    "merge_embeddings",
+    "merge_linears",
+    "pad_channels_and_inputs",
+    "depthwise",
+    "narrow_linears",
+    *EPILOGUES,
+)
+COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}
 VARIANTS = {
     "fused": Variant(BASIC),
-    "fused_combo": Variant(BASIC, {"combo_kernels": True, "benchmark_combo_kernel": False}),
-    "fused_epilogues": Variant((*BASIC, "fold_batch_norm", "linear_epilogues", "conv_epilogues")),
+    "fused_rewritten": Variant(REWRITTEN),
+    "fused_epilogues": Variant((*BASIC, "fold_batch_norm", *EPILOGUES)),
+    "fused_combo": Variant(BASIC, COMBO),
+    "fused_rewritten_combo": Variant(REWRITTEN, COMBO),
     "fused_1x1_as_mm": Variant(BASIC, {"conv_1x1_as_mm": True}),
     "fused_max_autotune": Variant(BASIC, {"max_autotune": True}),
 }

@@ -9,7 +9,15 @@ from opara_server.engine.policies import check_policy
 
 AUTO = "auto"  # as a policy or a lowering: measure them all
 ATEN = "aten"
-FUSED = ("fused", "fused_combo", "fused_epilogues", "fused_1x1_as_mm", "fused_max_autotune")
+FUSED = (  # in the order in which they are tried while the tuning budget lasts
+    "fused",
+    "fused_rewritten",
+    "fused_epilogues",
+    "fused_combo",
+    "fused_rewritten_combo",
+    "fused_1x1_as_mm",
+    "fused_max_autotune",
+)
 LOWERINGS = (AUTO, ATEN, *FUSED)
 OPT_IN = {"fused_max_autotune"}  # minutes of compiling: not among AUTO's
 
@@ -25,7 +33,7 @@ class BuildOptions:
     batch_sizes: tuple[int, ...]
     policy: str = AUTO
     lowering: str = AUTO
-    tuning_budget_s: float = 120.0
+    tuning_budget_s: float = 300.0
     channels_last: bool = False
     priorities: bool = False
     tolerance: float | None = None

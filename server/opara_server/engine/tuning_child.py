@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     exports = _load(request)
     device = open_device(request.device)
     with device.bind(), device.tuning():
-        search = Search(Lowerings(request.name, exports), device, request.options)
+        search = Search(Lowerings(request.name, exports), device, request.options, len(request.buckets))
         programs: dict[int, list[Program]] = {}
         where, channels_last = device.torch_device(), request.options.channels_last
         for bucket in request.buckets:

@@ -1,0 +1,97 @@
+"""A bucket's search: which programs and policies contend, within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from opara_server.engine.choose import Search
+from opara_server.engine.lowerings import Lowerings
+from opara_server.engine.options import FUSED, BuildOptions
+from opara_server.engine.plan import Candidate
+from opara_server.engine.program import Program
+from tests.engine.devices import ScriptedDevice
+from tests.engine.programs import program_of
+
+
+def add(*operands: Tensor) -> Tensor:
+    return torch.stack(operands).sum(0)
+
+
+BRANCHES = program_of((add, [0]), (add, [0]), (add, [0]), (add, [1, 2, 3]))
+CHAIN = program_of(*((add, [number]) for number in range(8)))
+
+
+class Made(Lowerings):
+    """Gives a program for every name, and tells which were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("made", {})
+        self.asked: list[str] = []
+
+    def simplest(self, bucket: int, inputs: Sequence[Tensor]) -> Program:  # noqa: ARG002
+        return BRANCHES
+
+    def fused(self, bucket: int, inputs: Sequence[Tensor], names: Sequence[str]) -> Iterator[Program]:  # noqa: ARG002
+        for name in names:
+            self.asked.append(name)
+            yield replace(BRANCHES, lowering=name)
+
+
+class Gpu(ScriptedDevice):
+    kind = "cuda"
+
+
+def search(options: BuildOptions, device: ScriptedDevice | None = None) -> tuple[Made, Search, ScriptedDevice]:
+    made, device = Made(), device or Gpu(lambda streams, _replay: 100.0 - streams)
+    return made, Search(made, device, options, in_turn=1), device
+
+
+@pytest.mark.parametrize(
+    ("lowering", "asked"),
+    [("auto", [name for name in FUSED if "max_autotune" not in name]), ("aten", []), ("fused_combo", ["fused_combo"])],
+)
+def test_the_lowerings_that_the_options_ask_for(lowering: str, asked: list[str]) -> None:
+    made, searching, _ = search(BuildOptions((1,), lowering=lowering))
+    assert [program.lowering for program in searching.lower(1, ())] == ["aten", *asked]
+    assert made.asked == asked
+
+
+def test_on_a_cpu_there_are_no_fused_ones_unless_asked_for() -> None:
+    _, searching, _ = search(BuildOptions((1,)), ScriptedDevice())
+    assert [program.lowering for program in searching.lower(1, ())] == ["aten"]
+
+
+def test_without_time_there_is_one_fused_lowering() -> None:
+    made, searching, _ = search(BuildOptions((1,), tuning_budget_s=0.0))
+    assert len(searching.lower(1, ())) == 2
+    assert made.asked == ["fused"]
+
+
+def candidates(options: BuildOptions, programs: Sequence[Program]) -> tuple[Candidate, ...]:
+    _, searching, device = search(options)
+    with device.bind():
+        found = searching.choose(programs).candidates
+    device.close()
+    return found
+
+
+def test_policies_that_search_work_on_the_most_promising_programs() -> None:
+    programs = [CHAIN, replace(BRANCHES, lowering="fused"), replace(BRANCHES, lowering="fused_combo")]
+    found = candidates(BuildOptions((1,)), programs)
+    assert (found[0].lowering, found[0].policy) == ("aten", "sequential")
+    assert {c.lowering for c in found} == {"aten", "fused", "fused_combo"}
+    assert {c.policy for c in found if c.lowering == "aten"} == {"sequential", "opara"}  # a chain is always the same
+    assert {c.policy for c in found if c.lowering == "fused"} >= {"sequential", "opara", "critical_path"}
+
+
+def test_a_named_policy_is_tried_on_every_lowering() -> None:
+    programs = [BRANCHES, replace(BRANCHES, lowering="fused")]
+    found = candidates(BuildOptions((1,), policy="nimble"), programs)
+    assert {(c.lowering, c.policy) for c in found} == {
+        (lowering, policy) for lowering in ("aten", "fused") for policy in ("sequential", "nimble")
+    }
