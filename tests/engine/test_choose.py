@@ -86,7 +86,8 @@ def test_policies_that_search_work_on_the_most_promising_programs() -> None:
     assert (found[0].lowering, found[0].policy) == ("aten", "sequential")
     assert {c.lowering for c in found} == {"aten", "fused", "fused_combo"}
     assert {c.policy for c in found if c.lowering == "aten"} == {"sequential", "opara"}  # a chain is always the same
-    assert {c.policy for c in found if c.lowering == "fused"} >= {"sequential", "opara", "critical_path"}
+    for lowering in ("fused", "fused_combo"):
+        assert any(c.policy.startswith("search(") for c in found if c.lowering == lowering)
 
 
 def test_a_named_policy_is_tried_on_every_lowering() -> None:

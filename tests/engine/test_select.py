@@ -147,6 +147,22 @@ def test_lowerings_contend_with_each_other() -> None:
     assert (choice.best, choice.chosen.lowering, choice.sequential.lowering) == (fused.runnable, "fused", "aten")
 
 
+def test_the_best_of_each_other_lowering_stands_by() -> None:
+    def of(lowering: str, entrant: Contender) -> Contender:
+        return replace(entrant, program=replace(PROGRAM, lowering=lowering))
+
+    entrants = [SEQUENTIAL, TWO, of("a", TWO), of("a", SEVEN), of("b", TWO), of("b", SEVEN), of("c", SEQUENTIAL)]
+    device = ScriptedDevice(lambda streams, _replay: {1: 100.0, 2: 80.0, 7: 60.0}[streams])
+    with device.bind():
+        choice = select(entrants, device)
+    device.close()
+    assert (choice.winner, [number for number, _ in choice.others]) == (3, [5, 1])
+    for number in (5, 1, 0):
+        choice = choice.falling_back("wrong numbers")
+        assert (choice.winner, choice.best) == (number, entrants[number].runnable)
+    assert [number for number, c in enumerate(choice.candidates) if c.rejected] == [1, 3, 5]
+
+
 def test_falling_back(choose: Callable[..., Choice]) -> None:
     choice = choose({1: 100.0, 2: 80.0, 7: 60.0}).falling_back("wrong numbers")
     assert (choice.best, choice.chosen) == (SEQUENTIAL.runnable, choice.sequential)

@@ -59,7 +59,7 @@ def test_depthwise(channels: int, side: int, taps: int, stride: int, dtype: torc
     for rows, (one, other) in itertools.product((1, 3), ((None, None), (bias, None), (bias, x_bias))):
         x = torch.randn(rows, channels, side, side).to(dtype, memory_format=CHANNELS_LAST)
         steps = ([stride] * 2, [taps // 2] * 2, [1, 1])
-        out = check(depthwise, dtype, x, weight, one, other, *steps, size, other is not None, rows == 1)
+        out = check(depthwise, dtype, x, weight, one, other, *steps, size, other is not None, rows == 1, False)
         assert out.is_contiguous(memory_format=CHANNELS_LAST)
 
 
@@ -68,17 +68,51 @@ def test_depthwise(channels: int, side: int, taps: int, stride: int, dtype: torc
 def test_depthwise_of_unusual_shapes(channels: int, relu: bool) -> None:
     """Sides, filters, strides, paddings and dilations that differ, and a bias that the padding does not get."""
     x, bias = torch.randn(2, channels, 13, 18).to(memory_format=CHANNELS_LAST), torch.randn(channels)
-    check(depthwise, x.dtype, x, torch.randn(3, 5, channels), bias, bias, [2, 1], [0, 3], [1, 2], [6, 16], relu, relu)
-    check(depthwise, x.dtype, x, torch.randn(1, 7, channels), None, bias, [1, 3], [2, 1], [1, 1], [15, 6], relu, False)
+    check(
+        depthwise,
+        x.dtype,
+        x,
+        torch.randn(3, 5, channels),
+        bias,
+        bias,
+        [2, 1],
+        [0, 3],
+        [1, 2],
+        [6, 16],
+        relu,
+        relu,
+        False,
+    )
+    check(
+        depthwise,
+        x.dtype,
+        x,
+        torch.randn(1, 7, channels),
+        None,
+        bias,
+        [1, 3],
+        [2, 1],
+        [1, 1],
+        [15, 6],
+        relu,
+        False,
+        False,
+    )
 
 
 def test_depthwise_keeps_nan_and_copies_what_is_not_channels_last() -> None:
     x = torch.randn(1, 8, 6, 6)
     x[0, 3, 2, 2] = float("nan")
-    arguments = (torch.ones(3, 3, 8), None, None, [1, 1], [1, 1], [1, 1], [6, 6], True, True)
+    arguments = (torch.ones(3, 3, 8), None, None, [1, 1], [1, 1], [1, 1], [6, 6], True, True, False)
     out = depthwise(x.cuda(), *[a.cuda() if isinstance(a, Tensor) else a for a in arguments]).cpu()
     torch.testing.assert_close(out, depthwise(x, *arguments), equal_nan=True)
     assert int(out.isnan().sum()) == 9
+
+
+def test_tuned_tiles_compute_the_same() -> None:
+    x, weight = torch.randn(2, 40, 30, 33).half().to(memory_format=CHANNELS_LAST), torch.randn(3, 3, 40)
+    for relu in (False, True):  # two kinds of layer
+        check(depthwise, x.dtype, x, weight, None, None, [1, 1], [1, 1], [1, 1], [30, 33], relu, False, True)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)

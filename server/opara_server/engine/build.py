@@ -207,23 +207,25 @@ class _Build:
             yield bucket
 
     def _finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]:
-        """The graph that will serve: verified, measured once more; the simplest where the chosen one fails either."""
-        if choice.winner == 0:
-            return self._verified(self._capture(choice.simplest)), choice
-        try:
-            graph = self._verified(self._capture(choice.best))
-        except (CaptureError, VerificationError) as error:
-            log.warning("%s: %s failed, sequential runs instead: %s", self.name, choice.chosen.policy, error)
-            reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
-            return self._verified(self._capture(choice.simplest)), choice.falling_back(reason)
-        sequential = self._capture(choice.simplest)
-        before, now = measure([sequential, graph], self.device)
-        if now.median < before.median:
-            sequential.close()
-            return graph, choice.confirmed(before.median, now.median)
-        log.warning("%s: measured again, %s is slower than sequential, which runs", self.name, choice.chosen.policy)
-        graph.close()
-        return self._verified(sequential), choice.falling_back("slower than sequential when measured again")
+        """The graph that will serve: the best that is right, and still faster than the simplest, measured once more."""
+        while choice.winner != 0:
+            try:
+                graph = self._verified(self._capture(choice.best))
+            except (CaptureError, VerificationError) as error:
+                log.warning("%s: %s failed, the next best runs instead: %s", self.name, choice.chosen.label, error)
+                reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
+                choice = choice.falling_back(reason)
+                continue
+            simplest = self._capture(choice.simplest)
+            before, now = measure([simplest, graph], self.device)
+            if now.median < before.median:
+                simplest.close()
+                return graph, replace(choice.confirmed(before.median, now.median), others=())
+            log.warning("%s: measured again, %s is slower than sequential", self.name, choice.chosen.label)
+            graph.close()
+            simplest.close()
+            choice = choice.falling_back("slower than sequential when measured again")
+        return self._verified(self._capture(choice.simplest)), choice
 
     def _capture(self, runnable: Runnable) -> CapturedGraph:
         return capture(runnable.program, runnable.schedule, self.device)

@@ -25,12 +25,13 @@ class Runnable:
 @dataclass(frozen=True)
 class Choice:
     """``best`` was chosen, of those that ``candidates`` tells the measurements of: number ``winner``. Number 0 is
-    ``simplest``, sequential."""
+    ``simplest``, sequential. ``others``: of other lowerings, with their numbers, should the best be refused."""
 
     simplest: Runnable
     best: Runnable
     candidates: tuple[Candidate, ...]
     winner: int
+    others: tuple[tuple[int, Runnable], ...] = ()
 
     @property
     def chosen(self) -> Candidate:
@@ -47,9 +48,10 @@ class Choice:
         return replace(self, candidates=again)
 
     def falling_back(self, reason: str) -> Choice:
-        """The simplest instead of the best, which is refused for ``reason``."""
+        """The next of the others, else the simplest, instead of the best, which is refused for ``reason``."""
         marked = tuple(replace(c, rejected=reason) if i == self.winner else c for i, c in enumerate(self.candidates))
-        return replace(self, candidates=marked, best=self.simplest, winner=0)
+        (winner, best), *others = self.others or ((0, self.simplest),)
+        return replace(self, candidates=marked, best=best, winner=winner, others=tuple(others))
 
     def plan(self, batch_size: int, steady_bytes: int, *, reused: bool) -> BucketPlan:
         chosen, graph = self.chosen, self.best.program.graph
@@ -74,9 +76,10 @@ class Choice:
 
 
 def write_choice(choice: Choice, writer: ProgramWriter) -> Json:
-    """Its two graphs; the measurements are the plan's. Raises UnsavableError."""
+    """Its graphs; the measurements are the plan's. Raises UnsavableError."""
     best = None if choice.winner == 0 else _write(choice.best, writer)
-    return {"simplest": _write(choice.simplest, writer), "best": best}
+    others = [[number, _write(runnable, writer)] for number, runnable in choice.others]
+    return {"simplest": _write(choice.simplest, writer), "best": best, "others": others}
 
 
 def _write(runnable: Runnable, writer: ProgramWriter) -> Json:
@@ -94,7 +97,8 @@ def read_choice(data: Json, plan: BucketPlan, reader: ProgramReader, inputs: Seq
     winner = [candidate.key for candidate in plan.candidates].index(plan.key)
     if (winner == 0) != (data["best"] is None):
         raise ValueError(f"candidate {winner} was chosen, but its graph is not there")
-    return Choice(simplest, best, plan.candidates, winner)
+    others = tuple((number, _read(other, reader, inputs)) for number, other in data["others"])
+    return Choice(simplest, best, plan.candidates, winner, others)
 
 
 def _read(data: Json, reader: ProgramReader, inputs: Sequence[Tensor]) -> Runnable:

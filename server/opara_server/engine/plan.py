@@ -47,6 +47,11 @@ class Candidate:
         """Which of a bucket's candidates it is."""
         return self.lowering, self.policy, self.compact
 
+    @property
+    def label(self) -> str:
+        """The same for a person."""
+        return f"{self.lowering} {self.policy}{' compact' if self.compact else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:

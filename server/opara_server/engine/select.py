@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,8 +134,9 @@ def select(entrants: Sequence[Contender], device: Device, budget_s: float = floa
         )
         for entrant, prediction, timing in zip(entrants, predictions, timed, strict=True)
     )
-    winner = _winner(candidates, timed)
-    return Choice(entrants[0].runnable, entrants[winner].runnable, candidates, winner)
+    winner, *others = _ranking(candidates, timed)
+    runnables = tuple((number, entrants[number].runnable) for number in others)
+    return Choice(entrants[0].runnable, entrants[winner].runnable, candidates, winner, runnables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +147,19 @@ class Timing:
     spread: float
 
 
-def _winner(candidates: Sequence[Candidate], timed: Sequence[Timing | None]) -> int:
+def _ranking(candidates: Sequence[Candidate], timed: Sequence[Timing | None]) -> list[int]:
+    """The winner, and after it of each other lowering the one that would win without the lowerings before it."""
     able = {number: timing for number, timing in enumerate(timed) if timing is not None}
+    ranking = []
+    while winner := _winner(candidates, able):
+        ranking.append(winner)
+        beaten = candidates[winner].lowering
+        able = {n: timing for n, timing in able.items() if n == 0 or candidates[n].lowering != beaten}
+    return ranking or [0]
+
+
+def _winner(candidates: Sequence[Candidate], able: Mapping[int, Timing]) -> int:
+    """Of those that are ``able`` to run; 0, the simplest, where none is faster by more than the noise."""
     best = min(able.values(), key=lambda timing: timing.median)
     margin = max(LEAST_MARGIN, able[0].spread, best.spread)
     faster = [number for number, timing in able.items() if timing.median < able[0].median * (1 - margin)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,12 +34,14 @@ class _Layer:
     end: Node
 
 
-def depthwise(module: GraphModule, weights: Weights) -> int:
+def depthwise(module: GraphModule, weights: Weights, *, tuned: bool = False) -> int:
     """Returns how many depthwise convolutions are calls of ``opara::depthwise``. Only in channels_last layout, and
     where the weights are known.
 
     A ReLU ahead is applied by each of those that read it, whether or not others need it, too: what it is applied to is
     there earlier. So is the bias of a convolution that only they read: Inductor adds it in a kernel of its own.
+
+    ``tuned``: the operator measures which tiles suit the GPU best, for about a second per kind of layer.
     """
     layers = [layer for node in module.graph.nodes if (layer := _layer(module, node)) is not None]
     shifted = _shifted(module, layers)
@@ -52,12 +55,15 @@ def depthwise(module: GraphModule, weights: Weights) -> int:
             if layer.x not in made:
                 bare = Insert(module, layer.x)
                 made[layer.x] = bare.call(aten.conv2d.default, conv.x, conv.weight, None, *conv.geometry)
-        made[layer.end] = _call(module, weights, layer, made.get(layer.x, layer.x), x_bias)
+        made[layer.end] = _call(module, weights, layer, made.get(layer.x, layer.x), x_bias, tuned)
         layer.end.replace_all_uses_with(made[layer.end])
     return len(layers)
 
 
-def _call(module: GraphModule, weights: Weights, layer: _Layer, x: Node, x_bias: Node | None) -> Node:
+depthwise_tuned = partial(depthwise, tuned=True)
+
+
+def _call(module: GraphModule, weights: Weights, layer: _Layer, x: Node, x_bias: Node | None, tuned: bool) -> Node:
     insert, conv = Insert(module, layer.end), layer.conv
     biases = [constant(module, bias) for bias in (conv.bias, x_bias)]
     return insert.call(
@@ -71,6 +77,7 @@ def _call(module: GraphModule, weights: Weights, layer: _Layer, x: Node, x_bias:
         list(value(conv.node).shape[2:]),
         layer.relu,
         layer.end is not conv.node,
+        tuned,
     )
 
 

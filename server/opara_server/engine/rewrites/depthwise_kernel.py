@@ -8,15 +8,20 @@ full width; batch sizes share a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import prod
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.testing import do_bench_cudagraph
 
 CHANNELS = 32  # of a tile: the largest of which common channel counts (96, 168, 336, 672) waste little
-PLACES = (64, 32, 16, 8)
+PLACES = (64, 32, 16, 8)  # of a tile
+TRIED = PLACES[1:]  # by fastest_tile
+REPEAT_MS = 2
 VECTOR_BYTES = 16
 MOST_WARPS = 4
 BLOCKS_PER_SM = 2
@@ -26,28 +31,54 @@ MOST_UNROLLED = tl.constexpr(5)  # rows of a filter: 7 × 7 taps written out mak
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What a kernel is compiled for, and the number of ``rows``. Pairs are of heights and widths; ``padding``: above
+    and to the left."""
+
+    rows: int
+    channels: int
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    taps: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    relu_before: bool
+    relu_after: bool
+
+
+@dataclass(frozen=True)
 class Tile:
     """What a block computes, by ``warps`` warps: so many channels at so many places of ``per_place`` pixels of a row,
     which are next to each other and share what they read."""
 
     places: int
-    channels: int
     per_place: int
     warps: int
 
 
-def tile(out: Tensor, multiprocessors: int) -> Tile:
-    """Two pixels per place where that leaves WARPS_PER_SCHEDULER. Then the most places of which there are BLOCKS_PER_SM
-    blocks for each multiprocessor, else the fewest: small layers want many small blocks. One vector per thread up to
-    MOST_WARPS; then a thread uses the weights that it has read again."""
-    rows, channels, height, width = out.shape
-    vector = VECTOR_BYTES // out.element_size()
-    threads = rows * height * width * triton.cdiv(channels, vector)
-    per_place = 2 if threads >= 32 * WARPS_PER_SCHEDULER * SCHEDULERS * multiprocessors else 1
-    places, columns = rows * height * triton.cdiv(width, per_place), triton.cdiv(channels, CHANNELS)
-    enough = (size for size in PLACES if triton.cdiv(places, size) * columns >= BLOCKS_PER_SM * multiprocessors)
-    size = next(enough, PLACES[-1])
-    return Tile(size, CHANNELS, per_place, min(MOST_WARPS, max(1, size * CHANNELS // vector // 32)))
+def tile(layer: Layer, dtype: torch.dtype, multiprocessors: int) -> Tile:
+    """By rule. Two pixels per place where that leaves WARPS_PER_SCHEDULER. Then the most places of which there are
+    BLOCKS_PER_SM blocks for each multiprocessor, else the fewest: small layers want many small blocks."""
+    vectors = triton.cdiv(layer.channels * dtype.itemsize, VECTOR_BYTES) * layer.rows * prod(layer.out_size)
+    per_place = 2 if vectors >= 32 * WARPS_PER_SCHEDULER * SCHEDULERS * multiprocessors else 1
+    enough = (n for n in PLACES if prod(_grid(layer, n, per_place)) >= BLOCKS_PER_SM * multiprocessors)
+    return _tile(next(enough, PLACES[-1]), per_place, dtype)
+
+
+def _tile(places: int, per_place: int, dtype: torch.dtype) -> Tile:
+    """One vector per thread up to MOST_WARPS; then a thread uses the weights that it has read again."""
+    threads = places * CHANNELS * dtype.itemsize // VECTOR_BYTES
+    return Tile(places, per_place, min(MOST_WARPS, max(1, threads // 32)))
+
+
+def _grid(layer: Layer, places: int, per_place: int) -> tuple[int, int]:
+    return triton.cdiv(_places(layer, per_place), places), triton.cdiv(layer.channels, CHANNELS)
+
+
+def _places(layer: Layer, per_place: int) -> int:
+    height, width = layer.out_size
+    return int(layer.rows * height * triton.cdiv(width, per_place))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -128,35 +159,41 @@ def _store(end, total, bias, channel, there, written, RELU_AFTER: tl.constexpr):
 
 
 def launch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    x_bias: Tensor | None,
-    out: Tensor,
-    layer: Mapping[str, int],
-    chosen: Tile,
+    x: Tensor, weight: Tensor, bias: Tensor | None, x_bias: Tensor | None, out: Tensor, layer: Layer, chosen: Tile
 ) -> None:
-    """``layer``: the kernel's constants by name, from STRIDE_H to RELU_AFTER. Both images are channels_last."""
-    rows, channels, height, width = out.shape
-    places = rows * height * triton.cdiv(width, chosen.per_place)
-    grid = (triton.cdiv(places, chosen.places), triton.cdiv(channels, chosen.channels))
-    depthwise_kernel[grid](
+    """Operands as ``depthwise_kernel`` has them: images are channels_last."""
+    depthwise_kernel[_grid(layer, chosen.places, chosen.per_place)](
         x,
         weight,
         bias,
         x_bias,
         out,
-        places,
-        C=channels,
-        H=x.shape[2],
-        W=x.shape[3],
-        OUT_H=height,
-        OUT_W=width,
-        KERNEL_H=weight.shape[0],
-        KERNEL_W=weight.shape[1],
-        **layer,
-        TILE_PLACES=chosen.places,
-        TILE_CHANNELS=chosen.channels,
-        PER_PLACE=chosen.per_place,
+        _places(layer, chosen.per_place),
+        layer.channels,
+        *layer.size,
+        *layer.out_size,
+        *layer.taps,
+        *layer.stride,
+        *layer.padding,
+        *layer.dilation,
+        layer.relu_before,
+        layer.relu_after,
+        chosen.places,
+        CHANNELS,
+        chosen.per_place,
         num_warps=chosen.warps,
     )
+
+
+@cache
+def fastest_tile(layer: Layer, dtype: torch.dtype, device: torch.device, biases: tuple[bool, bool]) -> Tile:
+    """By measurement on random tensors, once per process; not during a capture. ``biases``: which there are."""
+    x = torch.randn(layer.rows, *layer.size, layer.channels, dtype=dtype, device=device)
+    out = x.new_empty(layer.rows, *layer.out_size, layer.channels)
+    weight = torch.randn(*layer.taps, layer.channels, device=device)
+    bias, x_bias = (torch.randn(layer.channels, device=device) if there else None for there in biases)
+
+    def duration(chosen: Tile) -> float:
+        return float(do_bench_cudagraph(lambda: launch(x, weight, bias, x_bias, out, layer, chosen), rep=REPEAT_MS))
+
+    return min((_tile(n, per_place, dtype) for n in TRIED for per_place in (1, 2)), key=duration)

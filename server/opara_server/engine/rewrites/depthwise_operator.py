@@ -29,13 +29,15 @@ def depthwise(
     size: Sequence[int],
     relu_before: bool,
     relu_after: bool,
+    tuned: bool,  # noqa: ARG001 - of kernels on GPUs
 ) -> Tensor:
     """relu(conv2d(pad(relu(x + x_bias)), weight) + bias), each ReLU if it is wanted.
 
     ``x`` [N, C, H, W], ``weight`` [h, w, C], ``bias`` and ``x_bias`` [C], the weights float32 (nothing
     to convert on each call), ``padding`` zeros above and to the left, and
     below and to the right as many as the result's ``size`` [H', W'] takes. The result [N, C, H', W'] is channels_last.
-    An ``x`` that is not channels_last is copied first.
+    An ``x`` that is not channels_last is copied first. ``tuned``: the kernel's tile is measured at the first call on a
+    GPU of a layer of this shape, which must not be captured.
     """
     dtype = x.dtype
     x = x.to(weight.dtype)
@@ -66,23 +68,36 @@ def _kernel(
     size: Sequence[int],
     relu_before: bool,
     relu_after: bool,
+    tuned: bool,
 ) -> Tensor:
-    from opara_server.engine.rewrites.depthwise_kernel import launch, tile  # noqa: PLC0415 - needs Triton
+    from opara_server.engine.rewrites.depthwise_kernel import (  # noqa: PLC0415 - needs Triton
+        Layer,
+        fastest_tile,
+        launch,
+        tile,
+    )
 
-    out: Tensor = _shape(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after)
-    layer = {
-        "STRIDE_H": stride[0],
-        "STRIDE_W": stride[1],
-        "TOP": padding[0],
-        "LEFT": padding[1],
-        "DILATION_H": dilation[0],
-        "DILATION_W": dilation[1],
-        "RELU_BEFORE": relu_before,
-        "RELU_AFTER": relu_after,
-    }
-    multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count
     x = x.contiguous(memory_format=torch.channels_last)
-    launch(x, weight.contiguous(), bias, x_bias, out, layer, tile(out, multiprocessors))
+    out: Tensor = _shape(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after, tuned)
+    rows, channels, height, width = x.shape
+    layer = Layer(
+        rows,
+        channels,
+        (height, width),
+        (size[0], size[1]),
+        (weight.shape[0], weight.shape[1]),
+        (stride[0], stride[1]),
+        (padding[0], padding[1]),
+        (dilation[0], dilation[1]),
+        relu_before,
+        relu_after,
+    )
+    if tuned:
+        chosen = fastest_tile(layer, x.dtype, x.device, (bias is not None, x_bias is not None))
+    else:
+        multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count
+        chosen = tile(layer, x.dtype, multiprocessors)
+    launch(x, weight.contiguous(), bias, x_bias, out, layer, chosen)
     return out
 
 
@@ -98,6 +113,7 @@ def _shape(
     size: Sequence[int],
     relu_before: bool,  # noqa: ARG001
     relu_after: bool,  # noqa: ARG001
+    tuned: bool,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 

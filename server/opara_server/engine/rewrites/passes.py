@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from opara_server.engine.rewrites.attention import attention
 from opara_server.engine.rewrites.conv_epilogues import conv_epilogues, conv_epilogues_but_cat
 from opara_server.engine.rewrites.deduplicate import deduplicate
-from opara_server.engine.rewrites.depthwise import depthwise
+from opara_server.engine.rewrites.depthwise import depthwise, depthwise_tuned
 from opara_server.engine.rewrites.edit import tidy
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
@@ -43,6 +43,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "pad_channels": pad_channels,
     "pad_channels_and_inputs": pad_channels_and_inputs,
     "depthwise": depthwise,
+    "depthwise_tuned": depthwise_tuned,
     "narrow_linears": narrow_linears,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
