@@ -89,11 +89,17 @@ def make(name: str) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
 
 
 def googlenet() -> nn.Module:
-    """torchvision's GoogLeNet with random weights, always the same: a source for the server."""
+    """torchvision's GoogLeNet with random weights, always the same: a source for the server. Its batch norms know the
+    statistics of random images; with fresh ones all images would have one answer."""
     import torchvision.models  # noqa: PLC0415 - on GPU machines only
 
     torch.manual_seed(7)
     module: nn.Module = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        module.train()(torch.randn(8, 3, 224, 224))
     return module.eval()
 
 

@@ -20,11 +20,13 @@ from tests.gpu.nets import make
 def test_an_optimized_model_answers_as_eager_does() -> None:
     module, _ = make("inceptions")
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fast = optimize(module, torch.randn(2, 3, 32, 32).half(), batch_sizes=[1, 4, 8], channels_last=True)
+    fast = optimize(
+        module, torch.randn(2, 3, 32, 32).half(), batch_sizes=[1, 4, 8], channels_last=True, tuning_budget_s=60.0
+    )
     assert fast.plan.device == "cuda"
     for bucket in fast.plan.buckets:
         assert bucket.measured_us <= bucket.sequential_us
-        assert {c.policy for c in bucket.candidates} >= {"sequential", "opara", "nimble", "wavefront"}
+        assert {c.policy for c in bucket.candidates} >= {"sequential", "opara"}
     for rows in (1, 2, 3, 4, 7, 8, 21):
         x = torch.randn(rows, 3, 32, 32, device="cuda").half()
         with torch.inference_mode():
@@ -34,7 +36,7 @@ def test_an_optimized_model_answers_as_eager_does() -> None:
 
 def test_a_saved_plan_is_verified_and_timed_again(tmp_path: Path) -> None:
     module, specs = make("attention")
-    options = BuildOptions((1, 4), cache_dir=tmp_path)
+    options = BuildOptions((1, 4), cache_dir=tmp_path, tuning_budget_s=30.0)
     first = compile_model("attention", module, specs, "cuda", options)
     second = compile_model("attention", module, specs, "cuda", options)
     assert not first.plan.reused

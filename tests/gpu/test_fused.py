@@ -13,11 +13,12 @@ from opara_server.engine.build import compile_model
 from opara_server.engine.capture import capture
 from opara_server.engine.device import Device
 from opara_server.engine.errors import LoweringError
-from opara_server.engine.export import export_static
+from opara_server.engine.export import export_all, export_static
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.graph import Kind
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.lower_fused import VARIANTS, lower_fused
+from opara_server.engine.lower_fused import VARIANTS, Variant, lower_fused
+from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import FUSED, BuildOptions
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.program import Program
@@ -58,10 +59,6 @@ def check(program: Program, flat: FlatModule, device: Device, policy: str, repla
             assert out.dtype == ref.dtype
             assert error_norm(out, ref) <= (bound if out.is_floating_point() else 0.0)
     graph.close()
-
-
-def test_every_lowering_of_the_options_has_its_variant() -> None:
-    assert tuple(VARIANTS) == FUSED
 
 
 @pytest.mark.parametrize("lowering", MEASURED)
@@ -176,21 +173,31 @@ def test_a_kernel_of_the_model_s_own_is_refused_with_its_name() -> None:
         lowered(built(HalvesInTheOpen), VECTOR, 3)
 
 
-def test_what_inductor_refuses_is_said_once_and_aten_serves(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(VARIANTS, "fused", VARIANTS["fused"].__class__((), {"no_such_option": True}))
+def test_what_inductor_refuses_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(VARIANTS, "fused", Variant((), {"no_such_option": True}))
     module, specs = make("attention")
+    inputs = {rows: static_inputs(specs, rows, GPU, channels_last=False) for rows in (1, 4)}
+    lowerings = Lowerings("refused", export_all(module, inputs))
     with caplog.at_level(logging.WARNING):
-        compiled = compile_model("refused", module, specs, "cuda", BuildOptions((1, 2), lowering="fused"))
+        found = [p.lowering for rows in (1, 4) for p in lowerings.fused(rows, inputs[rows], ["fused", "fused_combo"])]
     assert caplog.text.count("no fused lowering") == 1
-    assert {bucket.lowering for bucket in compiled.plan.buckets} == {"aten"}
+    assert found == ["fused_combo"] * 2
+
+
+def test_what_no_fused_lowering_can_do_runs_on_aten_operators() -> None:
+    options = BuildOptions((1, 2), tuning_budget_s=20.0)
+    compiled = compile_model("open", built(HalvesInTheOpen), VECTOR, "cuda", options)
+    assert {bucket.lowering for bucket in compiled.plan.buckets} <= {"aten", "whole"}
+    graph = compiled.graph(2)
+    graph.replay()
+    torch.testing.assert_close(graph.outputs[0], graph.inputs[0] * 1.5)
     compiled.close()
 
 
 def test_the_fastest_lowering_serves() -> None:
     module, specs = make("inceptions")
-    compiled = compile_model("inceptions", module, specs, "cuda", BuildOptions((1, 4), channels_last=True))
+    options = BuildOptions((1, 4), channels_last=True, tuning_budget_s=60.0)
+    compiled = compile_model("inceptions", module, specs, "cuda", options)
     for bucket in compiled.plan.buckets:
         assert bucket.lowering in FUSED
         assert {c.lowering for c in bucket.candidates} >= {"aten", "fused"}

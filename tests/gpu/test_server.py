@@ -17,6 +17,7 @@ from tests.gpu.nets import googlenet
 GOOGLENET = """
 source = "python:tests.gpu.nets:googlenet"
 batch_sizes = [1, 4, 8]
+tuning_budget_s = 40
 dtype = "float16"
 device = "cuda"
 channels_last = true
