@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,30 +40,25 @@ def check(operator: Operator, dtype: torch.dtype, *arguments: Any, bound: float 
 
 
 LAYERS = [  # of NASNet-A-large: channels, side, taps, stride
-    (168, 42, 3, 1),
-    (168, 42, 5, 1),
-    (336, 21, 7, 1),
-    (672, 11, 5, 1),
-    (96, 165, 5, 2),
-    (84, 83, 7, 2),
-    (42, 83, 3, 1),
+    (168, 42, 5, 1, torch.float16),
+    (336, 21, 7, 1, torch.float16),
+    (96, 165, 5, 2, torch.float16),
+    (42, 83, 3, 1, torch.bfloat16),
+    (672, 11, 3, 1, torch.float32),
 ]
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize(("channels", "side", "taps", "stride"), LAYERS)
-def test_depthwise(channels: int, side: int, taps: int, stride: int, dtype: torch.dtype) -> None:
-    size = [-(-side // stride)] * 2
-    weight, bias, x_bias = torch.randn(taps, taps, channels), torch.randn(channels), torch.randn(channels)
-    for rows, (one, other) in itertools.product((1, 3), ((None, None), (bias, None), (bias, x_bias))):
-        x = torch.randn(rows, channels, side, side).to(dtype, memory_format=CHANNELS_LAST)
-        steps = ([stride] * 2, [taps // 2] * 2, [1, 1])
-        out = check(depthwise, dtype, x, weight, one, other, *steps, size, other is not None, rows == 1, False)
-        assert out.is_contiguous(memory_format=CHANNELS_LAST)
+@pytest.mark.parametrize(("channels", "side", "taps", "stride", "dtype"), LAYERS, ids=str)
+@pytest.mark.parametrize("whole", [False, True])
+def test_depthwise(channels: int, side: int, taps: int, stride: int, dtype: torch.dtype, whole: bool) -> None:
+    size, biases = [-(-side // stride)] * 2, [torch.randn(channels) if whole else None for _ in range(2)]
+    x = torch.randn(1 if whole else 3, channels, side, side).to(dtype, memory_format=CHANNELS_LAST)
+    geometry = ([stride] * 2, [taps // 2] * 2, [1, 1], size)
+    out = check(depthwise, dtype, x, torch.randn(taps, taps, channels), *biases, *geometry, whole, whole, False)
+    assert out.is_contiguous(memory_format=CHANNELS_LAST)
 
 
-@pytest.mark.parametrize("channels", [3, 33, 64])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("channels", "relu"), [(3, False), (64, True)])
 def test_depthwise_of_unusual_shapes(channels: int, relu: bool) -> None:
     """Sides, filters, strides, paddings and dilations that differ, and a bias that the padding does not get."""
     x, bias = torch.randn(2, channels, 13, 18).to(memory_format=CHANNELS_LAST), torch.randn(channels)
@@ -111,8 +105,8 @@ def test_depthwise_keeps_nan_and_copies_what_is_not_channels_last() -> None:
 
 def test_tuned_tiles_compute_the_same() -> None:
     x, weight = torch.randn(2, 40, 30, 33).half().to(memory_format=CHANNELS_LAST), torch.randn(3, 3, 40)
-    for relu in (False, True):  # two kinds of layer
-        check(depthwise, x.dtype, x, weight, None, None, [1, 1], [1, 1], [1, 1], [30, 33], relu, False, True)
+    for _ in range(2):  # measured, then known
+        check(depthwise, x.dtype, x, weight, None, None, [1, 1], [1, 1], [1, 1], [30, 33], False, False, True)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
