@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from bench.subject import Subject
 from bench.systems.system import Capture, Prepared
-from opara_server.engine.build import CompiledModel, compile_model
+from opara_server.engine.build import compile_model
 from opara_server.engine.capture import capture as capture_schedule
+from opara_server.engine.compiled import CompiledModel
 from opara_server.engine.device import open_device
 from opara_server.engine.options import AUTO, BuildOptions
 from opara_server.engine.plan import SEQUENTIAL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, get_args, get_origin
@@ -94,7 +95,7 @@ def plan(
     try:
         ServerConfig.of(models=folder.parent, policy=policy)  # checks the name
         config = entry.config()
-        options = config.with_policy(policy).build_options(cache_dir=None)
+        options = replace(config.with_policy(policy).build_options(cache_dir=None), tune_behind=False)
         inputs = [i.spec for i in config.inputs]
         with progress_on(Console(stderr=True)) as progress:
             compiled = compile_model(entry.name, entry.module(config), inputs, config.device, options, progress)

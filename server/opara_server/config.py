@@ -163,6 +163,7 @@ class ModelConfig(_Settings):
     policy: Policy = "auto"
     lowering: Annotated[str, AfterValidator(_known_lowering)] = "auto"  # how operators are had; fused ones need a GPU
     tuning_budget_s: NonNegativeFloat = 300.0  # for compiling fused operators and measuring plans, all batch sizes
+    tune_behind: bool = False  # serve PyTorch's own operators in sequence at once, and switch once the search is done
     channels_last: bool = False
     priorities: bool = False  # high priority for the streams that carry the longest path
     tolerance: PositiveFloat | None = None  # largest error norm of verification; None: the dtype's own bound
@@ -188,6 +189,7 @@ class ModelConfig(_Settings):
             policy=self.policy,
             lowering=self.lowering,
             tuning_budget_s=self.tuning_budget_s,
+            tune_behind=self.tune_behind,
             channels_last=self.channels_last,
             priorities=self.priorities,
             tolerance=self.tolerance,

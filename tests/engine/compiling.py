@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opara_server.engine.build import CompiledModel, compile_model
+from opara_server.engine.build import compile_model
+from opara_server.engine.compiled import CompiledModel
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import fill_random

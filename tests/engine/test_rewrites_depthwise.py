@@ -128,6 +128,17 @@ def test_a_bias_that_others_read_stays() -> None:
     assert operators(graph)["depthwise"] == 2
 
 
+def test_an_image_in_another_layout_is_copied_once() -> None:
+    class Stacked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x, x * 2]).mean(0)
+
+    x = image(6)
+    graph = rewritten(settled(Cell(Stacked(), False)), (x,), *BOTH)
+    assert (operators(graph)["clone"], operators(graph)["depthwise"]) == (1, 2)
+    assert_true_metadata(graph, x)
+
+
 def test_one_after_another() -> None:
     x = image(6)
     relus = nn.Sequential(point(), nn.ReLU(), spread(), nn.ReLU(), spread(5), spread(), nn.ReLU(), point(), spread())

@@ -131,3 +131,27 @@ def test_the_search_of_a_cpu_needs_no_child(monkeypatch: pytest.MonkeyPatch) -> 
     model = compiled(Branches(), device=CpuDevice())
     assert len(model.plan.buckets) == 2
     model.close()
+
+
+def test_a_model_that_runs_at_once_is_improved_later_and_saved(tmp_path: Path) -> None:
+    module = Branches()
+    options: dict[str, Any] = {"cache_dir": tmp_path, "policy": "opara", "tune_behind": True}
+    model = compiled(module, device=ScriptedDevice(streams_are_fast), **options)
+    assert {bucket.policy for bucket in model.plan.buckets} == {"sequential"}
+    assert_right(model, module)
+    assert not list(tmp_path.iterdir())
+    assert model.behind is not None
+    found = model.behind.search(lambda _what, _share: None)
+    with model.device.bind():
+        for bucket in (4, 1):
+            graph = model.improve(found, bucket)
+            assert model.graph(bucket) is graph
+        model.improved()
+    assert model.behind is None
+    assert_right(model, module)
+    model.close()
+    again = compiled(module, device=ScriptedDevice(streams_are_fast), **options)
+    assert again.behind is None
+    assert again.plan.reused
+    assert [b.policy for b in again.plan.buckets] == [b.policy for b in model.plan.buckets]
+    again.close()

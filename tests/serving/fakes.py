@@ -6,15 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 import torch
 
+from opara_server.engine.compiled import Behind
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.device_cpu import CpuStamp
 from opara_server.engine.plan import BucketPlan, Plan
+from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.trace import Interval, Trace
 from opara_server.observe.metrics import Metrics
@@ -130,10 +132,20 @@ class FakeCompiled:
         self.inputs, self.outputs, self.buckets = inputs, outputs, buckets
         self.plan = make_plan(name, buckets)
         self.graphs = {b: FakeGraph(self.device, b, inputs, outputs, forward) for b in buckets}
+        self.behind: Behind | None = None
         self.closed = False
 
     def graph(self, bucket: int) -> CapturedGraph:
         return self.graphs[bucket]
+
+    def improve(self, _found: SavedPlan, bucket: int) -> CapturedGraph:
+        assert self.device.bound == 1
+        self.graphs[bucket] = FakeGraph(self.device, bucket, self.inputs, self.outputs, lambda x: (x * 3,))
+        return self.graphs[bucket]
+
+    def improved(self) -> None:
+        self.plan = replace(self.plan, buckets=tuple(replace(b, policy="improved") for b in self.plan.buckets))
+        self.behind = None
 
     def close(self) -> None:
         self.closed = True

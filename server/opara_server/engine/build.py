@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
 from opara_server.engine.choose import Search, saved_plan
+from opara_server.engine.compiled import CompiledModel, Progress
 from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.digests import graph_digest, tensors_digest
 from opara_server.engine.errors import CaptureError, LoweringError, VerificationError, first_line
@@ -36,31 +37,6 @@ log = logging.getLogger(__name__)
 PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
-
-Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
-
-
-class CompiledModel:
-    """A model that is ready to run. All use from one thread at a time, inside ``device.bind()``."""
-
-    def __init__(self, flat: FlatModule, device: Device, graphs: Mapping[int, CapturedGraph], plan: Plan) -> None:
-        self.inputs = flat.inputs
-        self.outputs = flat.outputs
-        self.device = device
-        self.buckets = tuple(sorted(graphs))
-        self.plan = plan
-        self.rebuild = flat.rebuild  # a flat tuple of outputs → the module's own structure
-        self._graphs = dict(graphs)
-
-    def graph(self, bucket: int) -> CapturedGraph:
-        return self._graphs[bucket]
-
-    def close(self) -> None:
-        """Free graphs, their memory and streams. The device must be idle."""
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
-        self.device.close()
 
 
 def compile_model(
@@ -115,22 +91,24 @@ class _Build:
         self.fallback_reason = ""
         self._store: PlanStore | None = None
         self._saved_under: Json = {}
+        self._untuned: Mapping[int, ExportedProgram] | None = None  # what the search behind is to work on
 
     def run(self) -> CompiledModel:
         self.progress("exporting", 0.0)
         choices, reused = self._choices()
+        behind = None if self._untuned is None else _SearchBehind(self, self._untuned)
         graphs: dict[int, CapturedGraph] = {}
         plans: list[BucketPlan] = []
         for bucket in self._announced("capturing and verifying", 0.7, 1.0):
             held = self.device.held_bytes()
-            graphs[bucket], choices[bucket] = self._finish(choices[bucket])
+            graphs[bucket], choices[bucket] = self.finish(choices[bucket])
             steady_bytes = self.device.held_bytes() - held
             plans.append(choices[bucket].plan(bucket, steady_bytes, reused=reused))
         plan = Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), self.fallback_reason)
-        if not reused:
-            self._save(plan, choices)
+        if not (reused or behind):
+            self.save(plan, choices)
         self.device.trim()
-        return CompiledModel(self.flat, self.device, graphs, plan)
+        return CompiledModel(self.flat, self.device, graphs, plan, behind)
 
     def _choices(self) -> tuple[dict[int, Choice], bool]:
         """What is to run for each batch size, and whether that is from a saved plan. Raises CaptureError."""
@@ -141,6 +119,9 @@ class _Build:
                 kept = self._restored(self._store.load(self.name, self._saved_under))
                 if kept:
                     return kept, True
+            if self.options.tune_behind:
+                self._untuned = exports
+                return self._searched(exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN)), False
             return self._tuned(exports), False
         except LoweringError as error:
             self.fallback_reason = str(error)
@@ -154,38 +135,50 @@ class _Build:
         """Searched for in child processes on a GPU; where that fails, with a warning, the simplest programs alone."""
         options = self.options
         if self.device.kind == "cuda" and (options.policy, options.lowering) != (SEQUENTIAL, ATEN):
-            modules = {type(part).__module__ for part in self.flat.module.modules()}
-            own = sorted(name for name in modules if not name.startswith(("torch.", "__main__")))
             try:
-                arguments = (self.name, self.device.kind, self.flat.inputs, exports, options, own)
-                found = tune_in_children(*arguments, lambda what, share: self.progress(what, 0.1 + 0.6 * share))
-                return self._read(found)
+                found = self.search(exports, lambda what, share: self.progress(what, 0.1 + 0.6 * share))
+                return self._read_all(found)
             except (TuningError, *UNREADABLE) as error:
                 log.warning("%s: no search, PyTorch's own operators run in sequence: %s", self.name, first_line(error))
                 options = replace(options, policy=SEQUENTIAL, lowering=ATEN)
+        return self._searched(exports, options)
+
+    def _searched(self, exports: Mapping[int, ExportedProgram], options: BuildOptions) -> dict[int, Choice]:
+        """In this process."""
         search = Search(Lowerings(self.name, exports), self.device, options, len(exports))
         choices = {}
         for bucket in self._announced("measuring", 0.1, 0.7):
             choices[bucket] = search.choose(search.lower(bucket, self._inputs(bucket)))
-        return self._read(saved_plan(self.name, self.device, choices, ProgramWriter(self._weights())))
+        found = saved_plan(self.name, self.device, choices, ProgramWriter(self._weights()))
+        return self._read_all(found)
+
+    def search(self, exports: Mapping[int, ExportedProgram], progress: Progress) -> SavedPlan:
+        """In child processes; from any thread. Raises TuningError, LoweringError."""
+        modules = {type(part).__module__ for part in self.flat.module.modules()}
+        own = sorted(name for name in modules if not name.startswith(("torch.", "__main__")))
+        return tune_in_children(self.name, self.device.kind, self.flat.inputs, exports, self.options, own, progress)
 
     def _restored(self, saved: SavedPlan | None) -> dict[int, Choice] | None:
         """The choices of a saved plan; of one that is not to be believed None, with a warning."""
         try:
-            return None if saved is None else self._read(saved)
+            return None if saved is None else self._read_all(saved)
         except UNREADABLE as error:
             log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
             return None
 
-    def _read(self, saved: SavedPlan) -> dict[int, Choice]:
-        """Bound to the model's weights, with one copy for all batch sizes of what was computed from them. Raises as
-        ``read_choice``."""
-        reader = ProgramReader(dict(self._weights()), saved.tensors, self.device.torch_device())
-        return {
-            b: read_choice(saved.choices[str(b)], saved.plan.bucket(b), reader, self._inputs(b)) for b in self.buckets
-        }
+    def _read_all(self, saved: SavedPlan) -> dict[int, Choice]:
+        """With one copy for all batch sizes of what was computed from weights. Raises UNREADABLE."""
+        reader = self.reader(saved)
+        return {bucket: self.read(saved, bucket, reader) for bucket in self.buckets}
 
-    def _save(self, plan: Plan, choices: Mapping[int, Choice]) -> None:
+    def reader(self, saved: SavedPlan) -> ProgramReader:
+        return ProgramReader(dict(self._weights()), saved.tensors, self.device.torch_device())
+
+    def read(self, saved: SavedPlan, bucket: int, reader: ProgramReader) -> Choice:
+        """Bound to the model's weights. Raises UNREADABLE."""
+        return read_choice(saved.choices[str(bucket)], saved.plan.bucket(bucket), reader, self._inputs(bucket))
+
+    def save(self, plan: Plan, choices: Mapping[int, Choice]) -> None:
         if self._store and not self.fallback_reason:
             writer = ProgramWriter(self._weights())
             written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
@@ -206,7 +199,7 @@ class _Build:
             self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
             yield bucket
 
-    def _finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]:
+    def finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]:
         """The graph that will serve: the best that is right, and still faster than the simplest, measured once more."""
         while choice.winner != 0:
             try:
@@ -258,3 +251,29 @@ class _Build:
                 "tolerance": self.options.tolerance,
             },
         }
+
+
+class _SearchBehind:
+    """compiled.Behind: what is left of a build that did not search."""
+
+    def __init__(self, build: _Build, exports: Mapping[int, ExportedProgram]) -> None:
+        self._build = build
+        self._exports = exports
+        self._choices: dict[int, Choice] = {}
+        self._reader: ProgramReader | None = None  # one for all batch sizes: they share what it reads
+
+    def search(self, progress: Progress) -> SavedPlan:
+        return self._build.search(self._exports, progress)
+
+    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
+        build, held = self._build, self._build.device.held_bytes()
+        self._reader = self._reader or build.reader(found)
+        try:
+            choice = build.read(found, bucket, self._reader)
+        except UNREADABLE as error:
+            raise TuningError(f"what was found cannot be read: {first_line(error)}") from error
+        graph, self._choices[bucket] = build.finish(choice)
+        return graph, self._choices[bucket].plan(bucket, build.device.held_bytes() - held, reused=False)
+
+    def save(self, plan: Plan) -> None:
+        self._build.save(plan, self._choices)

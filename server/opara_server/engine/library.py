@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opara_server.engine.build import CompiledModel, compile_model
+from opara_server.engine.build import compile_model
+from opara_server.engine.compiled import CompiledModel
 from opara_server.engine.options import AUTO, BuildOptions
 from opara_server.engine.plan import Plan
 from opara_server.engine.spec import TensorSpec

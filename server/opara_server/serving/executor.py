@@ -71,6 +71,10 @@ class Executor:
         """From now on run its batches. Executor's thread."""
         self._workers[worker.name] = worker
 
+    def runs(self, name: str) -> bool:
+        """Whether a model of that name is attached. Executor's thread."""
+        return name in self._workers
+
     def detach(self, name: str) -> None:
         """Forget a model; what still waits in its queue is refused. Executor's thread."""
         if worker := self._workers.pop(name, None):

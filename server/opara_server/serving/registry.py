@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import NoReturn
 
 from torch import nn
@@ -20,6 +21,7 @@ from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batcher
 from opara_server.serving.errors import ModelNotFound, ModelUnavailable
 from opara_server.serving.executor import Executor, Worker
+from opara_server.serving.improvement import Improvement
 from opara_server.serving.limits import Limits
 from opara_server.serving.repository import Entry, RepositoryError, scan
 from opara_server.serving.staging import Compiled, Lane
@@ -139,6 +141,10 @@ class Registry:
         for name, loaded in self._loaded.items():
             self._executor.attach(loaded.worker)
             self._change(name, state=ModelState.READY)
+        for name, loaded in self._loaded.items():
+            if loaded.compiled.behind is not None:
+                done = partial(self._improved, name)
+                Improvement(loaded.compiled, loaded.worker, self._executor, self._metrics, done).start()
         progress("ready", 1.0)
 
     def unload_all(self) -> None:
@@ -198,6 +204,12 @@ class Registry:
 
         options = config.build_options(self._config.cache_dir)
         return compile_model(name, module, [i.spec for i in config.inputs], config.device, options, progress)
+
+    def _improved(self, name: str, plan: Plan) -> None:
+        loaded = self._loaded[name]
+        self._loaded[name] = replace(loaded, served=replace(loaded.served, plan=plan))
+        self._describe(name, plan=plan)
+        log.info("model improved", extra=_summary(plan, 0.0))
 
     def _failed(self, name: str, reason: str, error: Exception | None = None) -> None:
         log.error("model failed to load: %s", reason, exc_info=error, extra={"model": name})

@@ -12,8 +12,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from opara_server.engine.compiled import Behind
 from opara_server.engine.device import CapturedGraph, Stamp
 from opara_server.engine.plan import Plan
+from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
 from opara_server.serving.batcher import Batch
 
@@ -42,7 +44,11 @@ class Compiled(Protocol):
     def buckets(self) -> tuple[int, ...]: ...
     @property
     def plan(self) -> Plan: ...
+    @property
+    def behind(self) -> Behind | None: ...
     def graph(self, bucket: int) -> CapturedGraph: ...
+    def improve(self, found: SavedPlan, bucket: int) -> CapturedGraph: ...
+    def improved(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -87,6 +93,10 @@ class Lane:
             self.device.synchronize()  # also after an error: the next batch must not meet this one's copies
         copy_in, replay, copy_out = (a.elapsed_us(b) / 1e6 for a, b in pairwise(stamps))
         return self._unpack(batch), Timing(copy_in, replay, copy_out)
+
+    def switch(self, bucket: int, graph: CapturedGraph) -> None:
+        """Batches of that size run on ``graph`` from now on. Between batches."""
+        self._graphs[bucket] = graph
 
     def warm(self, bucket: int) -> float:
         """Run rows of padding a few times; the seconds of the fastest run."""

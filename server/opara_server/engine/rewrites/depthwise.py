@@ -35,8 +35,8 @@ class _Layer:
 
 
 def depthwise(module: GraphModule, weights: Weights, *, tuned: bool = False) -> int:
-    """Returns how many depthwise convolutions are calls of ``opara::depthwise``. Only in channels_last layout, and
-    where the weights are known.
+    """Returns how many depthwise convolutions are calls of ``opara::depthwise``. Only where their results are
+    channels_last, and the weights known.
 
     A ReLU ahead is applied by each of those that read it, whether or not others need it, too: what it is applied to is
     there earlier. So is the bias of a convolution that only they read: Inductor adds it in a kernel of its own.
@@ -55,6 +55,9 @@ def depthwise(module: GraphModule, weights: Weights, *, tuned: bool = False) -> 
             if layer.x not in made:
                 bare = Insert(module, layer.x)
                 made[layer.x] = bare.call(aten.conv2d.default, conv.x, conv.weight, None, *conv.geometry)
+        elif not is_channels_last(value(layer.x)) and layer.x not in made:
+            insert = Insert(module, layer.conv.node)  # ahead of all that read it
+            made[layer.x] = insert.call(aten.clone.default, layer.x, memory_format=torch.channels_last)
         made[layer.end] = _call(module, weights, layer, made.get(layer.x, layer.x), x_bias, tuned)
         layer.end.replace_all_uses_with(made[layer.end])
     return len(layers)
@@ -89,7 +92,7 @@ def _layer(module: GraphModule, node: Node) -> _Layer | None:
     path: list[Node] = []
     while True:
         border = (0, 0) if _is_free_relu(module, x) else _border(x)
-        if border is None or not is_channels_last(value(x.all_input_nodes[0])):
+        if border is None:
             break
         padding = (padding[0] + border[0], padding[1] + border[1])
         relu = relu or x.target is aten.relu.default
@@ -111,7 +114,8 @@ def _depthwise(module: GraphModule, node: Node) -> Convolution | None:
     fits = (
         1 < conv.groups == weight.shape[0] == images[0].shape[1]
         and weight[0, 0].numel() <= MOST_TAPS
-        and all(is_channels_last(image) and image.numel() < MOST_ELEMENTS for image in images)
+        and is_channels_last(images[1])
+        and all(image.numel() < MOST_ELEMENTS for image in images)
     )
     return conv if fits else None
 

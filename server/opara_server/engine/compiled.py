@@ -1,0 +1,90 @@
+"""A model that is ready to run, and may yet get better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from opara_server.engine.device import CapturedGraph, Device
+from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.plan import BucketPlan, Plan
+from opara_server.engine.plan_store import SavedPlan
+
+Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
+
+
+class Behind(Protocol):
+    """The search of a model that runs its simplest graphs meanwhile."""
+
+    def search(self, progress: Progress) -> SavedPlan:
+        """Blocks for as long as the tuning budget says; from any thread. What ``progress`` raises ends it.
+
+        Raises TuningError, LoweringError.
+        """
+        ...
+
+    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
+        """The graph to run from now on. The model's thread, device idle. Raises EngineError."""
+        ...
+
+    def save(self, plan: Plan) -> None:
+        """For the next start, once all batch sizes are finished."""
+        ...
+
+
+class CompiledModel:
+    """A model that is ready to run. All use from one thread at a time, inside ``device.bind()``.
+
+    ``behind``: where the search is still to be done, else None.
+    """
+
+    def __init__(
+        self,
+        flat: FlatModule,
+        device: Device,
+        graphs: Mapping[int, CapturedGraph],
+        plan: Plan,
+        behind: Behind | None = None,
+    ) -> None:
+        self.inputs = flat.inputs
+        self.outputs = flat.outputs
+        self.device = device
+        self.buckets = tuple(sorted(graphs))
+        self.plan = plan
+        self.rebuild = flat.rebuild  # a flat tuple of outputs → the module's own structure
+        self.behind = behind
+        self._graphs = dict(graphs)
+        self._retired: list[CapturedGraph] = []  # kept: destroying them could corrupt those that live
+
+    def graph(self, bucket: int) -> CapturedGraph:
+        return self._graphs[bucket]
+
+    def improve(self, found: SavedPlan, bucket: int) -> CapturedGraph:
+        """The bucket's graph from now on: as the search behind has ``found``, where that is right and faster.
+
+        The model's thread, device idle. Takes as long as capturing, verifying and measuring one graph.
+        """
+        assert self.behind is not None
+        with self.device.tuning():
+            graph, plan = self.behind.finish(found, bucket)
+        self._retired.append(self._graphs[bucket])
+        self._graphs[bucket] = graph
+        others = [b for b in self.plan.buckets if b.batch_size != bucket]
+        self.plan = replace(self.plan, buckets=tuple(sorted([*others, plan], key=lambda b: b.batch_size)))
+        return graph
+
+    def improved(self) -> None:
+        """All buckets are: the plan is saved, and what only the search needed is let go."""
+        assert self.behind is not None
+        self.behind.save(self.plan)
+        self.behind = None
+
+    def close(self) -> None:
+        """Free graphs, their memory and streams. The device must be idle."""
+        for graph in (*self._graphs.values(), *self._retired):
+            graph.close()
+        self._graphs.clear()
+        self._retired.clear()
+        self.behind = None
+        self.device.close()

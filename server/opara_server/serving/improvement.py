@@ -1,0 +1,81 @@
+"""The search that goes on while its model serves: a thread waits for it, the executor switches between batches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import replace
+
+from opara_server.engine.errors import EngineError
+from opara_server.engine.plan import Plan
+from opara_server.engine.plan_store import SavedPlan
+from opara_server.observe import occupancy
+from opara_server.observe.metrics import Metrics
+from opara_server.serving.executor import Executor, Worker
+from opara_server.serving.staging import Compiled
+
+log = logging.getLogger(__name__)
+
+
+class StoppedError(Exception):
+    """The server stops: nobody waits for the search any more."""
+
+
+class Improvement:
+    """One model's. ``done``: called on the executor's thread with the plan that runs in the end."""
+
+    def __init__(
+        self, compiled: Compiled, worker: Worker, executor: Executor, metrics: Metrics, done: Callable[[Plan], None]
+    ) -> None:
+        self._compiled = compiled
+        self._worker = worker
+        self._executor = executor
+        self._metrics = metrics
+        self._done = done
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name=f"opara-search-{self._worker.name}", daemon=True).start()
+
+    def _run(self) -> None:
+        name, behind = self._worker.name, self._compiled.behind
+        assert behind is not None
+        try:
+            found = behind.search(self._report)
+            for bucket in reversed(self._compiled.buckets):  # largest first: smaller graphs reuse its memory
+                self._executor.run(lambda size=bucket: self._switch(found, size)).result()  # type: ignore[misc]
+            self._executor.run(self._end).result()
+        except (CancelledError, StoppedError):
+            log.info("the search is given up: the server stops", extra={"model": name})
+        except EngineError as error:
+            log.warning("the search failed, what runs goes on: %s", error, extra={"model": name})
+        except Exception:
+            log.exception("the search failed, what runs goes on", extra={"model": name})
+
+    def _report(self, doing: str, share: float) -> None:
+        if self._executor.stopping:
+            raise StoppedError
+        log.info("behind serving: %s (%d %%)", doing, 100 * share, extra={"model": self._worker.name})
+
+    def _switch(self, found: SavedPlan, bucket: int) -> None:
+        """Executor's thread. The model stands still for as long as this takes; its requests wait."""
+        if not self._executor.runs(self._worker.name):
+            raise StoppedError
+        self._executor.bind(self._compiled.device)
+        try:
+            graph = self._compiled.improve(found, bucket)
+            self._worker.lane.switch(bucket, graph)
+            self._worker.batcher.ran(bucket, self._worker.lane.warm(bucket))
+            occupancy.sample(self._metrics, self._worker.name, bucket, graph)
+        finally:
+            self._executor.bind(None)
+
+    def _end(self) -> None:
+        """Executor's thread."""
+        if not self._executor.runs(self._worker.name):
+            raise StoppedError
+        self._compiled.improved()
+        plan = self._compiled.plan
+        self._executor.attach(replace(self._worker, metrics=self._metrics.model(plan)))
+        self._done(plan)

@@ -1,0 +1,116 @@
+"""Models that serve at once and better later: no request is lost, and each is answered by one graph or the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from opara_server.config import ModelConfig
+from opara_server.engine.compiled import Progress
+from opara_server.engine.device import CapturedGraph
+from opara_server.engine.errors import EngineError
+from opara_server.engine.plan import BucketPlan, Plan
+from opara_server.engine.plan_store import SavedPlan
+from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
+from tests.serving.registries import MODEL, Compiler, Server, repository, serving
+
+
+class Search:
+    """Lasts until it is told to end; ``error`` is what it ends with."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.go = threading.Event()
+        self.error: Exception | None = None
+
+    def search(self, progress: Progress) -> SavedPlan:
+        while not self.go.wait(0.005):
+            progress("compiling", 0.5)
+        if self.error is not None:
+            raise self.error
+        return SavedPlan(self.plan, {}, {})
+
+    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
+        raise NotImplementedError  # FakeCompiled.improve stands for it
+
+    def save(self, plan: Plan) -> None:
+        raise NotImplementedError
+
+
+class Behind(Compiler):
+    def __call__(self, name: str, module: torch.nn.Module, config: ModelConfig, progress: Progress) -> FakeCompiled:
+        made = super().__call__(name, module, config, progress)
+        made.behind = self.search = Search(made.plan)
+        return made
+
+
+def ask(server: Server, rows: int) -> tuple[np.ndarray, Answer]:
+    sent, answer = rows_of(rows), Answer()
+    server.registry.get("a").batcher.submit(sent, None, answer)
+    return doubled(sent), answer
+
+
+def test_a_model_serves_at_once_and_better_later(tmp_path: Path) -> None:
+    compiler = Behind()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        before, answer = ask(server, 3)
+        np.testing.assert_array_equal(answer.array(), before)
+        asked = []
+        compiler.search.go.set()
+        while server.registry.describe("a").plan == compiler.search.plan:
+            asked.append(ask(server, 5))
+            asked[-1][1].outcome()
+        for expected, got in asked:  # one graph or the other, for each batch
+            rows = got.array() / expected
+            assert {*np.unique(rows)} <= {1.0, 1.5}
+        after, answer = ask(server, 6)
+        np.testing.assert_array_equal(answer.array(), after * 1.5)
+        plan = server.registry.describe("a").plan
+        assert plan is not None
+        assert {bucket.policy for bucket in plan.buckets} == {"improved"}
+        assert server.registry.get("a").plan == plan
+        sample = server.metrics.registry.get_sample_value
+        assert sample("opara_replays_total", {"model": "a", "bucket": "4", "policy": "improved"})
+
+
+@pytest.mark.parametrize("error", [EngineError("out of memory"), RuntimeError("a bug")])
+def test_a_search_that_fails_leaves_what_runs(
+    tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Behind()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server, caplog.at_level(logging.WARNING):
+        server.load()
+        compiler.search.error = error
+        compiler.search.go.set()
+        wait_for(lambda: "the search failed, what runs goes on" in caplog.text)
+        expected, answer = ask(server, 2)
+        np.testing.assert_array_equal(answer.array(), expected)
+
+
+def test_a_server_that_stops_does_not_wait_for_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiler = Behind()
+    with caplog.at_level(logging.INFO):
+        with serving(repository(tmp_path, a=MODEL), compiler) as server:
+            server.load()
+        (thread,) = [t for t in threading.enumerate() if t.name == "opara-search-a"] or [threading.current_thread()]
+        if thread is not threading.current_thread():
+            thread.join(PATIENCE_S)
+    assert compiler.made["a"].closed
+    assert "the search is given up" in caplog.text
+
+
+def test_what_is_found_after_the_end_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiler = Behind()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        server.executor.run(server.registry.unload_all).result(PATIENCE_S)
+        with caplog.at_level(logging.INFO):
+            compiler.search.go.set()
+            wait_for(lambda: "the search is given up" in caplog.text)
+    assert compiler.made["a"].plan == compiler.search.plan
