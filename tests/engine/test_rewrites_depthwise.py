@@ -133,8 +133,9 @@ def test_an_image_in_another_layout_is_copied_once() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.stack([x, x * 2]).mean(0)
 
-    x = image(6)
-    graph = rewritten(settled(Cell(Stacked(), False)), (x,), *BOTH)
+    x, module = image(6), settled(Cell(Stacked(), False))
+    module.to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
+    graph = rewritten(module, (x,), *BOTH)
     assert (operators(graph)["clone"], operators(graph)["depthwise"]) == (1, 2)
     assert_true_metadata(graph, x)
 
