@@ -47,9 +47,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One schedule of one lowering measured for a bucket. ``rejected``: why it was refused whatever it measured; else empty.
+    """One schedule of one lowering measured for a bucket.
 
-    ``compact``: its streams were reduced to what its order needs.
+    ``rejected``: why it was refused whatever it measured; else empty. ``compact``: its streams were reduced to what its
+    order needs.
     """
 
     policy: str

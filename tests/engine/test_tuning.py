@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,16 @@ def test_a_child_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(TuningError, match="exit code 1"):
         tuned(Branches())
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text("{}")
+    command = [sys.executable, "-c", "import time; from opara_server.engine import tuning_child as child;"]
+    command[2] += "child.Request.loads = lambda text: time.sleep(60); child.main(child.Path('" + str(tmp_path) + "'))"
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 1
 
 
 def test_a_refused_lowering_reaches_the_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
