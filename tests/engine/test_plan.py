@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
 from opara_server.engine.plan_store import PlanStore, SavedPlan
+from opara_server.engine.program_json import content_digest
 
 SEQUENTIAL = Candidate("aten", "sequential", False, 1, 0, 90.0, 100.0, 4096)
 OPARA = Candidate("aten", "opara", True, 4, 7, 40.5, 50.0, 6000)
@@ -22,7 +23,9 @@ UNCAPTURED = Candidate("aten", "wavefront", False, 9, 20, 45.0, 0.0, 9000, rejec
 BUCKET = BucketPlan(8, "opara", True, "aten", 12, 4, 5, 33.3, 4, 7, 50.0, 100.0, 6000, (SEQUENTIAL, OPARA, UNCAPTURED))
 PLAN = Plan("digits", "cpu", "A processor", (replace(BUCKET, batch_size=1), BUCKET))
 CHOICES: dict[str, Any] = {"1": {"simplest": {}, "best": None}}
-SAVED = SavedPlan(PLAN, CHOICES, {"abc": torch.arange(3, dtype=torch.uint8)})
+TENSOR = torch.arange(3, dtype=torch.uint8)
+NAME = content_digest(TENSOR)
+SAVED = SavedPlan(PLAN, CHOICES, {NAME: TENSOR})
 KEY: dict[str, Any] = {"graph": "abc", "buckets": [1, 8], "options": {"tolerance": None}}
 
 
@@ -62,7 +65,7 @@ def test_a_saved_plan_is_found_under_its_whole_key(tmp_path: Path) -> None:
     found = store.load("digits", dict(reversed(KEY.items())))
     assert found is not None
     assert (found.plan, found.choices) == (PLAN, CHOICES)
-    assert found.tensors["abc"].tolist() == [0, 1, 2]
+    assert found.tensors[NAME].tolist() == [0, 1, 2]
     for other in ({**KEY, "graph": "abd"}, {**KEY, "buckets": [1, 4]}, {**KEY, "options": {"tolerance": 0.1}}, {}):
         assert store.load("digits", other) is None
     assert store.load("letters", KEY) is None
@@ -152,6 +155,17 @@ def test_a_damaged_or_foreign_file_is_ignored_with_a_warning(
     assert f"ignoring the saved plan {path.name}" in caplog.text
     store.save(KEY, SAVED)
     assert store.load("digits", KEY) is not None
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = PlanStore(tmp_path)
+    store.save(KEY, SAVED)
+    path = store.path("digits", KEY)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # tensors come last
+    path.write_bytes(content)
+    assert store.load("digits", KEY) is None
+    assert "1 damaged tensors" in caplog.text
 
 
 @pytest.mark.parametrize(

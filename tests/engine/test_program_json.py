@@ -136,3 +136,27 @@ def test_a_model_whose_weights_are_used_whole() -> None:
     program = lowered(module, case, 4)
     again = reread(writer.write(program), writer, weights_of(module), program.inputs)
     torch.testing.assert_close(again.run_in_order(), program.run_in_order(), rtol=0, atol=0)
+
+
+def test_conjugate_and_negative_views_of_an_input_are_views_again() -> None:
+    def parts(x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.view(-1, 4, 2))
+        return torch.cat([pairs.conj().imag, (pairs.conj() * (1 + 2j)).real], 1)
+
+    case = Case(lambda: Function(parts))
+    program = lowered(case.build(), case, 4)
+    inputs = static_inputs(ROW, 4, CPU, channels_last=False)
+    writer = ProgramWriter([])
+    again = reread(writer.write(program), writer, {}, inputs)
+    fill_random(inputs, ROW)
+    torch.testing.assert_close(again.run_in_order()[0], parts(inputs[0]))
+
+
+def test_a_weight_that_has_shrunk_is_noticed() -> None:
+    case = ZOO["branches"]
+    module = case.build().eval()
+    writer = ProgramWriter(weights_of(module).items())
+    data = writer.write(lowered(module, case, 2))
+    weights = {name: tensor[:1].clone() for name, tensor in weights_of(module).items()}
+    with pytest.raises(ValueError, match=r"beyond the|another layout"):
+        reread(data, writer, weights, static_inputs(case.inputs, 2, CPU, channels_last=False))

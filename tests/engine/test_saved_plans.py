@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from opara_server.engine.program_json import content_digest
 from tests.engine.compiling import assert_right, compiled, on_several_streams, streams_are_fast
 from tests.engine.devices import ScriptedDevice
 from tests.engine.models import ROW, Branches
@@ -137,3 +138,24 @@ def test_what_was_computed_from_weights_is_not_computed_again(tmp_path: Path) ->
     assert model.plan.reused
     assert_right(model, module)
     model.close()
+
+
+def test_a_saved_plan_whose_numbers_are_wrong_is_measured_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Folds()
+    compiled(module, cache_dir=tmp_path).close()
+    (file,) = tmp_path.iterdir()
+    with safe_open(file, framework="pt") as saved:
+        metadata = saved.metadata()
+        tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118
+    zeros = torch.zeros_like(next(iter(tensors.values())))
+    for name in tensors:
+        metadata["choices"] = metadata["choices"].replace(name, content_digest(zeros))
+    save_file({content_digest(zeros): zeros}, file, metadata)
+    model = compiled(module, cache_dir=tmp_path)
+    assert "ignoring the saved plan" in caplog.text
+    assert not model.plan.reused
+    assert_right(model, module)
+    model.close()
+    assert compiled(module, cache_dir=tmp_path).plan.reused

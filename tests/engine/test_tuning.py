@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from opara_server.engine import build
+from opara_server.engine import build, tuning
 from opara_server.engine.device_cpu import CpuDevice
-from opara_server.engine.errors import LoweringError
+from opara_server.engine.errors import LoweringError, TuningError
 from opara_server.engine.export import export_all
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
-from opara_server.engine.tuning import Request, TuningError, tune_in_children
+from opara_server.engine.tuning import FOLDER, Request, tune_in_children
 from tests.engine.compiling import assert_right, compiled, streams_are_fast
 from tests.engine.devices import ScriptedDevice
 from tests.engine.models import ROW, Branches
@@ -29,14 +29,14 @@ CPU = torch.device("cpu")
 OPTIONS = BuildOptions((1, 4), policy="opara", tuning_budget_s=4.0)
 
 
-def tuned(module: nn.Module, device: str = "cpu", options: BuildOptions = OPTIONS) -> SavedPlan:
+def tuned(module: nn.Module, options: BuildOptions = OPTIONS) -> SavedPlan:
     inputs = {size: static_inputs(ROW, size, CPU, channels_last=False) for size in options.batch_sizes}
     said: list[tuple[str, float]] = []
     exports = export_all(module.eval(), inputs)
-    found = tune_in_children("small", device, ROW, exports, options, ["no.such.module"], lambda *now: said.append(now))
-    assert {what for what, _ in said} == {
-        f"{step} batch size {b}" for step in ("compiling", "measuring") for b in (1, 4)
-    }
+    arguments = ("small", CPU, ROW, exports, options, ["no.such.module"])
+    found = tune_in_children(*arguments, lambda what, share: said.append((what, share)))
+    steps = {f"{step} batch size {size}" for step in ("compiling", "measuring") for size in options.batch_sizes}
+    assert {what for what, _ in said} == {"searching", *steps}
     assert [share for _, share in said] == sorted(share for _, share in said)
     return found
 
@@ -49,29 +49,21 @@ class OnAGpu(ScriptedDevice):
 
 @pytest.fixture
 def children_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def elsewhere(name: str, _device: str, *more: Any) -> SavedPlan:
-        return tune_in_children(name, "cpu", *more)
+    def elsewhere(name: str, _device: torch.device, *more: Any) -> SavedPlan:
+        return tune_in_children(name, CPU, *more)
 
     monkeypatch.setattr(build, "tune_in_children", elsewhere)
 
 
 def test_a_request_is_read_as_it_was_written() -> None:
-    request = Request(
-        "m",
-        "cuda",
-        (TensorSpec("x", "int64", (3, 4), 0, 9),),
-        OPTIONS,
-        (4, 1),
-        {1: "a", 4: "b"},
-        ("os",),
-        ("tf32", "x"),
-    )
+    spec = TensorSpec("x", "int64", (3, 4), 0, 9)
+    request = Request("m", "cuda", 1, (spec,), OPTIONS, (4, 1), {1: "a", 4: "b"}, ("os",), ("tf32", "ieee"))
     assert Request.loads(request.dumps()) == request
 
 
 @pytest.mark.parametrize("cores", [4, 8])
 def test_children_share_the_batch_sizes(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(cores)))
     found = tuned(Branches())
     assert [bucket.batch_size for bucket in found.plan.buckets] == [1, 4]
     assert found.choices.keys() == {"1", "4"}
@@ -91,23 +83,28 @@ def test_what_the_children_found_serves_and_is_saved(tmp_path: Path) -> None:
         model.close()
 
 
-def test_a_search_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_search_that_fails_is_a_warning_and_is_tried_again_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def failing(*_arguments: Any) -> SavedPlan:
         raise TuningError("out of memory")
 
     monkeypatch.setattr(build, "tune_in_children", failing)
     module = Branches()
     with caplog.at_level(logging.WARNING):
-        model = compiled(module, device=OnAGpu(streams_are_fast))
+        model = compiled(module, device=OnAGpu(streams_are_fast), cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
     assert "no search, PyTorch's own operators run in sequence: out of memory" in caplog.text
     assert {(b.lowering, b.policy, len(b.candidates)) for b in model.plan.buckets} == {("aten", "sequential", 1)}
     assert_right(model, module)
     model.close()
 
 
-def test_a_child_that_is_refused_its_device_says_so() -> None:
+def test_a_failure_of_a_child_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = Request.dumps
+    monkeypatch.setattr(Request, "dumps", lambda request: loads(request).replace('"device": "cpu"', '"device": "tpu"'))
     with pytest.raises(TuningError, match="unknown device 'tpu'"):
-        tuned(Branches(), device="tpu")
+        tuned(Branches())
 
 
 def test_a_child_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,21 +113,90 @@ def test_a_child_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         tuned(Branches())
 
 
-def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    (tmp_path / "request.json").write_text("{}")
-    command = [sys.executable, "-c", "import time; from opara_server.engine import tuning_child as child;"]
-    command[2] += "child.Request.loads = lambda text: time.sleep(60); child.main(child.Path('" + str(tmp_path) + "'))"
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+def test_a_child_ends_with_its_parent_and_tidies_up(tmp_path: Path) -> None:
+    folder = tmp_path / f"{FOLDER}x" / "0"
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text("{}")
+    program = "import time; from opara_server.engine import tuning_child as child;"
+    program += f"child.Request.loads = lambda text: time.sleep(60); child.main(child.Path({str(folder)!r}))"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(30) == 1
+    assert not folder.parent.exists()
+    assert tmp_path.exists()
+
+
+def speaking(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Children that only say something."""
+    child = folder / "child"
+    child.write_text(f"#!/bin/sh\n{script}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(child))
+
+
+def test_what_is_no_json_is_no_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    speaking(monkeypatch, tmp_path, "echo Segmentation fault; sleep 60")
+    with pytest.raises(TuningError, match="Segmentation fault"):
+        tuned(Branches())
+
+
+def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    speaking(monkeypatch, tmp_path, "exec sleep 600")
+    monkeypatch.setattr(tuning, "SLACK_S", -100.0)
+    with pytest.raises(TuningError, match="takes too long"):
+        tuned(Branches())
+
+
+def test_one_that_dies_while_another_measures_is_noticed_and_none_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = f"""
+        echo $$ >> {tmp_path}/pids
+        echo '{{"state": "compiled"}}'
+        case $3 in */0) read order; sleep 1; echo '{{"state": "measured"}}'; sleep 60;; esac
+    """
+    speaking(monkeypatch, tmp_path, script)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(8)))
+    with pytest.raises(TuningError, match="ended"):
+        tuned(Branches())
+    for process in (tmp_path / "pids").read_text().split():
+        assert not Path("/proc", process).exists()
+
+
+def test_warnings_of_children_are_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = """echo '{"warned": "no fused lowering"}'; """
+    speaking(monkeypatch, tmp_path, warning * 2 + """echo '{"failed": "enough"}'""")
+    with pytest.raises(TuningError, match="enough"):
+        tuned(Branches())
+    assert caplog.text.count("no fused lowering") == 1
+
+
+def test_what_keeps_the_exports_from_the_children_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("torch.export.save", full)
+    with pytest.raises(TuningError, match="OSError: No space left on device"):
+        tuned(Branches())
+
+
+def test_what_progress_raises_ends_the_search() -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stopped(_what: str, _share: float) -> None:
+        raise StoppedError
+
+    inputs = {4: static_inputs(ROW, 4, CPU, channels_last=False)}
+    with pytest.raises(StoppedError):
+        tune_in_children("small", CPU, ROW, export_all(Branches().eval(), inputs), OPTIONS, [], stopped)
 
 
 def test_a_refused_lowering_reaches_the_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    child = tmp_path / "child"
-    child.write_text('#!/bin/sh\necho \'{"refused": "no operators"}\'\n')
-    child.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(child))
+    speaking(monkeypatch, tmp_path, """echo '{"refused": "no operators"}'""")
     with pytest.raises(LoweringError, match="no operators"):
         tuned(Branches())
 

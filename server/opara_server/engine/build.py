@@ -13,10 +13,10 @@ from torch.export import ExportedProgram
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
 from opara_server.engine.choose import Search, saved_plan
-from opara_server.engine.compiled import CompiledModel, Progress
+from opara_server.engine.compiled import CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.digests import graph_digest, tensors_digest
-from opara_server.engine.errors import CaptureError, LoweringError, VerificationError, first_line
+from opara_server.engine.digests import graph_digest, sources_digest, tensors_digest
+from opara_server.engine.errors import CaptureError, LoweringError, TuningError, VerificationError, first_line
 from opara_server.engine.export import export_all
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_whole import lower_whole
@@ -28,7 +28,7 @@ from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
 from opara_server.engine.select import measure
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
-from opara_server.engine.tuning import TuningError, tune_in_children
+from opara_server.engine.tuning import tune_in_children
 from opara_server.engine.verify import Verifier
 from opara_server.version import VERSION
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
 
 
 def compile_model(
@@ -77,7 +77,7 @@ class _Build:
         self.name = name
         self.device = device
         self.options = options
-        self.progress = progress
+        self.progress = forward_only(progress)
         self.buckets = sorted(set(options.batch_sizes), reverse=True)  # largest first: smaller graphs reuse its memory
         with torch.inference_mode(False):  # the weights stay ordinary tensors, for whoever else uses the module
             module.to(device.torch_device())
@@ -91,36 +91,55 @@ class _Build:
         self.fallback_reason = ""
         self._store: PlanStore | None = None
         self._saved_under: Json = {}
-        self._untuned: Mapping[int, ExportedProgram] | None = None  # what the search behind is to work on
+        self._exports: Mapping[int, ExportedProgram] = {}
+        self._untuned = False
 
     def run(self) -> CompiledModel:
         self.progress("exporting", 0.0)
         choices, reused = self._choices()
-        behind = None if self._untuned is None else _SearchBehind(self, self._untuned)
-        graphs: dict[int, CapturedGraph] = {}
-        plans: list[BucketPlan] = []
-        for bucket in self._announced("capturing and verifying", 0.7, 1.0):
-            held = self.device.held_bytes()
-            graphs[bucket], choices[bucket] = self.finish(choices[bucket])
-            steady_bytes = self.device.held_bytes() - held
-            plans.append(choices[bucket].plan(bucket, steady_bytes, reused=reused))
-        plan = Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), self.fallback_reason)
+        try:
+            graphs, plan = self._finish_all(choices, reused=reused)
+        except (CaptureError, VerificationError) as error:
+            if not reused:
+                raise
+            log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
+            choices, reused = self._tuned(self._exports), False
+            graphs, plan = self._finish_all(choices, reused=False)
+        behind = _SearchBehind(self) if self._untuned else None
         if not (reused or behind):
             self.save(plan, choices)
         self.device.trim()
         return CompiledModel(self.flat, self.device, graphs, plan, behind)
 
+    def _finish_all(self, choices: dict[int, Choice], *, reused: bool) -> tuple[dict[int, CapturedGraph], Plan]:
+        """The graphs that serve; ``choices`` become those that they are of."""
+        graphs: dict[int, CapturedGraph] = {}
+        plans: list[BucketPlan] = []
+        try:
+            for bucket in self._announced("capturing and verifying", 0.7, 1.0):
+                held = self.device.held_bytes()
+                graphs[bucket], choices[bucket] = self.finish(choices[bucket])
+                steady_bytes = self.device.held_bytes() - held
+                plans.append(choices[bucket].plan(bucket, steady_bytes, reused=reused))
+        except BaseException:
+            for graph in graphs.values():
+                graph.close()
+            raise
+        reason = self.fallback_reason
+        return graphs, Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), reason)
+
     def _choices(self) -> tuple[dict[int, Choice], bool]:
         """What is to run for each batch size, and whether that is from a saved plan. Raises CaptureError."""
         try:
             exports = export_all(self.flat.module, {bucket: self._inputs(bucket) for bucket in self.buckets})
+            self._exports = exports
             if self.options.cache_dir:
                 self._store, self._saved_under = PlanStore(self.options.cache_dir), self._key(exports)
                 kept = self._restored(self._store.load(self.name, self._saved_under))
                 if kept:
                     return kept, True
             if self.options.tune_behind:
-                self._untuned = exports
+                self._untuned = True
                 return self._searched(exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN)), False
             return self._tuned(exports), False
         except LoweringError as error:
@@ -136,11 +155,12 @@ class _Build:
         options = self.options
         if self.device.kind == "cuda" and (options.policy, options.lowering) != (SEQUENTIAL, ATEN):
             try:
-                found = self.search(exports, lambda what, share: self.progress(what, 0.1 + 0.6 * share))
+                found = self.search(lambda what, share: self.progress(what, 0.1 + 0.6 * share))
                 return self._read_all(found)
             except (TuningError, *UNREADABLE) as error:
                 log.warning("%s: no search, PyTorch's own operators run in sequence: %s", self.name, first_line(error))
                 options = replace(options, policy=SEQUENTIAL, lowering=ATEN)
+                self._store = None  # the next start may have better luck
         return self._searched(exports, options)
 
     def _searched(self, exports: Mapping[int, ExportedProgram], options: BuildOptions) -> dict[int, Choice]:
@@ -152,11 +172,12 @@ class _Build:
         found = saved_plan(self.name, self.device, choices, ProgramWriter(self._weights()))
         return self._read_all(found)
 
-    def search(self, exports: Mapping[int, ExportedProgram], progress: Progress) -> SavedPlan:
+    def search(self, progress: Progress) -> SavedPlan:
         """In child processes; from any thread. Raises TuningError, LoweringError."""
         modules = {type(part).__module__ for part in self.flat.module.modules()}
         own = sorted(name for name in modules if not name.startswith(("torch.", "__main__")))
-        return tune_in_children(self.name, self.device.kind, self.flat.inputs, exports, self.options, own, progress)
+        device, inputs = self.device.torch_device(), self.flat.inputs
+        return tune_in_children(self.name, device, inputs, self._exports, self.options, own, progress)
 
     def _restored(self, saved: SavedPlan | None) -> dict[int, Choice] | None:
         """The choices of a saved plan; of one that is not to be believed None, with a warning."""
@@ -236,7 +257,7 @@ class _Build:
         """Everything a measurement depends on."""
         return {
             "format": PLAN_FORMAT,
-            "engine": VERSION,
+            "engine": [VERSION, sources_digest()],
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
             "buckets": self.buckets,
@@ -256,14 +277,13 @@ class _Build:
 class _SearchBehind:
     """compiled.Behind: what is left of a build that did not search."""
 
-    def __init__(self, build: _Build, exports: Mapping[int, ExportedProgram]) -> None:
+    def __init__(self, build: _Build) -> None:
         self._build = build
-        self._exports = exports
         self._choices: dict[int, Choice] = {}
         self._reader: ProgramReader | None = None  # one for all batch sizes: they share what it reads
 
     def search(self, progress: Progress) -> SavedPlan:
-        return self._build.search(self._exports, progress)
+        return self._build.search(progress)
 
     def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
         build, held = self._build, self._build.device.held_bytes()

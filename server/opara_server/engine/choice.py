@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from opara_server.engine.plan import BucketPlan, Candidate
 from opara_server.engine.program import Program
-from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
+from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter, UnsavableError
 from opara_server.engine.schedule import Schedule, check
 
 
@@ -78,7 +79,10 @@ class Choice:
 def write_choice(choice: Choice, writer: ProgramWriter) -> Json:
     """Its graphs; the measurements are the plan's. Raises UnsavableError."""
     best = None if choice.winner == 0 else _write(choice.best, writer)
-    others = [[number, _write(runnable, writer)] for number, runnable in choice.others]
+    others = []
+    for number, runnable in choice.others:
+        with suppress(UnsavableError):  # they only stand by
+            others.append([number, _write(runnable, writer)])
     return {"simplest": _write(choice.simplest, writer), "best": best, "others": others}
 
 

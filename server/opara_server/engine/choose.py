@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from torch import Tensor
@@ -18,8 +19,10 @@ from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.policies import POLICIES, SLOW_POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
-from opara_server.engine.program_json import ProgramWriter
+from opara_server.engine.program_json import Json, ProgramWriter, UnsavableError
 from opara_server.engine.select import Contender, contenders, select, shortlist
+
+log = logging.getLogger(__name__)
 
 QUICK_POLICIES = [name for name in POLICIES if name not in SLOW_POLICIES]
 SEARCHED = 2  # of the programs, the most promising: those that get the policies that search
@@ -52,7 +55,7 @@ class Search:
     def choose(self, programs: Sequence[Program]) -> Choice:
         """Raises CaptureError where the first program does not even run."""
         begin = time.monotonic()
-        profiles = [self._profile(program) for program in programs]
+        programs, profiles = zip(*self._profiled(programs), strict=True)
         found = [self._contenders(*pair, QUICK_POLICIES) for pair in zip(programs, profiles, strict=True)]
         if self._options.policy == AUTO:
             by_promise = sorted(range(len(programs)), key=lambda n: self._fastest_us(found[n]))
@@ -75,17 +78,33 @@ class Search:
     def _fastest_us(self, entrants: Sequence[Contender]) -> float:
         return min(entrant.predicted_us(self._device.latency) for entrant in entrants)
 
-    def _profile(self, program: Program) -> Profile:
-        try:
-            return self._device.profile(program)
-        except EngineError:
-            raise
-        except Exception as error:
-            raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
+    def _profiled(self, programs: Sequence[Program]) -> Iterator[tuple[Program, Profile]]:
+        """Without those that fail, which is said; the first must not."""
+        for number, program in enumerate(programs):
+            try:
+                yield program, self._device.profile(program)
+            except EngineError:
+                raise
+            except Exception as error:
+                if number == 0:
+                    raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
+                log.warning("the %s lowering fails: %s", program.lowering, first_line(error))
 
 
 def saved_plan(name: str, device: Device, choices: dict[int, Choice], writer: ProgramWriter) -> SavedPlan:
-    """As if it had been saved. Raises UnsavableError."""
-    written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
-    buckets = tuple(choices[bucket].plan(bucket, 0, reused=False) for bucket in sorted(choices))
-    return SavedPlan(Plan(name, device.kind, device.name, buckets), written, writer.tensors)
+    """As if it had been saved; what cannot be written down gives way. Raises UnsavableError where all of a bucket's
+    cannot."""
+    written, plans = {}, []
+    for bucket, found in sorted(choices.items()):
+        written[str(bucket)], choice = _written(found, writer)
+        plans.append(choice.plan(bucket, 0, reused=False))
+    return SavedPlan(Plan(name, device.kind, device.name, tuple(plans)), written, writer.tensors)
+
+
+def _written(choice: Choice, writer: ProgramWriter) -> tuple[Json, Choice]:
+    try:
+        return write_choice(choice, writer), choice
+    except UnsavableError as error:
+        if choice.winner == 0:
+            raise
+        return _written(choice.falling_back(f"cannot be saved: {error}"), writer)

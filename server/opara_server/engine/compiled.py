@@ -14,6 +14,18 @@ from opara_server.engine.plan_store import SavedPlan
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
 
 
+def forward_only(progress: Progress) -> Progress:
+    """Shares that never go back: a search that failed begins anew."""
+    furthest = 0.0
+
+    def report(what: str, share: float) -> None:
+        nonlocal furthest
+        furthest = max(furthest, share)
+        progress(what, furthest)
+
+    return report
+
+
 class Behind(Protocol):
     """The search of a model that runs its simplest graphs meanwhile."""
 

@@ -40,7 +40,9 @@ C_TYPES: dict[str, type[Any]] = {
 
 
 def launch(kernel: KernelLaunch, parameters: Sequence[Any]) -> None:
-    """On PyTorch's current stream. Raises DeviceError where the driver refuses."""
+    """On PyTorch's current stream; nothing where the grid is empty. Raises DeviceError where the driver refuses."""
+    if 0 in kernel.grid:
+        return
     stream = torch.cuda.current_stream()
     code = kernel.code
     values = tuple(_value(parameter) for parameter in parameters)

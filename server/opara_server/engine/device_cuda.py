@@ -15,6 +15,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,7 +145,8 @@ class CudaDevice:
             "torch": torch.__version__,
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
-            "driver": str(driver),
+            "triton": _version("triton"),
+            "driver": f"{driver} {_driver()}",
             "float32": " ".join(float32_precision()),
         }
 
@@ -265,6 +268,21 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _driver() -> str:
+    """The driver's own version, which CUDA does not tell; empty where Linux does not."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except OSError:
+        return ""
 
 
 def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:

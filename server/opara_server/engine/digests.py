@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,10 +26,21 @@ def graph_digest(exported: ExportedProgram) -> str:
     return digest.hexdigest()
 
 
+@cache
+def sources_digest() -> str:
+    """Of the engine's own code: another version may lower, schedule or rewrite otherwise."""
+    digest = sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def tensors_digest(tensors: Iterable[Tensor]) -> str:
     """Of their bytes, shapes, strides and dtypes."""
     digest = sha256()
-    for tensor in tensors:
+    for given in tensors:
+        tensor = given.resolve_conj().resolve_neg()
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 ├── LoweringError       the module's operators cannot be had (it may still run as one sequential graph)
 ├── CaptureError        the device refused to capture or replay
 ├── VerificationError   the captured graph's numbers are wrong
+├── TuningError         the search for what runs fastest did not end as it should (the model still runs)
 ├── ModelError          the module itself cannot be served: its forward fails, or its outputs have no batch dimension
 └── DeviceError         the device asked for is not there
 
@@ -31,6 +32,10 @@ class CaptureError(EngineError):
 
 class VerificationError(EngineError):
     """A captured graph's outputs differ from eager PyTorch's by more than their bound."""
+
+
+class TuningError(EngineError):
+    """The search for what runs fastest did not end as it should."""
 
 
 class ModelError(EngineError):

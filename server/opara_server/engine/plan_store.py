@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opara_server.engine.plan import Plan
-from opara_server.engine.program_json import Json
+from opara_server.engine.program_json import Json, content_digest
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def read(path: Path, key: Mapping[str, Any]) -> SavedPlan:
             raise ValueError("the key inside does not match")
         plan = Plan.from_json(json.loads(said["plan"]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if damaged := [name for name, tensor in tensors.items() if content_digest(tensor) != name]:
+            raise ValueError(f"{len(damaged)} damaged tensors")
         return SavedPlan(plan, json.loads(said["choices"]), tensors)
 
 

@@ -44,7 +44,7 @@ class ProgramWriter:
         self._weights = dict(_by_storage(weights))
         self._contents: dict[str, tuple[str, Tensor]] = {}
         for name, tensor in self._weights.values():
-            self._contents[_digest(_bytes(tensor))] = (name, tensor)
+            self._contents[content_digest(_bytes(tensor))] = (name, tensor)
 
     def write(self, program: Program) -> Json:
         """Raises UnsavableError."""
@@ -99,13 +99,12 @@ class ProgramWriter:
     def _fixed(self, tensor: Any, inputs: Mapping[int, int]) -> Json:
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise UnsavableError(f"a constant of type {type(tensor).__name__}")
-        tensor = tensor.resolve_conj().resolve_neg()
         storage = tensor.untyped_storage()
-        layout = _layout(tensor)
+        layout = {**_layout(tensor), "conj": tensor.is_conj(), "neg": tensor.is_neg()}
         if storage._cdata in inputs:
             return {"input": inputs[storage._cdata], **layout, "offset": tensor.storage_offset()}
         content = _bytes(tensor)
-        known = self._weights.get(storage._cdata) or self._contents.get(_digest(content))
+        known = self._weights.get(storage._cdata) or self._contents.get(content_digest(content))
         if known is None:
             return {"tensor": self._keep(content), **layout, "offset": tensor.storage_offset()}
         name, weight = known
@@ -113,7 +112,7 @@ class ProgramWriter:
         return {"weight": name, "weight_stride": weight.stride(), **layout, "offset": offset}
 
     def _keep(self, data: Tensor) -> str:
-        digest = _digest(data)
+        digest = content_digest(data)
         self.tensors.setdefault(digest, data)
         return digest
 
@@ -128,7 +127,8 @@ def _bytes(tensor: Tensor) -> Tensor:
     return empty.set_(tensor.untyped_storage()).cpu()
 
 
-def _digest(data: Tensor) -> str:
+def content_digest(data: Tensor) -> str:
+    """By which a tensor of bytes is named."""
     return sha256(data.numpy().tobytes()).hexdigest()
 
 
@@ -202,7 +202,12 @@ class ProgramReader:
             home = self._there[digest]
         empty = torch.empty(0, dtype=torch_dtype(data["dtype"]), device=self._device)
         layout = tuple(data["shape"]), tuple(data["stride"])
-        return empty.set_(home.untyped_storage(), offset, *layout)
+        storage, end = home.untyped_storage(), offset + sum((n - 1) * s for n, s in zip(*layout, strict=True)) + 1
+        if offset < 0 or (0 not in layout[0] and end * empty.element_size() > storage.nbytes()):
+            raise ValueError(f"a constant lies beyond the {storage.nbytes()} bytes of {data}")
+        tensor = empty.set_(storage, offset, *layout)
+        tensor = torch.conj(tensor) if data["conj"] else tensor
+        return torch._neg_view(tensor) if data["neg"] else tensor
 
     def _decode(self, value: Any) -> Any:
         if isinstance(value, list):

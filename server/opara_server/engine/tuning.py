@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from opara_server.engine.errors import EngineError, LoweringError
+from opara_server.engine.child_process import Child
+from opara_server.engine.errors import LoweringError, TuningError, first_line
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan import Plan
 from opara_server.engine.plan_store import SavedPlan, read
@@ -32,14 +32,14 @@ from opara_server.engine.tensors import float32_precision
 log = logging.getLogger(__name__)
 
 CORES_PER_CHILD = 4  # Triton compiles in processes of its own
+CHILD_BYTES = 2 << 30  # of GPU memory: CUDA's context, libraries' workspaces, activations
+WEIGHTS_PER_CHILD = 6  # copies of the weights: the module's, and what each lowering makes of them
+SLACK_S = 600.0  # beyond twice the tuning budget: one variant may take minutes, and the budget ends none
 MEASURE = "measure\n"  # what a child waits for once it has compiled
 RESULT = "result.safetensors"
+FOLDER = "opara-tuning-"  # what the names of the folders begin with that are shared with children
 
 Progress = Callable[[str, float], None]
-
-
-class TuningError(EngineError):
-    """The search did not end as it should."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Request:
 
     name: str
     device: str
+    gpu: int | None  # its number
     inputs: tuple[TensorSpec, ...]
     options: BuildOptions
     buckets: tuple[int, ...]
@@ -65,6 +66,7 @@ class Request:
         return cls(
             data["name"],
             data["device"],
+            data["gpu"],
             tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in data["inputs"]),
             BuildOptions(**options),
             tuple(data["buckets"]),
@@ -76,7 +78,7 @@ class Request:
 
 def tune_in_children(
     name: str,
-    device: str,
+    device: torch.device,
     inputs: Sequence[TensorSpec],
     exports: Mapping[int, ExportedProgram],
     options: BuildOptions,
@@ -85,23 +87,47 @@ def tune_in_children(
 ) -> SavedPlan:
     """The plan for all batch sizes of ``exports``, as if it had been saved.
 
-    Raises LoweringError where a child could not even have the simplest programs, TuningError where one fails.
+    ``progress`` is called every second at least; what it raises ends the search. Raises LoweringError where a child
+    could not even have the simplest programs, TuningError where anything else goes wrong.
     """
-    with tempfile.TemporaryDirectory(prefix="opara-tuning-") as folder:
-        files = _save(exports, Path(folder))
-        count = max(1, min(len(exports), (os.cpu_count() or 1) // CORES_PER_CHILD))
+    with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as name_of_folder:
+        folder = Path(name_of_folder)
+        with _failures_told():
+            files = _save(exports, folder)
+        count = _children_at_once(exports, device)
         shares = [tuple(sorted(exports, reverse=True)[first::count]) for first in range(count)]
-        requests = [
-            Request(name, device, tuple(inputs), options, share, files, tuple(imports), float32_precision())
-            for share in shares
-        ]
-        with _children(requests, Path(folder)) as children:
+        first = Request(
+            name, device.type, device.index, tuple(inputs), options, (), files, tuple(imports), float32_precision()
+        )
+        requests = [replace(first, buckets=share) for share in shares]
+        with _children(requests, folder) as children:
+            conversation = _Conversation(progress, time.monotonic() + SLACK_S + 2 * options.tuning_budget_s)
             for number, child in enumerate(children):
-                child.wait_until("compiled", progress, 0.6 * number / count)
+                conversation.until(child, "compiled", 0.6 * number / count, 0.6 / count)
             for number, child in enumerate(children):
-                child.measure()
-                child.wait_until("measured", progress, 0.6 + 0.4 * number / count)
-            return _joined([read(child.folder / RESULT, {}) for child in children])
+                child.tell(MEASURE)
+                conversation.until(child, "measured", 0.6 + 0.4 * number / count, 0.4 / count)
+            with _failures_told():
+                return _joined([read(child.folder / RESULT, {}) for child in children])
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Whatever it is (a full disk, a module that cannot be saved), it is no reason not to run the model."""
+    try:
+        yield
+    except Exception as error:
+        raise TuningError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _children_at_once(exports: Mapping[int, ExportedProgram], device: torch.device) -> int:
+    """As many as the cores this process may use and the GPU's free memory have room for."""
+    count = min(len(exports), len(os.sched_getaffinity(0)) // CORES_PER_CHILD)
+    if device.type == "cuda":
+        weights = max(sum(t.nbytes for t in exported.state_dict.values()) for exported in exports.values())
+        free, _ = torch.cuda.mem_get_info(device)
+        count = min(count, int(free // (CHILD_BYTES + WEIGHTS_PER_CHILD * weights)))
+    return max(1, count)
 
 
 def _save(exports: Mapping[int, ExportedProgram], folder: Path) -> dict[int, str]:
@@ -123,52 +149,49 @@ def _joined(parts: Sequence[SavedPlan]) -> SavedPlan:
     return SavedPlan(Plan(first.model, first.device, first.device_name, tuple(buckets)), choices, tensors)
 
 
-class _Child:
-    """Its words come on stdout, a JSON object a line; what it logs goes where this process logs."""
+class _Conversation:
+    """With all children of one search; until ``end``, on time.monotonic()."""
 
-    def __init__(self, request: Request, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        (folder / "request.json").write_text(request.dumps())
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "opara_server.engine.tuning_child", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+    def __init__(self, progress: Progress, end: float) -> None:
+        self._progress = progress
+        self._end = end
+        self._warned: set[str] = set()
 
-    def measure(self) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(MEASURE)
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise TuningError("the search ended before it measured") from error
-
-    def wait_until(self, state: str, progress: Progress, share: float) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            said = json.loads(line)
+    def until(self, child: Child, state: str, begin: float, width: float) -> None:
+        """Returns once it is in that state; ``begin`` and ``width``: of the whole, the share that this is."""
+        doing, share = "searching", begin
+        while True:
+            self._progress(doing, share)
+            said = child.hear(1.0)
+            if said is None and time.monotonic() > self._end:
+                raise TuningError("the search takes too long")
+            said = said or {}
             if "refused" in said:
                 raise LoweringError(said["refused"])
             if "failed" in said:
                 raise TuningError(said["failed"])
             if said.get("state") == state:
                 return
-            progress(said["doing"], share)
-        raise TuningError(f"the search ended with exit code {self.process.wait()}")
+            if "warned" in said and said["warned"] not in self._warned:
+                self._warned.add(said["warned"])
+                log.warning("%s", said["warned"])
+            if "doing" in said:
+                doing, share = said["doing"], begin + width * said["share"]
 
 
 @contextmanager
-def _children(requests: Sequence[Request], folder: Path) -> Iterator[list[_Child]]:
-    children: list[_Child] = []
+def _children(requests: Sequence[Request], folder: Path) -> Iterator[list[Child]]:
+    children: list[Child] = []
     try:
-        for number, request in enumerate(requests):
-            children.append(_Child(request, folder / str(number)))
+        with _failures_told():
+            for number, request in enumerate(requests):
+                own = folder / str(number)
+                own.mkdir()
+                (own / "request.json").write_text(request.dumps())
+                children.append(Child("opara_server.engine.tuning_child", own))
         yield children
     finally:
         for child in children:
-            with child.process as process:  # waits, and closes the pipes
-                process.kill()
+            child.kill()
+        for child in children:
+            child.forget()

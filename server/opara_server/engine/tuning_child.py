@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,42 +24,46 @@ from opara_server.engine.plan_store import write
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import ProgramWriter
 from opara_server.engine.tensors import set_float32_precision, static_inputs
-from opara_server.engine.tuning import MEASURE, RESULT, Request
+from opara_server.engine.tuning import FOLDER, MEASURE, RESULT, Request
 
 log = logging.getLogger(__name__)
 
 
 def main(folder: Path) -> None:
     measure = threading.Event()
-    threading.Thread(target=_listen, args=(measure,), daemon=True).start()
+    threading.Thread(target=_listen, args=(measure, folder), daemon=True).start()
     request = Request.loads((folder / "request.json").read_text())
     _import(request.imports)
     set_float32_precision(request.float32)
     exports = _load(request)
+    if request.gpu is not None:
+        torch.cuda.set_device(request.gpu)
     device = open_device(request.device)
     with device.bind(), device.tuning():
         search = Search(Lowerings(request.name, exports), device, request.options, len(request.buckets))
         programs: dict[int, list[Program]] = {}
         where, channels_last = device.torch_device(), request.options.channels_last
-        for bucket in request.buckets:
-            _say(doing=f"compiling batch size {bucket}")
+        for place, bucket in enumerate(request.buckets):
+            _say(doing=f"compiling batch size {bucket}", share=place / len(request.buckets))
             programs[bucket] = search.lower(bucket, static_inputs(request.inputs, bucket, where, channels_last))
         _say(state="compiled")
         measure.wait()
         choices = {}
-        for bucket in request.buckets:
-            _say(doing=f"measuring batch size {bucket}")
+        for place, bucket in enumerate(request.buckets):
+            _say(doing=f"measuring batch size {bucket}", share=place / len(request.buckets))
             choices[bucket] = search.choose(programs.pop(bucket))
         weights = [pair for exported in exports.values() for pair in exported.state_dict.items()]
         write(folder / RESULT, {}, saved_plan(request.name, device, choices, ProgramWriter(weights)))
     _say(state="measured")
 
 
-def _listen(measure: threading.Event) -> None:
-    """Until the parent is gone: then nobody wants the result, whatever is being done."""
+def _listen(measure: threading.Event, folder: Path) -> None:
+    """Until the parent is gone: then nobody wants the result, whatever is being done, and nobody else tidies up."""
     for line in sys.stdin:
         if line == MEASURE:
             measure.set()
+    if folder.parent.name.startswith(FOLDER):
+        shutil.rmtree(folder.parent, ignore_errors=True)
     os._exit(1)
 
 
@@ -75,9 +80,18 @@ def _import(names: Sequence[str]) -> None:
             log.debug("%s cannot be imported here: %s", name, first_line(error))
 
 
-def _say(**words: str) -> None:
-    sys.__stdout__.write(json.dumps(words) + "\n")  # type: ignore[union-attr]
-    sys.__stdout__.flush()  # type: ignore[union-attr]
+class _Warnings(logging.Handler):
+    """To the parent, which knows what other children have said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(warned=record.getMessage())
+
+
+_channel = sys.stdout
+
+
+def _say(**words: str | float) -> None:
+    print(json.dumps(words), file=_channel, flush=True)
 
 
 def _reported(run: Callable[[], None]) -> int:
@@ -97,5 +111,7 @@ def _reported(run: Callable[[], None]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout = sys.stderr  # what libraries print is not for the parent
+    _channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not for the parent
+    logging.getLogger("opara_server").addHandler(_Warnings(logging.WARNING))
     sys.exit(_reported(lambda: main(Path(sys.argv[1]))))
