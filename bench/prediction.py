@@ -20,7 +20,7 @@ import typer
 
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.profile import Profile
-from opara_server.engine.schedule import Schedule, Step
+from opara_server.engine.schedule import Schedule
 from opara_server.engine.simulate import Latency, simulate
 
 RANDOM = "random"
@@ -135,7 +135,7 @@ def table(accuracies: Sequence[Accuracy]) -> str:
 
 
 def save(record: Record, folder: Path) -> Path:
-    """As gzipped JSON: a schedule is its order, streams and waits, each a list in launch order."""
+    """As gzipped JSON."""
     data = {
         "model": record.model,
         "lowering": record.lowering,
@@ -145,15 +145,7 @@ def save(record: Record, folder: Path) -> Path:
         "graph": record.graph.to_json(),
         "profile": record.profile.to_json(),
         "schedules": [
-            {
-                "policy": m.schedule.policy,
-                "order": m.schedule.order,
-                "streams": [step.stream for step in m.schedule.steps],
-                "waits": [step.waits for step in m.schedule.steps],
-                "urgent": sorted(m.schedule.urgent),
-                "median_us": round(m.median_us, 3),
-                "spread": round(m.spread, 6),
-            }
+            {"schedule": m.schedule.to_json(), "median_us": round(m.median_us, 3), "spread": round(m.spread, 6)}
             for m in record.measured
         ],
     }
@@ -177,13 +169,8 @@ def load(path: Path) -> Record:
         data["environment"],
         OperatorGraph.from_json(data["graph"]),
         Profile.from_json(data["profile"]),
-        tuple(Measured(_schedule(s), s["median_us"], s["spread"]) for s in data["schedules"]),
+        tuple(Measured(Schedule.from_json(s["schedule"]), s["median_us"], s["spread"]) for s in data["schedules"]),
     )
-
-
-def _schedule(data: dict[str, Any]) -> Schedule:
-    steps = zip(data["order"], data["streams"], data["waits"], strict=True)
-    return Schedule(data["policy"], tuple(Step(o, s, tuple(w)) for o, s, w in steps), frozenset(data["urgent"]))
 
 
 def report(records: Sequence[Record], latency: Latency, output: Path) -> str:

@@ -108,26 +108,26 @@ def test_what_is_not_there_is_refused(tmp_path: Path, more: list[str]) -> None:
     assert not (tmp_path / "cells").exists()
 
 
-TODO = [CellKey("googlenet", "float16", batch) for batch in (1, 8, 32)]
+WANTED = [CellKey("googlenet", "float16", batch) for batch in (1, 8, 32)]
 
 
 def test_an_unknown_cell_is_expected_to_be_dear() -> None:
-    assert next_group(TODO, [], 1, None) == TODO[:1]
-    assert next_group(TODO, [], 1, UNKNOWN.compiling + UNKNOWN.alone) == []
-    failed = Cell(TODO[0], {}, failed="SIGSEGV")
-    assert expected_cost(TODO[1], [cell for cell in [failed] if cell.seconds]) == UNKNOWN
+    assert next_group(WANTED, [], 1, None) == WANTED[:1]
+    assert next_group(WANTED, [], 1, UNKNOWN.compiling + UNKNOWN.alone) == []
+    failed = Cell(WANTED[0], {}, failed="SIGSEGV")
+    assert expected_cost(WANTED[1], [cell for cell in [failed] if cell.seconds]) == UNKNOWN
 
 
 def test_cells_cost_what_their_like_did() -> None:
     cheap = replace(cell("deepfm"), seconds={"compile": 10.0, "alone": 5.0})
     dear = replace(cell("googlenet", batch=2), seconds={"compile": 100.0, "alone": 20.0})
-    assert expected_cost(TODO[0], [cheap, dear]).alone == 20
+    assert expected_cost(WANTED[0], [cheap, dear]).alone == 20
     assert expected_cost(CellKey("t5_small", "float16", 1), [cheap]).alone == 5
     # side by side they compile in 120 s, one after the other they take 20 s each
-    assert next_group(TODO, [cheap, dear], 3, 1.15 * 181) == TODO
-    assert next_group(TODO, [cheap, dear], 3, 1.15 * 179) == TODO[:2]
-    assert next_group(TODO, [cheap, dear], 3, 1.15 * 139) == []
-    assert next_group(TODO, [cheap, dear], 2, None) == TODO[:2]
+    assert next_group(WANTED, [cheap, dear], 3, 1.15 * 181) == WANTED
+    assert next_group(WANTED, [cheap, dear], 3, 1.15 * 179) == WANTED[:2]
+    assert next_group(WANTED, [cheap, dear], 3, 1.15 * 139) == []
+    assert next_group(WANTED, [cheap, dear], 2, None) == WANTED[:2]
 
 
 def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:

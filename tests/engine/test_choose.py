@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from opara_server.engine.choose import Search
+from opara_server.engine.errors import DeviceError, EngineError
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import FUSED, BuildOptions
 from opara_server.engine.plan import Candidate
+from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
@@ -96,3 +98,26 @@ def test_a_named_policy_is_tried_on_every_lowering() -> None:
     assert {(c.lowering, c.policy) for c in found} == {
         (lowering, policy) for lowering in ("aten", "fused") for policy in ("sequential", "nimble")
     }
+
+
+@pytest.mark.parametrize("error", [DeviceError("the driver refuses"), RuntimeError("out of memory")])
+def test_a_lowering_that_fails_is_left_out_and_the_simplest_must_not_fail(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Gpu):
+        def profile(self, program: Program) -> Profile:
+            if program.lowering == failing:
+                raise error
+            return super().profile(program)
+
+    failing = "fused"
+    _, searching, device = search(BuildOptions((1,)), Failing(lambda streams, _replay: 100.0 - streams))
+    programs = [BRANCHES, replace(BRANCHES, lowering="fused"), replace(BRANCHES, lowering="fused_combo")]
+    with device.bind():
+        found = searching.choose(programs).candidates
+        assert {candidate.lowering for candidate in found} == {"aten", "fused_combo"}
+        assert f"the fused lowering fails: {error}" in caplog.text
+        failing = "aten"
+        with pytest.raises(EngineError, match=str(error)):
+            searching.choose(programs)
+    device.close()

@@ -15,6 +15,7 @@ import torch
 from opara_server.engine.compiled import Behind
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.device_cpu import CpuStamp
+from opara_server.engine.errors import CaptureError
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
@@ -133,6 +134,7 @@ class FakeCompiled:
         self.plan = make_plan(name, buckets)
         self.graphs = {b: FakeGraph(self.device, b, inputs, outputs, forward) for b in buckets}
         self.behind: Behind | None = None
+        self.unimprovable = 0  # a batch size
         self.closed = False
 
     def graph(self, bucket: int) -> CapturedGraph:
@@ -140,11 +142,14 @@ class FakeCompiled:
 
     def improve(self, _found: SavedPlan, bucket: int) -> CapturedGraph:
         assert self.device.bound == 1
+        if bucket == self.unimprovable:
+            raise CaptureError("no room")
         self.graphs[bucket] = FakeGraph(self.device, bucket, self.inputs, self.outputs, lambda x: (x * 3,))
+        better = (replace(b, policy="improved") if b.batch_size == bucket else b for b in self.plan.buckets)
+        self.plan = replace(self.plan, buckets=tuple(better))
         return self.graphs[bucket]
 
     def improved(self) -> None:
-        self.plan = replace(self.plan, buckets=tuple(replace(b, policy="improved") for b in self.plan.buckets))
         self.behind = None
 
     def close(self) -> None:

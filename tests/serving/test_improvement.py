@@ -93,16 +93,30 @@ def test_a_search_that_fails_leaves_what_runs(
         np.testing.assert_array_equal(answer.array(), expected)
 
 
+def test_batch_sizes_switched_before_a_failure_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiler = Behind()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        made = compiler.made["a"]
+        made.unimprovable = 1
+        compiler.search.go.set()
+        wait_for(lambda: server.registry.describe("a").plan != compiler.search.plan)
+        assert "the search failed, what runs goes on" in caplog.text
+        for rows, factor in ((1, 1.0), (4, 1.5)):
+            expected, answer = ask(server, rows)
+            np.testing.assert_array_equal(answer.array(), expected * factor)
+        plan = server.registry.describe("a").plan
+        assert plan is not None
+        assert {bucket.batch_size: bucket.policy == "improved" for bucket in plan.buckets} == {1: False, 4: True}
+
+
 def test_a_server_that_stops_does_not_wait_for_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     compiler = Behind()
     with caplog.at_level(logging.INFO):
         with serving(repository(tmp_path, a=MODEL), compiler) as server:
             server.load()
-        (thread,) = [t for t in threading.enumerate() if t.name == "opara-search-a"] or [threading.current_thread()]
-        if thread is not threading.current_thread():
-            thread.join(PATIENCE_S)
+        wait_for(lambda: "the search is given up" in caplog.text)
     assert compiler.made["a"].closed
-    assert "the search is given up" in caplog.text
 
 
 def test_what_is_found_after_the_end_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

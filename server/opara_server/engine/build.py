@@ -151,15 +151,15 @@ class _Build:
         return {bucket: search.choose([program]) for bucket, program in whole.items()}, False
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
-        """Searched for in child processes on a GPU; where that fails, with a warning, the simplest programs alone."""
+        """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators."""
         options = self.options
         if self.device.kind == "cuda" and (options.policy, options.lowering) != (SEQUENTIAL, ATEN):
             try:
                 found = self.search(lambda what, share: self.progress(what, 0.1 + 0.6 * share))
                 return self._read_all(found)
             except (TuningError, *UNREADABLE) as error:
-                log.warning("%s: no search, PyTorch's own operators run in sequence: %s", self.name, first_line(error))
-                options = replace(options, policy=SEQUENTIAL, lowering=ATEN)
+                log.warning("%s: no search for fused operators, PyTorch's own run: %s", self.name, first_line(error))
+                options = replace(options, lowering=ATEN)
                 self._store = None  # the next start may have better luck
         return self._searched(exports, options)
 

@@ -83,12 +83,13 @@ class Search:
         for number, program in enumerate(programs):
             try:
                 yield program, self._device.profile(program)
-            except EngineError:
-                raise
             except Exception as error:
-                if number == 0:
+                if number > 0:
+                    log.warning("the %s lowering fails: %s", program.lowering, first_line(error))
+                elif isinstance(error, EngineError):
+                    raise
+                else:
                     raise CaptureError(f"the model's operators fail: {first_line(error)}") from error
-                log.warning("the %s lowering fails: %s", program.lowering, first_line(error))
 
 
 def saved_plan(name: str, device: Device, choices: dict[int, Choice], writer: ProgramWriter) -> SavedPlan:

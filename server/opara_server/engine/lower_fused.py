@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from opara_server.engine.errors import EngineError, LoweringError, first_line
+from opara_server.engine.errors import LoweringError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.kernel import PARAMETER_TYPES, POINTER, KernelCode, KernelLaunch
 from opara_server.engine.lowering import program_of
@@ -105,7 +105,7 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
         if found != expected:
             raise LoweringError(f"Inductor gives {found}, not {expected}")
         return replace(program, bodies=tuple(tuple(map(_finished, body)) for body in program.bodies))
-    except EngineError:
+    except LoweringError:
         raise
     except Exception as error:  # Inductor and Triton raise whatever they like
         raise LoweringError(f"Inductor: {first_line(error)}") from error

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from functools import partial
 
 from opara_server.engine.errors import EngineError
 from opara_server.engine.plan import Plan
@@ -34,6 +35,7 @@ class Improvement:
         self._executor = executor
         self._metrics = metrics
         self._done = done
+        self._served = compiled.plan
 
     def start(self) -> None:
         threading.Thread(target=self._run, name=f"opara-search-{self._worker.name}", daemon=True).start()
@@ -44,14 +46,15 @@ class Improvement:
         try:
             found = behind.search(self._report)
             for bucket in reversed(self._compiled.buckets):  # largest first: smaller graphs reuse its memory
-                self._executor.run(lambda size=bucket: self._switch(found, size)).result()  # type: ignore[misc]
-            self._executor.run(self._end).result()
+                self._executor.run(partial(self._switch, found, bucket)).result()
+            self._executor.run(self._compiled.improved).result()
         except (CancelledError, StoppedError):
             log.info("the search is given up: the server stops", extra={"model": name})
         except EngineError as error:
             log.warning("the search failed, what runs goes on: %s", error, extra={"model": name})
         except Exception:
             log.exception("the search failed, what runs goes on", extra={"model": name})
+        self._executor.run(self._tell)  # also of the batch sizes that were switched before a failure
 
     def _report(self, doing: str, share: float) -> None:
         if self._executor.stopping:
@@ -71,11 +74,9 @@ class Improvement:
         finally:
             self._executor.bind(None)
 
-    def _end(self) -> None:
-        """Executor's thread."""
-        if not self._executor.runs(self._worker.name):
-            raise StoppedError
-        self._compiled.improved()
+    def _tell(self) -> None:
+        """Executor's thread. Metrics and descriptions are of the plan that runs."""
         plan = self._compiled.plan
-        self._executor.attach(replace(self._worker, metrics=self._metrics.model(plan)))
-        self._done(plan)
+        if self._executor.runs(self._worker.name) and plan != self._served:
+            self._executor.attach(replace(self._worker, metrics=self._metrics.model(plan)))
+            self._done(plan)
