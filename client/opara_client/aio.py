@@ -117,7 +117,7 @@ class AsyncOparaClient:
                     feed.answered()
                     yield answer.id, decode_answer(answer)
             except grpc.RpcError as error:
-                ending.check(error)
+                await ending.check(error)
             feed.check_complete()
         finally:
             call.cancel()

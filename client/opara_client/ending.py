@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,29 +15,46 @@ from opara_client.errors import error_for
 T = TypeVar("T")
 
 
-class Ending:
-    """Keeps the first status of a call.
+Status = tuple[grpc.StatusCode, str | None]
+OWN: Status = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+PATIENCE_S = 1.0
 
-    When the server ends a stream while a message is being written, grpc.aio may put an INTERNAL of its own over the
-    server's status (https://github.com/grpc/grpc/issues/36066, seen in a third of 1000 tries, 1.62 to 1.85). The call's
-    callbacks run as soon as it has any status, so the server's is either what they see or what the reader raises.
+
+class Ending:
+    """Tells the status that a call was ended with from one that grpc.aio makes up.
+
+    When a stream ends while a message is being written, grpc.aio may put an INTERNAL of its own over the status, or
+    ahead of it (https://github.com/grpc/grpc/issues/36066, seen in a third of 1000 tries, 1.62 to 1.85). The call's
+    callbacks run as soon as it has any status, so the other one is what they see, what the reader raises, or still to
+    come.
     """
 
     def __init__(self, call: grpc.aio.Call) -> None:
-        self._first: tuple[grpc.StatusCode, str | None] | None = None
-        call.add_done_callback(lambda _: self._keep(call))
+        self._call = call
+        self._first: Status | None = None
+        call.add_done_callback(self._keep)
 
-    def _keep(self, call: grpc.aio.Call) -> None:
-        if self._first is None:
-            self._first = _now(call.code()), _now(call.details())
+    def _keep(self, _call: object) -> None:
+        self._first = self._first or self._status()
 
-    def check(self, error: grpc.RpcError) -> None:
+    async def check(self, error: grpc.RpcError) -> None:
         """Raises the OparaError of what the reader raised, unless the server had ended the stream as it should."""
-        code, details = error.code(), error.details()
-        if code is grpc.StatusCode.INTERNAL and self._first is not None:
-            code, details = self._first
+        code, details = (
+            await self._other() if (error.code(), error.details()) == OWN else (error.code(), error.details())
+        )
         if code is not grpc.StatusCode.OK:
             raise error_for(code, details or "") from error
+
+    async def _other(self) -> Status:
+        if self._first is not None and self._first != OWN:
+            return self._first
+        end = time.monotonic() + PATIENCE_S
+        while (status := self._status()) == OWN and time.monotonic() < end:
+            await asyncio.sleep(0.001)  # nothing tells of a status that replaces another
+        return status
+
+    def _status(self) -> Status:
+        return _now(self._call.code()), _now(self._call.details())
 
 
 def _now(coroutine: Coroutine[Any, Any, T]) -> T:
