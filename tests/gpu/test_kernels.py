@@ -140,7 +140,7 @@ class Separable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.spread(functional.pad(self.ahead(x).relu(), (1, 2, 1, 2)))
         x = self.again(self.point(x).relu()).relu()
-        heads = x.flatten(2).unflatten(1, (4, 16)).transpose(2, 3)
+        heads = x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (4, 16)).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(heads, heads, heads, self.bias)
         logit: Tensor = torch.sigmoid(self.head(mixed.mean(2).flatten(1)))
         return logit

@@ -35,7 +35,7 @@ def test_concurrent_requests_to_googlenet_are_answered_as_eager_would(tmp_path: 
     folder = tmp_path / "models" / "googlenet"
     folder.mkdir(parents=True)
     (folder / "model.toml").write_text(GOOGLENET)
-    module = googlenet().half().cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = googlenet().cuda()  # in float32: eager's answers in float16 are as wrong as the server's
     random = np.random.default_rng(0)
     images = [random.standard_normal((1 + i % 3, 3, 224, 224)).astype(np.float16) for i in range(REQUESTS)]
     with running(tmp_path / "models") as server, OparaClient(server.grpc) as client:
@@ -47,9 +47,9 @@ def test_concurrent_requests_to_googlenet_are_answered_as_eager_would(tmp_path: 
         assert server.stop() == 0
     for image, answer in zip(images, answers, strict=True):
         with torch.inference_mode():
-            expected = module(torch.from_numpy(image).cuda()).cpu().float().numpy()
+            expected = module(torch.from_numpy(image).cuda().float()).cpu().numpy()
         (logits,) = answer.outputs.values()
-        assert np.linalg.norm(logits.astype(np.float32) - expected) <= 2e-2 * np.linalg.norm(expected)
+        assert np.linalg.norm(logits.astype(np.float32) - expected) <= 3e-2 * np.linalg.norm(expected)
 
 
 LOOKS = """

@@ -9,6 +9,7 @@ kernel overwrites the arguments named ``out_ptr*``, changes those that Inductor 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -131,7 +132,8 @@ def _flat(module: GraphModule) -> GraphModule:
 
 
 def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[str, Any]) -> GraphModule:
-    with _COMPILING, _launches_as_nodes():
+    with _COMPILING, _launches_as_nodes(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Inductor to its own developers
         torch._dynamo.reset()  # the options of another variant
         compiled = torch._inductor.aot_compile(module, inputs, options=dict(options))
     assert isinstance(compiled, GraphModule)

@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -136,7 +137,9 @@ def _save(exports: Mapping[int, ExportedProgram], folder: Path) -> dict[int, str
     for bucket, exported in exports.items():
         if id(exported) not in saved:
             saved[id(exported)] = str(folder / f"{bucket}.pt2")
-            torch.export.save(exported, saved[id(exported)])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of weights in channels_last, which are saved whole all the same
+                torch.export.save(exported, saved[id(exported)])
         files[bucket] = saved[id(exported)]
     return files
 
