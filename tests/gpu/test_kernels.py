@@ -132,7 +132,7 @@ class Separable(nn.Module):
         self.ahead = nn.Conv2d(3, 32, 1)
         self.spread, self.point = nn.Conv2d(32, 32, 5, 2, groups=32), nn.Conv2d(32, 64, 1)
         self.again = nn.Conv2d(64, 64, 3, padding=1, groups=64)
-        self.register_buffer("bias", torch.randn(1, 4, 36, 36))
+        self.register_buffer("bias", torch.randn(1, 4, 64, 64))
         self.head = nn.Linear(64, 1)
 
     bias: Tensor
@@ -152,7 +152,7 @@ def test_inductor_leaves_them_whole(device: Device, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(VARIANTS, "fused", Variant(names))
     with torch.inference_mode(False):
         module = Separable().eval().cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
-    inputs = static_inputs([TensorSpec("x", "float16", (3, 12, 12))], 2, torch.device("cuda"), channels_last=True)
+    inputs = static_inputs([TensorSpec("x", "float16", (3, 16, 16))], 2, torch.device("cuda"), channels_last=True)
     program = lower_fused(export_static(module, inputs), inputs, "fused", Weights())
     targets = [operator.target for operator in program.graph.operators]
     assert [sum(name in target for target in targets) for name in ("opara.depthwise", "opara.attention")] == [2, 1]
