@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from opara_server.engine import build, tuning
+from opara_server.engine.compiled import MEASURING, Progress
 from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import LoweringError, TuningError
 from opara_server.engine.export import export_all
@@ -29,12 +31,12 @@ CPU = torch.device("cpu")
 OPTIONS = BuildOptions((1, 4), policy="opara", tuning_budget_s=4.0)
 
 
-def tuned(module: nn.Module, options: BuildOptions = OPTIONS) -> SavedPlan:
+def tuned(module: nn.Module, options: BuildOptions = OPTIONS, progress: Progress | None = None) -> SavedPlan:
     inputs = {size: static_inputs(ROW, size, CPU, channels_last=False) for size in options.batch_sizes}
     said: list[tuple[str, float]] = []
     exports = export_all(module.eval(), inputs)
     arguments = ("small", CPU, ROW, exports, options, ["no.such.module"])
-    found = tune_in_children(*arguments, lambda what, share: said.append((what, share)))
+    found = tune_in_children(*arguments, progress or (lambda what, share: said.append((what, share))))
     steps = {f"{step} batch size {size}" for step in ("compiling", "measuring") for size in options.batch_sizes}
     assert {what for what, _ in said} == {"searching", *steps}
     assert [share for _, share in said] == sorted(share for _, share in said)
@@ -136,6 +138,30 @@ def speaking(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None
     child.write_text(f"#!/bin/sh\n{script}\n")
     child.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(child))
+
+
+def test_nobody_measures_before_it_is_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    speaking(
+        monkeypatch,
+        tmp_path,
+        f"""echo '{{"state": "compiled"}}'; read order; touch {told}; echo '{{"failed": "enough"}}'""",
+    )
+    now = 0.0
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: now))
+    waited = []
+
+    def wait(what: str, _share: float) -> None:
+        nonlocal now
+        if what.startswith(MEASURING):
+            assert not told.exists()
+            waited.append(what)
+            now += 1e6  # is not the search's
+
+    with pytest.raises(TuningError, match="enough"):
+        tuned(Branches(), progress=wait)
+    assert waited == [f"{MEASURING} batch size 4"]
+    assert told.exists()
 
 
 def test_what_is_no_json_is_no_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
 from opara_server.engine.choose import Search, saved_plan
-from opara_server.engine.compiled import CompiledModel, Progress, forward_only
+from opara_server.engine.compiled import MEASURING, CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.digests import graph_digest, sources_digest, tensors_digest
 from opara_server.engine.errors import CaptureError, LoweringError, TuningError, VerificationError, first_line
@@ -50,8 +50,9 @@ def compile_model(
     """Make ``module`` ready to run on ``device`` ("auto", "cuda", "cpu") at each of the options' batch sizes.
 
     A device that is open already becomes the model's own: it is closed with the model, or here on an error. The module
-    is moved to the device (and to channels_last where asked for), not copied. Raises EngineError: ModelError where the
-    module cannot be served, DeviceError, CaptureError, VerificationError.
+    is moved to the device (and to channels_last where asked for), not copied. ``progress`` may wait when first told of
+    MEASURING, until the device is idle. Raises EngineError: ModelError where the module cannot be served, DeviceError,
+    CaptureError, VerificationError.
     """
     opened = open_device(device) if isinstance(device, str) else device
     try:
@@ -148,7 +149,7 @@ class _Build:
         weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
         whole = {b: lower_whole(self.flat, weights, self._inputs(b)) for b in self.buckets}
         search = Search(Lowerings(self.name, {}), self.device, self.options, len(whole))
-        return {bucket: search.choose([program]) for bucket, program in whole.items()}, False
+        return {bucket: search.choose([whole[bucket]]) for bucket in self._announced(MEASURING, 0.1, 0.7)}, False
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
         """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators."""
@@ -167,7 +168,7 @@ class _Build:
         """In this process."""
         search = Search(Lowerings(self.name, exports), self.device, options, len(exports))
         choices = {}
-        for bucket in self._announced("measuring", 0.1, 0.7):
+        for bucket in self._announced(MEASURING, 0.1, 0.7):
             choices[bucket] = search.choose(search.lower(bucket, self._inputs(bucket)))
         found = saved_plan(self.name, self.device, choices, ProgramWriter(self._weights()))
         return self._read_all(found)
@@ -207,10 +208,7 @@ class _Build:
 
     def _weights(self) -> list[tuple[str, Tensor]]:
         module = self.flat.module
-        return [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]
+        return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
     def _inputs(self, bucket: int) -> tuple[Tensor, ...]:
         return static_inputs(self.flat.inputs, bucket, self.device.torch_device(), self.options.channels_last)

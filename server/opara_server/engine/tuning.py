@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from torch.export import ExportedProgram
 
 from opara_server.engine.child_process import Child
+from opara_server.engine.compiled import MEASURING, Progress
 from opara_server.engine.errors import LoweringError, TuningError, first_line
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan import Plan
@@ -39,8 +40,6 @@ SLACK_S = 600.0  # beyond twice the tuning budget: one variant may take minutes,
 MEASURE = "measure\n"  # what a child waits for once it has compiled
 RESULT = "result.safetensors"
 FOLDER = "opara-tuning-"  # what the names of the folders begin with that are shared with children
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,9 @@ def tune_in_children(
 ) -> SavedPlan:
     """The plan for all batch sizes of ``exports``, as if it had been saved.
 
-    ``progress`` is called every second at least; what it raises ends the search. Raises LoweringError where a child
-    could not even have the simplest programs, TuningError where anything else goes wrong.
+    ``progress`` is called every second at least; what it raises ends the search. It may wait when first told of
+    MEASURING: all children have compiled then, and none measures. Raises LoweringError where a child could not even
+    have the simplest programs, TuningError where anything else goes wrong.
     """
     with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as name_of_folder:
         folder = Path(name_of_folder)
@@ -102,9 +102,10 @@ def tune_in_children(
         )
         requests = [replace(first, buckets=share) for share in shares]
         with _children(requests, folder) as children:
-            conversation = _Conversation(progress, time.monotonic() + SLACK_S + 2 * options.tuning_budget_s)
+            conversation = _Conversation(progress, SLACK_S + 2 * options.tuning_budget_s)
             for number, child in enumerate(children):
                 conversation.until(child, "compiled", 0.6 * number / count, 0.6 / count)
+            conversation.pause(f"{MEASURING} batch size {shares[0][0]}", 0.6)
             for number, child in enumerate(children):
                 child.tell(MEASURE)
                 conversation.until(child, "measured", 0.6 + 0.4 * number / count, 0.4 / count)
@@ -153,12 +154,18 @@ def _joined(parts: Sequence[SavedPlan]) -> SavedPlan:
 
 
 class _Conversation:
-    """With all children of one search; until ``end``, on time.monotonic()."""
+    """With all children of one search, for ``seconds``, pauses aside."""
 
-    def __init__(self, progress: Progress, end: float) -> None:
+    def __init__(self, progress: Progress, seconds: float) -> None:
         self._progress = progress
-        self._end = end
+        self._end = time.monotonic() + seconds
         self._warned: set[str] = set()
+
+    def pause(self, what: str, share: float) -> None:
+        """For as long as ``progress`` wants."""
+        begin = time.monotonic()
+        self._progress(what, share)
+        self._end += time.monotonic() - begin
 
     def until(self, child: Child, state: str, begin: float, width: float) -> None:
         """Returns once it is in that state; ``begin`` and ``width``: of the whole, the share that this is."""

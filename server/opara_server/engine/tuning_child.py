@@ -18,6 +18,7 @@ import torch
 from torch.export import ExportedProgram
 
 from opara_server.engine.choose import Search, saved_plan
+from opara_server.engine.compiled import MEASURING
 from opara_server.engine.device import open_device
 from opara_server.engine.errors import EngineError, LoweringError, first_line
 from opara_server.engine.lowerings import Lowerings
@@ -51,7 +52,7 @@ def main(folder: Path) -> None:
         measure.wait()
         choices = {}
         for place, bucket in enumerate(request.buckets):
-            _say(doing=f"measuring batch size {bucket}", share=place / len(request.buckets))
+            _say(doing=f"{MEASURING} batch size {bucket}", share=place / len(request.buckets))
             choices[bucket] = search.choose(programs.pop(bucket))
         weights = [pair for exported in exports.values() for pair in exported.state_dict.items()]
         write(folder / RESULT, {}, saved_plan(request.name, device, choices, ProgramWriter(weights)))
