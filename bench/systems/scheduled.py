@@ -10,10 +10,11 @@ from opara_server.engine.build import compile_model
 from opara_server.engine.capture import capture as capture_schedule
 from opara_server.engine.compiled import CompiledModel
 from opara_server.engine.device import open_device
+from opara_server.engine.memory import memory_bytes
 from opara_server.engine.options import AUTO, BuildOptions
 from opara_server.engine.plan import SEQUENTIAL
 from opara_server.engine.policies import make_schedule
-from opara_server.engine.schedule import fold, memory_bytes
+from opara_server.engine.schedule import fold
 
 
 def published(policy: str) -> Callable[[Subject], Capture]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.launch import launch_list
+from opara_server.engine.memory import memory_bytes, plan_arena, plan_releases
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import (
     Schedule,
@@ -18,9 +19,6 @@ from opara_server.engine.schedule import (
     Step,
     assemble,
     compact,
-    memory_bytes,
-    plan_arena,
-    plan_releases,
 )
 from tests.engine.dags import QUICK_POLICIES, explicit, ordered_pairs, programs, random_profile
 from tests.engine.test_schedule import random_schedule
@@ -96,7 +94,8 @@ def test_no_operator_needs_one_stream() -> None:
 
 def test_a_chain_needs_memory_for_two_links() -> None:
     graph = OperatorGraph.from_edges(20, [(i, i + 1) for i in range(19)])
-    assert memory_bytes(graph, assemble("test", graph, range(20), [0] * 20)) == 2
-    assert memory_bytes(graph, assemble("test", graph, range(20), range(20))) == 20  # no stream reuses another's block
+    assert memory_bytes(graph, assemble("test", graph, range(20), [0] * 20)) == 2 * ALIGNMENT
+    own = memory_bytes(graph, assemble("test", graph, range(20), range(20)))
+    assert own == 20 * ALIGNMENT  # no stream reuses another's block
     for streams in ([0] * 20, range(20)):
         assert memory_bytes(explicit(graph), assemble("test", graph, range(20), streams)) == 2 * ALIGNMENT

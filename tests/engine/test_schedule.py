@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
+from opara_server.engine.memory import plan_releases
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import (
     Schedule,
@@ -20,7 +21,6 @@ from opara_server.engine.schedule import (
     compact,
     fold,
     happens_before,
-    plan_releases,
 )
 from tests.engine.dags import QUICK_POLICIES, dags, ordered_pairs, programs, random_profile, true_order
 

@@ -11,10 +11,11 @@ import torch
 from opara_server.engine.choice import Choice
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
+from opara_server.engine.memory import memory_bytes
 from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
-from opara_server.engine.schedule import assemble, check, memory_bytes
+from opara_server.engine.schedule import assemble, check
 from opara_server.engine.select import BEYOND_BUDGET, Contender, contenders, measure, select, shortlist
 from opara_server.engine.simulate import Latency
 from tests.engine.devices import ScriptedDevice

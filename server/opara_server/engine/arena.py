@@ -23,20 +23,25 @@ class Arena:
 NO_ARENA = Arena()
 
 
+def rounded(size: int) -> int:
+    """What a buffer of ``size`` bytes takes up."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 def pack(sizes: Mapping[int, int], apart: Mapping[int, int]) -> Arena:
     """Place buffers of ``sizes`` bytes. ``apart[b]``: a bit set of the buffers that b may share bytes with, symmetric.
 
     Two orders of placing are tried and the smaller block is kept: by size, and by size times how many are in the way.
     Optimal packing is NP-hard; O(n log n) per buffer for n buffers.
     """
-    rounded = {buffer: -(-size // ALIGNMENT) * ALIGNMENT for buffer, size in sizes.items()}
+    blocks = {buffer: rounded(size) for buffer, size in sizes.items()}
     everything = sum(1 << buffer for buffer in sizes)
     in_the_way = {buffer: _bits(everything & ~apart[buffer]) for buffer in sizes}
     orders = (
-        sorted(sizes, key=lambda buffer: -rounded[buffer]),
-        sorted(sizes, key=lambda buffer: -rounded[buffer] * len(in_the_way[buffer])),
+        sorted(sizes, key=lambda buffer: -blocks[buffer]),
+        sorted(sizes, key=lambda buffer: -blocks[buffer] * len(in_the_way[buffer])),
     )
-    return min((_place(order, rounded, in_the_way) for order in orders), key=lambda arena: arena.size)
+    return min((_place(order, blocks, in_the_way) for order in orders), key=lambda arena: arena.size)
 
 
 def _place(order: Sequence[int], sizes: Mapping[int, int], in_the_way: Mapping[int, Sequence[int]]) -> Arena:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from opara_server.engine.arena import NO_ARENA, Arena
 from opara_server.engine.graph import OperatorGraph
-from opara_server.engine.schedule import Schedule, check, happens_before, plan_arena, plan_releases
+from opara_server.engine.memory import plan_arena, plan_releases
+from opara_server.engine.schedule import Schedule, check, happens_before
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Candidate:
     synchronisations: Count
     predicted_us: Microseconds
     measured_us: Microseconds
-    peak_bytes: Count  # for activations: schedule.memory_bytes
+    peak_bytes: Count  # for activations: memory.memory_bytes
     rejected: str = ""
 
     @property

@@ -17,7 +17,8 @@ from torch.utils.dlpack import from_dlpack
 
 from opara_server.engine.arena import Arena
 from opara_server.engine.graph import OperatorGraph
-from opara_server.engine.schedule import Schedule, Step, plan_arena
+from opara_server.engine.memory import plan_arena
+from opara_server.engine.schedule import Schedule, Step
 
 Environment = list[Any]  # a tensor, or what an operator with several results returned; None once released
 

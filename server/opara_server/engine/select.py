@@ -17,11 +17,12 @@ from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
+from opara_server.engine.memory import memory_bytes
 from opara_server.engine.plan import SEQUENTIAL, Candidate
 from opara_server.engine.policies import make_schedule, prioritise
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
-from opara_server.engine.schedule import Schedule, compact, fold, memory_bytes
+from opara_server.engine.schedule import Schedule, compact, fold
 from opara_server.engine.simulate import Latency, simulate
 
 log = logging.getLogger(__name__)
