@@ -44,14 +44,28 @@ def launch(kernel: KernelLaunch, parameters: Sequence[Any]) -> None:
     if 0 in kernel.grid:
         return
     stream = torch.cuda.current_stream()
-    code = kernel.code
     values = tuple(_value(parameter) for parameter in parameters)
     types = tuple(C_TYPES[name] for name in kernel.types)
-    function = _function(code, stream.device_index)
-    block = (code.threads, 1, 1)
-    _check(
-        driver.cuLaunchKernel(function, *kernel.grid, *block, code.shared_bytes, stream.cuda_stream, (values, types), 0)
-    )
+    function = _function(kernel.code, stream.device_index)
+    _check(driver.cuLaunchKernelEx(_configuration(kernel, stream), function, (values, types), 0))
+
+
+def _configuration(kernel: KernelLaunch, stream: torch.cuda.Stream) -> Any:
+    configuration = driver.CUlaunchConfig()
+    configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = kernel.grid
+    configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ = kernel.code.threads, 1, 1
+    configuration.sharedMemBytes = kernel.code.shared_bytes
+    configuration.hStream = driver.CUstream(stream.cuda_stream)
+    attributes = [_early()] if kernel.early else []
+    configuration.attrs, configuration.numAttrs = attributes, len(attributes)
+    return configuration
+
+
+def _early() -> Any:
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
 
 
 def _value(parameter: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from opara_server.engine.early_start import may_start_early
 from opara_server.engine.errors import LoweringError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.kernel import PARAMETER_TYPES, POINTER, KernelCode, KernelLaunch
@@ -68,6 +69,7 @@ REWRITTEN = (
     "narrow_linears",
     *EPILOGUES,
 )
+EARLY = {"triton.enable_pdl": True}
 COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}
 VARIANTS = {
     "fused": Variant(BASIC),
@@ -80,7 +82,6 @@ VARIANTS = {
 }
 """By the name of the lowering (options.FUSED)."""
 
-LAUNCHES = ("launch_cooperative_grid", "launch_pdl")  # other than plain ones
 _COMPILING = threading.Lock()  # the converter is replaced for the whole process
 
 
@@ -132,7 +133,7 @@ def _flat(module: GraphModule) -> GraphModule:
 
 
 def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[str, Any]) -> GraphModule:
-    with _COMPILING, _launches_as_nodes(), warnings.catch_warnings():
+    with _COMPILING, _launches_as_nodes(), _waits_first(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Inductor to its own developers
         torch._dynamo.reset()  # the options of another variant
         compiled = torch._inductor.aot_compile(module, inputs, options=dict(options))
@@ -140,11 +141,8 @@ def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[s
     return compiled
 
 
-@contextmanager
-def _launches_as_nodes() -> Iterator[None]:
+def _launches_as_nodes() -> AbstractContextManager[None]:
     from torch._inductor.codegen import wrapper_fxir  # noqa: PLC0415 - Inductor takes a second to import
-
-    stock: Any = wrapper_fxir.FxConverter
 
     def generate(converter: Any, line: Any) -> None:
         tuner = converter.kernels[line.kernel_name].tuner
@@ -154,12 +152,35 @@ def _launches_as_nodes() -> Iterator[None]:
         nodes = [a if isinstance(a, Node) else converter._generate_sym_node(a) for a in arguments]
         converter.gm.graph.call_function(TritonLaunch(tuner), args=tuple(nodes))
 
-    before = stock._generate_triton_call
-    stock._generate_triton_call = generate
+    return _replaced(wrapper_fxir.FxConverter, "_generate_triton_call", generate)
+
+
+def _waits_first(options: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Kernels that may start early (EARLY) wait before all else, as early_start.py demands; Inductor's own first load
+    what the kernel before them in its order has not written."""
+    if not options.keys() & EARLY.keys():
+        return nullcontext()
+    from torch._inductor.codegen.triton import TritonKernel  # noqa: PLC0415
+
+    stock: Any = TritonKernel._filter_pdl
+
+    def filtered(kernel: Any, code: Any) -> None:
+        stock(kernel, code)
+        if kernel._enable_pdl_codegen():
+            later = [line for line in code._lines if not (isinstance(line, str) and kernel.GDC_WAIT in line)]
+            code._lines = [kernel.GDC_WAIT, *later]
+
+    return _replaced(TritonKernel, "_filter_pdl", filtered)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
-        stock._generate_triton_call = before
+        setattr(owner, name, before)
 
 
 class TritonLaunch:
@@ -199,13 +220,14 @@ class TritonLaunch:
         types = [self._tuner.triton_meta["signature"][name] for name in launcher.call_args]
         about = launcher.bin.metadata
         scratch = [size for size in (launcher.global_scratch, launcher.profile_scratch) if size is not None]
-        unusual = any(scratch) or about.num_ctas != 1 or any(getattr(about, more, False) for more in LAUNCHES)
+        unusual = any(scratch) or about.num_ctas != 1 or getattr(about, "launch_cooperative_grid", False)
         if unusual or not all(kind.startswith("*") or kind in PARAMETER_TYPES for kind in types):
             raise LoweringError(f"the Triton kernel {self} needs more than a plain launch")
         code = KernelCode(about.name, launcher.bin.asm["cubin"], 32 * about.num_warps, about.shared)
         types = [POINTER if kind.startswith("*") else kind for kind in types] + [POINTER] * len(scratch)  # of no bytes
         x, y, z = (int(n) for n in told[:3])
-        launch = KernelLaunch(code, (x, y, z), tuple(types))
+        early = getattr(about, "launch_pdl", False) and may_start_early(launcher.bin.asm["ptx"])
+        launch = KernelLaunch(code, (x, y, z), tuple(types), early)
         return replace(
             call, target=launch, args=(*(given[name] for name in launcher.call_args), *[None] * len(scratch))
         )

@@ -91,7 +91,12 @@ class ProgramWriter:
             code = target.code
             kept = torch.frombuffer(bytearray(code.cubin), dtype=torch.uint8)
             about = {name: value for name, value in asdict(code).items() if name != "cubin"}
-            return {"kernel": {**about, "cubin": self._keep(kept)}, "grid": target.grid, "types": target.types}
+            return {
+                "kernel": {**about, "cubin": self._keep(kept)},
+                "grid": target.grid,
+                "types": target.types,
+                "early": target.early,
+            }
         if target in NAMES:
             return {"function": NAMES[target]}
         raise UnsavableError(f"a call of {getattr(target, '__name__', target)}")
@@ -174,7 +179,8 @@ class ProgramReader:
         if "function" in data:
             return FUNCTIONS[data["function"]]
         if "kernel" in data:
-            return KernelLaunch(self._code(data["kernel"]), tuple(data["grid"]), tuple(data["types"]))
+            code, grid, types = self._code(data["kernel"]), tuple(data["grid"]), tuple(data["types"])
+            return KernelLaunch(code, grid, types, data["early"])
         namespace, name, overload = data["operator"].split(".")
         found: OpOverload[..., Any] = getattr(getattr(getattr(torch.ops, namespace), name), overload)
         return found
