@@ -56,6 +56,7 @@ def kernel(before: str = "", wait: str = WAIT, others: str = "") -> str:
     [
         "",
         "mov.u32 \t%r3, %ctaid.x;\n\tand.b32 \t%r4, %r3, 1;\n\tsetp.ne.b32 \t%p1, %r4, 0;",
+        ".local .align 4 .b8 \t__local_depot0[28];\n\tmov.b64 \t%SPL, __local_depot0;",
         "mad.wide.s32 \t%rd7, %r12, 2, %rd4; // an address\n\tmov.b64 \t{%r1, %r2}, %rd7;",
     ],
 )

@@ -29,7 +29,7 @@ WAIT = "griddepcontrol.wait;"
 FUNCTION = re.compile(r"\.(?:entry|func)\b")
 # Registers are read and written, and the parameters read, which are constants from before the launch.
 ARITHMETIC = r"ld\.param|mov|add|sub|mul|mad|neg|min|max|and|or|xor|not|shl|shr|bfe|cvt|cvta|setp|selp|lop3"
-HARMLESS = re.compile(rf"(?:{ARITHMETIC})(?:\.\w+)* [^;]*;|\.(?:reg|loc) .*|\$\w+:|")
+HARMLESS = re.compile(rf"(?:{ARITHMETIC})(?:\.\w+)* [^;]*;|\.(?:reg|local|loc) .*|\$\w+:|")
 
 
 def may_start_early(ptx: str) -> bool:
