@@ -3,7 +3,8 @@
     python -m bench.cell googlenet float16 1 --systems sequential,ours --folder DIR
 
 Compiles, prints a line READY and waits for one on standard input before anything is timed: so several processes may
-compile side by side and then measure one after the other. ``bench.engine`` is who starts it.
+compile side by side and then measure one after the other. ``bench.engine`` is who starts it. Exit status LATE: this
+engine had not compiled in time, and nothing was measured.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from bench import launch_order
-from bench.assessing import assess, time_all
+from bench.assessing import OURS, assess, time_all
 from bench.cells import Cell, CellKey, SystemResult, save_cell
-from bench.child import READY
+from bench.child import LATE, READY
 from bench.environment import environment
 from bench.models import find_model
 from bench.preparing import Ready, capture_all, compile_all
@@ -44,7 +45,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of timing, per system.")] = 0.3,
     counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system.")] = 0.2,
     tuning_budget_s: Annotated[float, typer.Option(help="Of this engine.")] = 60.0,
-    warm: Annotated[bool, typer.Option("--warm", help="Fill the kernel caches before anything counts.")] = False,
+    compile_until: Annotated[float | None, typer.Option(help="Seconds since 1970: do without what is late.")] = None,
     studies: Annotated[bool, typer.Option("--studies", help="Also launch orders and stream timelines.")] = False,
 ) -> None:
     """Measure one model at one dtype and batch size."""
@@ -52,37 +53,40 @@ def main(
     asked = set(systems.split(","))
     with opened_subject(key, find_model(model), device, seconds, tuning_budget_s) as subject:
         chosen = [system for name, system in SYSTEMS.items() if name in asked]
-        save_cell(folder, measure(subject, chosen, counter_seconds, warm, studies))
+        save_cell(folder, measure(subject, chosen, counter_seconds, compile_until, studies))
 
 
 def measure(
-    subject: Subject, systems: Sequence[System], counter_seconds: float, warm: bool, with_studies: bool
+    subject: Subject,
+    systems: Sequence[System],
+    counter_seconds: float,
+    compile_until: float | None,
+    with_studies: bool,
 ) -> Cell:
     """Every system, each at the time when nothing else disturbs it.
 
     What the host drives is timed and judged first, in turns with the graphs that there are by then: later on a profiler
-    has been attached, which slows every launch for as long as the process lives, and this engine has made Dynamo
-    forget what it compiled. The graphs, this engine's among them, are timed in turns after that. ``drift``: what the
-    sequential graph takes then over what it took at first.
+    has been attached, which slows every launch for as long as the process lives. The graphs, this engine's among them,
+    are timed in turns after that. ``drift``: what the sequential graph takes then over what it took at first.
     """
     begin = time.perf_counter()
     cold = _cache_is_cold()
     failed: dict[str, str] = {}
-    if warm:
-        for system in systems:
-            system.warm_up(subject)
-    compiled = compile_all(subject, systems, failed)
+    compiled = compile_all(subject, systems, failed, compile_until)
+    if any(system.name == OURS and system.name not in {*compiled, *failed} for system in systems):
+        sys.exit(LATE)
+    right = reference(subject)
     waiting = time.perf_counter()
     _wait_for_turn()
     alone = time.perf_counter()
     early = capture_all(subject, {name: one for name, one in compiled.items() if one.system.early}, failed)
-    right = reference(subject)
     early_times = time_all(subject, early)
     driven = [one for one in early.values() if one.system.host_driven]
     results = assess(subject, driven, early_times, right, counter_seconds)
     graphs = {name: one for name, one in early.items() if not one.system.host_driven}
     if subject.on_cuda:
         forget()
+    driven_done = time.perf_counter()
     graphs |= capture_all(subject, {name: one for name, one in compiled.items() if not one.system.early}, failed)
     captured = time.perf_counter()
     times = time_all(subject, graphs)
@@ -103,11 +107,12 @@ def measure(
         seconds={
             "compile": waiting - begin,
             "alone": done - alone,
-            "capture": captured - alone,
+            "host driven": driven_done - alone,
+            "capture": captured - driven_done,
             "measure": measured - captured,
             "studies": done - measured,
         },
-        cache="cold" if cold and not warm else "warm",
+        cache="cold" if cold else "warm",
     )
 
 

@@ -15,12 +15,16 @@ from bench.cells import CellKey
 
 ROOT = Path(__file__).resolve().parents[1]
 READY = "ready to measure"  # the line by which the process says so
+LATE = 75  # its exit status where there was no time to get there: EX_TEMPFAIL of sysexits.h
+
+MANY_THREADS = 4  # for a compiler: most of them wait most of the time
 
 
 @dataclass(frozen=True)
 class Job:
     """What one process is to do. ``cache``: where Inductor keeps what it compiles for this cell group; ``threads``: how
-    many processors it may take while it compiles."""
+    many processors it may take while it compiles; ``gpu``: the one it sees, as CUDA_VISIBLE_DEVICES names it, empty for
+    whatever this process sees; ``compile_until``: on time.time(), what is late by then is left out."""
 
     cell: CellKey
     systems: tuple[str, ...]
@@ -30,9 +34,10 @@ class Job:
     seconds: float
     counter_seconds: float
     tuning_budget_s: float
-    warm: bool
     studies: bool
     threads: int
+    gpu: str
+    compile_until: float | None
 
     def command(self) -> list[str]:
         return [
@@ -40,25 +45,26 @@ class Job:
             *("--systems", ",".join(self.systems), "--device", self.device, "--folder", str(self.folder.absolute())),
             *("--seconds", str(self.seconds), "--counter-seconds", str(self.counter_seconds)),
             *("--tuning-budget-s", str(self.tuning_budget_s)),
-            *(("--warm",) if self.warm else ()),
+            *(("--compile-until", str(self.compile_until)) if self.compile_until is not None else ()),
             *(("--studies",) if self.studies else ()),
         ]
 
     def environment(self) -> dict[str, str]:
-        threads = str(self.threads)
-        return os.environ | {
+        own = {
             "TORCHINDUCTOR_CACHE_DIR": str(self.cache),
-            "TORCHINDUCTOR_COMPILE_THREADS": threads,
-            "OMP_NUM_THREADS": threads,
+            "TORCHINDUCTOR_COMPILE_THREADS": str(max(self.threads, MANY_THREADS)),
+            "OMP_NUM_THREADS": str(self.threads),
         }
+        return os.environ | own | ({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu else {})
 
 
 class Child:
-    """Runs a job; killed with all its own processes when ``seconds`` are over (none: never). Its log is a file."""
+    """Runs a job. Its log is a file."""
 
-    def __init__(self, job: Job, seconds: float | None, log: Path) -> None:
+    def __init__(self, job: Job, log: Path) -> None:
         self.job = job
         self.timed_out = False
+        self._timer: Timer | None = None
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as sink:
@@ -72,6 +78,11 @@ class Child:
                 text=True,
                 start_new_session=True,  # so that compilers it started can be ended with it
             )
+
+    def limit(self, seconds: float | None) -> None:
+        """Killed with all its own processes once these are over (None: never); no earlier limit counts any more."""
+        if self._timer:
+            self._timer.cancel()
         self._timer = Timer(max(seconds, 0.0), self._time_out) if seconds is not None else None
         if self._timer:
             self._timer.daemon = True
@@ -90,8 +101,7 @@ class Child:
 
     def close(self) -> None:
         """End the process and whatever it started, if anything of it is left."""
-        if self._timer:
-            self._timer.cancel()
+        self.limit(None)
         self._kill()
         self._process.communicate()
 
@@ -99,6 +109,7 @@ class Child:
         if self.timed_out:
             return "cut off: out of time"
         status = self._process.wait()
+        self.timed_out = status == LATE
         if status == 0:
             return ""
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]

@@ -2,17 +2,16 @@
 
     python -m bench.engine --time-limit-s 540
 
-Each cell group (a model at one dtype and batch size) is measured in a process of its own, by ``bench.cell``, and saved
-as one JSON file. What is there already, from the same machine and versions, is not measured again: a run can be cut off
-and gone on with. Afterwards ``bench.report`` makes tables and plots of all that is there.
+Each cell group (a model at one dtype and batch size) is measured in a process of its own, by ``bench.cell``, on one
+GPU, and saved as one JSON file. Many compile side by side; then each GPU measures one after the other. What is there
+already, from the same machine and versions, is not measured again: a run can be cut off and gone on with. Afterwards
+``bench.report`` makes tables and plots of all that is there.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,15 +19,18 @@ import torch
 import typer
 from rich.console import Console
 
-from bench.cells import Cell, CellKey, is_current, load_cell, load_cells, save_cell
-from bench.child import Child, Job
+from bench.cells import Cell, CellKey, is_current, load_cell, load_cells
+from bench.child import Job
 from bench.environment import environment
+from bench.goals import goals_table, ratios_table
+from bench.gpus import cells_at_once, gpus_for, processors
+from bench.planning import next_group
 from bench.report import write_report
+from bench.running import run_group
 from bench.selection import choose_cells, systems_for
 from bench.systems import SYSTEMS
 
 RESULTS = Path(__file__).parent / "results"
-CAUTION = 1.15  # by how much a cell may take longer than one like it before
 
 
 def main(
@@ -42,28 +44,30 @@ def main(
     reports: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = RESULTS,
     cache: Annotated[Path, typer.Option(help="Of what Inductor compiled, and of logs.")] = Path(".opara-cache/bench"),
     time_limit_s: Annotated[float, typer.Option(help="Start no cell that would not be done by then. 0: none.")] = 0.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells that compile at once; each is tuned and timed alone.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="How many measure. 0: all of the first one's kind.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Cells that compile at once. 0: what the machine has room for.")] = 0,
     seconds: Annotated[float, typer.Option(help="Of timing, per system and cell.")] = 0.3,
-    counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system and cell.")] = 0.2,
+    counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system and cell.")] = 0.15,
     tuning_budget_s: Annotated[float, typer.Option(help="Of this engine, per cell.")] = 60.0,
     studies: Annotated[bool, typer.Option("--studies", help="In every cell, not in float16 ×1 alone.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Measure what is there already, too.")] = False,
 ) -> None:
     """Measure, then write tables and plots."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    deadline = time.monotonic() + time_limit_s if time_limit_s else None
+    deadline = time.time() + time_limit_s if time_limit_s else None
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("PyTorch sees no GPU here; --device cpu measures what needs none")
     try:
         cells = choose_cells(only or (), _split(models), _split(dtypes), [int(size) for size in _split(batches)])
         wanted = {cell: systems_for(cell, _split(systems), SYSTEMS) for cell in cells}
+        measuring = gpus_for(device, gpus)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     here = environment() | {"device": device}
     todo = [cell for cell in cells if force or not is_current(load_cell(output, cell), here, wanted[cell])]
     console.print(f"{len(cells)} cells, {len(cells) - len(todo)} of them there already")
 
-    def job(cell: CellKey, together: int) -> Job:
+    def job(cell: CellKey, gpu: str, together: int, compile_until: float | None) -> Job:
         return Job(
             cell=cell,
             systems=_with_earlier(wanted[cell], load_cell(output, cell)),
@@ -73,94 +77,30 @@ def main(
             seconds=seconds,
             counter_seconds=counter_seconds,
             tuning_budget_s=tuning_budget_s,
-            warm=jobs > 1,
             studies=studies or (cell.dtype, cell.batch) == ("float16", 1),
-            threads=max(1, (os.cpu_count() or 1) // together),
+            threads=max(1, processors() // together),
+            gpu=gpu,
+            compile_until=compile_until,
         )
 
+    at_once = jobs or cells_at_once(device, len(measuring))
     while todo:
-        group = next_group(todo, load_cells(output).values(), jobs, _left(deadline))
+        group = next_group(todo, load_cells(output).values(), at_once, len(measuring), _left(deadline))
         if not group:
             break
-        run_together([job(cell, len(group)) for cell in group], deadline, here, console.print)
+        until = deadline - group.cost.alone if deadline else None
+        jobs_by_gpu = [
+            [job(cell, gpu, len(group), until) for cell in share]
+            for gpu, share in zip(measuring, group.shares, strict=True)
+        ]
+        run_group(jobs_by_gpu, deadline, here, console.print)
         todo = todo[len(group) :]
     for cell in todo:
         console.print(f"{cell}: not run, no time left")
+    known = load_cells(output)
+    console.print(f"\n{ratios_table({cell: known[cell] for cell in cells if cell in known})}\n\n{goals_table(known)}\n")
     write_report(output, reports)
     console.print(f"tables and plots are in {reports}")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Wall seconds of a cell group: until it has compiled, and alone on the machine."""
-
-    compiling: float
-    alone: float
-
-
-UNKNOWN = Cost(150.0, 60.0)  # a cell like none before
-START_SECONDS = 20.0  # of a process, before its own clock starts
-
-
-def next_group(todo: Sequence[CellKey], known: Iterable[Cell], jobs: int, seconds_left: float | None) -> list[CellKey]:
-    """The first cells of ``todo``, ``jobs`` at most, that will be done in time by what cells have cost before: they
-    compile side by side, then each is timed alone."""
-    measured = [cell for cell in known if cell.seconds]
-    group: list[CellKey] = []
-    compiling = alone = 0.0
-    for cell in todo[:jobs]:
-        cost = expected_cost(cell, measured)
-        compiling, alone = max(compiling, cost.compiling), alone + cost.alone
-        if seconds_left is not None and CAUTION * (compiling + alone) > seconds_left:
-            break
-        group.append(cell)
-    return group
-
-
-def expected_cost(cell: CellKey, measured: Iterable[Cell]) -> Cost:
-    """That of the model's dearest cell, else of the dearest of all."""
-    costs = [
-        (other.key.model == cell.model, START_SECONDS + other.seconds["compile"], other.seconds["alone"])
-        for other in measured
-    ]
-    alike = [cost for cost in costs if cost[0]] or costs
-    return Cost(max(c[1] for c in alike), max(c[2] for c in alike)) if alike else UNKNOWN
-
-
-def run_together(
-    jobs: Sequence[Job], deadline: float | None, here: Mapping[str, str | int], tell: Callable[[str], None]
-) -> None:
-    """Let all compile side by side, then each measure alone. What fails is saved as a cell that says why; what is cut
-    off at ``deadline`` (of time.monotonic) leaves no trace."""
-    before = {job.cell: load_cell(job.folder, job.cell) for job in jobs}
-    children = [Child(job, _left(deadline), job.cache.with_name(job.cache.name + ".log")) for job in jobs]
-    try:
-        for child in children:
-            child.wait_until_ready()
-        for child in children:
-            failure = child.measure()
-            key, folder = child.job.cell, child.job.folder
-            made = load_cell(folder, key)
-            if made is None or made == before[key]:  # a process that fails after it has saved has done its work
-                if child.timed_out:
-                    tell(f"{key}: not run, cut off by the time limit")
-                    continue
-                made = Cell(key, here, failed=failure or "left no result")
-                save_cell(folder, made)
-            tell(summary(made))
-    finally:
-        for child in children:
-            child.close()
-
-
-def summary(cell: Cell) -> str:
-    """One line, in µs."""
-    if cell.failed:
-        return f"{cell.key}: failed, {cell.failed}"
-    times = [f"{name} {result.median_us:.1f}" for name, result in cell.systems.items() if result.median_us]
-    wrong = [name for name, result in cell.systems.items() if result.verified is False]
-    seconds = f"{cell.seconds['compile']:.0f} + {cell.seconds['alone']:.0f} s"
-    return f"{cell.key} ({seconds}): {', '.join(times)}" + (f"; WRONG: {', '.join(wrong)}" if wrong else "")
 
 
 def _with_earlier(wanted: Sequence[str], earlier: Cell | None) -> tuple[str, ...]:
@@ -170,7 +110,7 @@ def _with_earlier(wanted: Sequence[str], earlier: Cell | None) -> tuple[str, ...
 
 
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
+    return None if deadline is None else deadline - time.time()
 
 
 def _split(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import Schedule, assemble
 
 RANDOM_ORDERS = 8
+SHARE = 3  # of the time for timing a system, an order takes one in so many
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def study(subject: Subject) -> list[dict[str, Any]]:
     program, profile = subject.aten.program, subject.aten.profile
     tried = schedules(program.graph, orders(program.graph, profile), subject.device.max_streams)
     graphs = [capture(program, schedule, subject.device) for schedule in tried]
-    times = device_times(graphs, subject.device, subject.seconds)
+    times = device_times(graphs, subject.device, subject.seconds / SHARE)
     found: Iterable[LaunchOrder] = (
         LaunchOrder(schedule.policy, time.median_us, time.spread) for schedule, time in zip(tried, times, strict=True)
     )

@@ -17,7 +17,7 @@ from opara_server.engine.verify import OVER_EAGER, default_bound, error_norm, po
 
 QUESTIONS = 3
 REPLAYS = (10, 100)
-REPLAY_SECONDS = 0.5  # per system that is only compared with
+REPLAY_SECONDS = 0.2  # per system that is only compared with
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from bench.cells import CellKey
 from bench.models import BenchModel, settle
 from bench.models.settle import ROWS
-from bench.timing import seconds_of
 from opara_server.engine.device import Device, open_device
 from opara_server.engine.export import export_static
 from opara_server.engine.flat_module import FlatModule
@@ -50,18 +50,19 @@ class Subject:
         return self.device.kind == "cuda"
 
     @cached_property
+    def operators(self) -> tuple[Program, float]:
+        """ATen's, made when they are first asked for, and seconds. Raises EngineError where they cannot be had."""
+        begin = time.perf_counter()
+        program = lower(export_static(self.module, self.inputs), self.inputs)
+        return program, time.perf_counter() - begin
+
+    @cached_property
     def aten(self) -> Lowered:
-        """Made when the first system asks for it. Raises EngineError where the operators cannot be had."""
-        made: dict[str, Any] = {}
-
-        def lower_it() -> None:
-            made["program"] = lower(export_static(self.module, self.inputs), self.inputs)
-
-        def profile_it() -> None:
-            made["profile"] = self.device.profile(made["program"])
-
-        lower_seconds, profile_seconds = seconds_of(lower_it), seconds_of(profile_it)
-        return Lowered(made["program"], made["profile"], lower_seconds, profile_seconds)
+        """Wants an idle device. Raises EngineError."""
+        program, lower_seconds = self.operators
+        begin = time.perf_counter()
+        profile = self.device.profile(program)
+        return Lowered(program, profile, lower_seconds, time.perf_counter() - begin)
 
 
 @contextmanager

@@ -50,6 +50,12 @@ def over_compiled(cell: Cell) -> float | None:
     return cell.speedup(best, OURS) if best else None
 
 
+def over_one_graph(cell: Cell) -> float | None:
+    """Over the fastest of torch.compile in one sequential CUDA Graph, with whatever options."""
+    best = cell.best(ONE_GRAPH)
+    return cell.speedup(best, OURS) if best else None
+
+
 def over_best_other(cell: Cell) -> float | None:
     best = cell.best(name for name in cell.systems if name != OURS)
     return cell.speedup(best, OURS) if best else None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench.background import Background
 from bench.subject import Subject
 from bench.systems.system import Capture, Prepared
 from opara_server.engine.build import compile_model
 from opara_server.engine.capture import capture as capture_schedule
-from opara_server.engine.compiled import CompiledModel
+from opara_server.engine.compiled import CompiledModel, Progress
 from opara_server.engine.device import open_device
 from opara_server.engine.memory import memory_bytes
-from opara_server.engine.options import AUTO, BuildOptions
-from opara_server.engine.plan import SEQUENTIAL
+from opara_server.engine.options import BuildOptions
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import fold
 
@@ -21,6 +21,8 @@ def published(policy: str) -> Callable[[Subject], Capture]:
     """``policy`` on ATen operators, without any choice by measurement."""
 
     def start(subject: Subject) -> Capture:
+        _ = subject.operators  # made while nothing has to be idle
+
         def capture() -> Prepared:
             program, profile = subject.aten.program, subject.aten.profile
             schedule = make_schedule(program.graph, profile, policy)
@@ -42,37 +44,30 @@ def published(policy: str) -> Callable[[Subject], Capture]:
     return start
 
 
-def warm_ours(subject: Subject) -> None:
-    """Compile every lowering once: its kernels are on disk then."""
-    _compiled(subject, SEQUENTIAL, float("inf")).close()
+def ours(subject: Subject) -> Background[Prepared]:
+    return Background(lambda progress: _prepared(compiled(subject, progress), subject.key.batch))
 
 
-def ours(subject: Subject) -> Capture:
-    def capture() -> Prepared:
-        key = subject.key
-        model = _compiled(subject, AUTO, subject.tuning_budget_s)
-        plan = model.plan.bucket(key.batch)
-        graph = model.graph(key.batch)
-        return Prepared(
-            graph,
-            streams=plan.streams,
-            policy=plan.policy,
-            lowering=plan.lowering,
-            longest_path_us=plan.longest_path_us,
-            peak_bytes=plan.peak_bytes,
-            detail=model.plan.fallback_reason,
-            trace=graph.trace,
-        )
-
-    return capture
-
-
-def _compiled(subject: Subject, policy: str, tuning_budget_s: float) -> CompiledModel:
+def compiled(subject: Subject, progress: Progress) -> CompiledModel:
     bench, key = subject.bench, subject.key
     options = BuildOptions(
         batch_sizes=(key.batch,),
-        policy=policy,
         channels_last=bench.channels_last,
-        tuning_budget_s=tuning_budget_s,
+        tuning_budget_s=subject.tuning_budget_s,
     )
-    return compile_model(key.model, subject.module, bench.inputs(key.dtype), subject.device.kind, options)
+    inputs = bench.inputs(key.dtype)
+    return compile_model(key.model, subject.module, inputs, subject.device.kind, options, progress)
+
+
+def _prepared(model: CompiledModel, batch: int) -> Prepared:
+    plan, graph = model.plan.bucket(batch), model.graph(batch)
+    return Prepared(
+        graph,
+        streams=plan.streams,
+        policy=plan.policy,
+        lowering=plan.lowering,
+        longest_path_us=plan.longest_path_us,
+        peak_bytes=plan.peak_bytes,
+        detail=model.plan.fallback_reason,
+        trace=graph.trace,
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum, auto
 
+from bench.background import Background
 from bench.subject import Subject
 from bench.timing import Runner
 from opara_server.engine.trace import Trace
@@ -31,31 +32,33 @@ class Prepared:
     trace: Callable[[int], Trace] | None = None
 
 
+class Order(IntEnum):
+    """In which systems compile."""
+
+    BESIDES = auto()  # in processes of their own, while others do here
+    FIRST = auto()  # what exports the module: Dynamo has nothing to forget yet
+    HERE = auto()
+    LAST = auto()  # what takes minutes, for which there may be no time
+
+
 @dataclass(frozen=True)
 class System:
     """``compile`` does what needs no idle GPU (several cell groups may do it at once) and returns what is left to do,
-    alone on the machine. ``host_driven``: the CPU launches every kernel of a run, or checks guards before it.
-    ``early``: needs no profile, and is captured before anything is profiled. ``warm``: fills caches on disk beforehand;
-    what it does does not count."""
+    alone on the GPU. ``host_driven``: the CPU launches every kernel of a run, or checks guards before it.
+    ``early``: needs no profile, and is captured before anything is profiled."""
 
     name: str
-    compile: Callable[[Subject], Capture]
+    compile: Callable[[Subject], Capture | Background[Prepared]]
+    order: Order = Order.HERE
     needs_cuda: bool = True
     host_driven: bool = False
     early: bool = True
     only_convolutional: bool = False
-    warm: Callable[[Subject], None] | None = None
 
-    def start(self, subject: Subject) -> Capture:
+    def start(self, subject: Subject) -> Capture | Background[Prepared]:
         """Raises NotRunnableError, or whatever the system raises."""
         if self.needs_cuda and not subject.on_cuda:
             raise NotRunnableError("needs CUDA")
         if self.only_convolutional and not subject.bench.channels_last:
             raise NotRunnableError("for convolutional networks")
         return self.compile(subject)
-
-    def warm_up(self, subject: Subject) -> None:
-        """An error is for ``start`` to meet again, and to tell."""
-        if self.warm:
-            with suppress(Exception):
-                self.warm(subject)

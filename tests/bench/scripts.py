@@ -21,6 +21,5 @@ class Script(Job):
 
 
 def script(folder: Path, code: str) -> Script:
-    return Script(
-        SCRIPTED, (), "cpu", folder, folder / "cache", 1.0, 1.0, 1.0, warm=False, studies=False, threads=1, code=code
-    )
+    """Nothing is read or written but in ``folder``."""
+    return Script(SCRIPTED, (), "cpu", folder, folder / "cache", 1.0, 1.0, 1.0, False, 1, "", None, code)

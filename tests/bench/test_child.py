@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from bench.child import READY, Child, Job
 from tests.bench.scripts import SCRIPTED, script
 
 
-def child(tmp_path: Path, code: str, seconds: float | None = None) -> Child:
-    return Child(script(tmp_path, code), seconds, tmp_path / "log")
+def child(tmp_path: Path, code: str) -> Child:
+    return Child(script(tmp_path, code), tmp_path / "log")
 
 
 def test_it_measures_when_it_is_told_to(tmp_path: Path) -> None:
@@ -40,7 +41,8 @@ def test_it_tells_why_it_failed(tmp_path: Path, code: str, reason: str) -> None:
 
 
 def test_time_is_up(tmp_path: Path) -> None:
-    running = child(tmp_path, "import time; time.sleep(60)", seconds=0.05)
+    running = child(tmp_path, "import time; time.sleep(60)")
+    running.limit(0.05)
     assert not running.wait_until_ready()
     assert running.measure() == "cut off: out of time"
     assert running.timed_out
@@ -59,11 +61,30 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_compilers_share_the_processors(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    job = Job(SCRIPTED, ("ours", "eager"), "cuda", tmp_path, cache, 0.3, 0.2, 60.0, warm=True, studies=True, threads=3)
+    job = Job(SCRIPTED, ("ours", "eager"), "cuda", tmp_path, cache, 0.3, 0.2, 60.0, True, 5, "2", 12.5)
     environment = job.environment()
-    assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == environment["OMP_NUM_THREADS"] == "3"
+    assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == environment["OMP_NUM_THREADS"] == "5"
+    assert replace(job, threads=1).environment()["TORCHINDUCTOR_COMPILE_THREADS"] == "4"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "2"
     assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(cache)
     command = job.command()
     assert command[1:6] == ["-m", "bench.cell", "some", "float32", "1"]
     assert command[command.index("--systems") + 1] == "ours,eager"
-    assert {"--warm", "--studies"} <= set(command)
+    assert command[command.index("--compile-until") + 1] == "12.5"
+    assert "--studies" in command
+    assert "--compile-until" not in replace(job, compile_until=None).command()
+
+
+def test_without_a_gpu_of_its_own_it_sees_what_others_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert script(tmp_path, "").environment()["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+def test_a_later_limit_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    running = child(tmp_path, f"print({READY!r}, flush=True); input(); import time; time.sleep(60)")
+    running.limit(0.0)
+    running.limit(None)
+    running.limit(0.2)
+    running.measure()
+    assert running.timed_out
+    running.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,9 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from bench.cells import Cell, CellKey, load_cell, load_cells, save_cell
-from bench.engine import UNKNOWN, expected_cost, main, next_group, run_together
+from bench.cells import Cell, CellKey, load_cell, load_cells
+from bench.engine import main
 from bench.systems import SYSTEMS
-from tests.bench.scripts import SCRIPTED, script
-from tests.bench.synthetic import cell
 
 SMALL = CellKey("tests.bench.tiny:CONVOLUTIONS", "float32", 2)
 CRASHING = CellKey("tests.bench.tiny:CRASHING", "float32", 1)
@@ -45,6 +42,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     measured = Suite(tmp_path_factory.mktemp("suite"))
     result = measured.run([CRASHING, SMALL], "--jobs", "2")
     assert result.exit_code == 0, result.output
+    assert f"| {SMALL.model} | float32 | 2 | – | – | – | " in result.output  # of ratios, only that over eager
+    assert "| GoogLeNet, ×1, over the CUDA Graph | 5.00 | 6.50 | – | not run |" in result.output
     return measured
 
 
@@ -108,28 +107,6 @@ def test_what_is_not_there_is_refused(tmp_path: Path, more: list[str]) -> None:
     assert not (tmp_path / "cells").exists()
 
 
-WANTED = [CellKey("googlenet", "float16", batch) for batch in (1, 8, 32)]
-
-
-def test_an_unknown_cell_is_expected_to_be_dear() -> None:
-    assert next_group(WANTED, [], 1, None) == WANTED[:1]
-    assert next_group(WANTED, [], 1, UNKNOWN.compiling + UNKNOWN.alone) == []
-    failed = Cell(WANTED[0], {}, failed="SIGSEGV")
-    assert expected_cost(WANTED[1], [cell for cell in [failed] if cell.seconds]) == UNKNOWN
-
-
-def test_cells_cost_what_their_like_did() -> None:
-    cheap = replace(cell("deepfm"), seconds={"compile": 10.0, "alone": 5.0})
-    dear = replace(cell("googlenet", batch=2), seconds={"compile": 100.0, "alone": 20.0})
-    assert expected_cost(WANTED[0], [cheap, dear]).alone == 20
-    assert expected_cost(CellKey("t5_small", "float16", 1), [cheap]).alone == 5
-    # side by side they compile in 120 s, one after the other they take 20 s each
-    assert next_group(WANTED, [cheap, dear], 3, 1.15 * 181) == WANTED
-    assert next_group(WANTED, [cheap, dear], 3, 1.15 * 179) == WANTED[:2]
-    assert next_group(WANTED, [cheap, dear], 3, 1.15 * 139) == []
-    assert next_group(WANTED, [cheap, dear], 2, None) == WANTED[:2]
-
-
 def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -137,34 +114,3 @@ def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "--device cpu" in result.output
     assert not (tmp_path / "cells").exists()
-
-
-def test_a_cell_that_is_cut_off_was_not_run(tmp_path: Path) -> None:
-    told: list[str] = []
-    run_together([script(tmp_path, "import time; time.sleep(60)")], time.monotonic() + 0.05, {}, told.append)
-    assert told == ["some float32 ×1: not run, cut off by the time limit"]
-    assert list(tmp_path.glob("*.json")) == []
-
-
-def test_what_was_saved_before_a_crash_counts(tmp_path: Path) -> None:
-    done = replace(cell("googlenet"), key=SCRIPTED)
-    save_cell(tmp_path / "made", done)
-    (made,) = (tmp_path / "made").iterdir()
-    told: list[str] = []
-    run_together(
-        [script(tmp_path, f"import shutil; shutil.copy({str(made)!r}, {str(tmp_path)!r}); 1 / 0")],
-        None,
-        {},
-        told.append,
-    )
-    assert load_cell(tmp_path, SCRIPTED) == done
-    assert told == [
-        "some float32 ×1 (40 + 10 s): eager 800.0, sequential 400.0, opara 250.0, graph_default 200.0, ours 100.0"
-    ]
-
-
-def test_a_process_that_leaves_nothing_has_failed(tmp_path: Path) -> None:
-    save_cell(tmp_path, replace(cell("googlenet"), key=SCRIPTED))  # of an earlier run
-    told: list[str] = []
-    run_together([script(tmp_path, "pass")], None, {"gpu": "here"}, told.append)
-    assert load_cell(tmp_path, SCRIPTED) == Cell(SCRIPTED, {"gpu": "here"}, failed="left no result")

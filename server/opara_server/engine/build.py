@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
 from opara_server.engine.choose import Search, saved_plan
-from opara_server.engine.compiled import MEASURING, CompiledModel, Progress, forward_only
+from opara_server.engine.compiled import EXPORTING, MEASURING, CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.digests import graph_digest, sources_digest, tensors_digest
 from opara_server.engine.errors import CaptureError, LoweringError, TuningError, VerificationError, first_line
@@ -96,7 +96,7 @@ class _Build:
         self._untuned = False
 
     def run(self) -> CompiledModel:
-        self.progress("exporting", 0.0)
+        self.progress(EXPORTING, 0.0)
         choices, reused = self._choices()
         try:
             graphs, plan = self._finish_all(choices, reused=reused)

@@ -12,7 +12,8 @@ from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
-MEASURING = "measuring"  # how it says so, in its first words, before the device is needed idle
+EXPORTING = "exporting"  # the first that it says
+MEASURING = "measuring"  # how it begins what it says before the device is needed idle
 
 
 def forward_only(progress: Progress) -> Progress:

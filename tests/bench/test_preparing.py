@@ -1,0 +1,173 @@
+"""Systems compile in order, some of them besides; what is late is left out, and what measures waits for its turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bench.background import Background
+from bench.cells import CellKey
+from bench.interruption import OutOfTimeError, interrupted_at
+from bench.preparing import capture_all, compile_all
+from bench.subject import Subject, opened_subject
+from bench.systems import System
+from bench.systems.runners import Called
+from bench.systems.scheduled import ours
+from bench.systems.system import Capture, Order, Prepared
+from opara_server.engine.compiled import EXPORTING, MEASURING, Progress
+from tests.bench.tiny import BRANCHES
+
+
+@pytest.fixture(scope="module")
+def subject() -> Iterator[Subject]:
+    with opened_subject(CellKey("tiny", "float32", 2), BRANCHES, "cpu", 0.01, 0.5) as opened:
+        yield opened
+
+
+def prepared(subject: Subject) -> Prepared:
+    return Prepared(Called(subject.flat, subject.inputs))
+
+
+def system(name: str, order: Order, compile_it: Callable[[Subject], Capture | Background[Prepared]]) -> System:
+    return System(name, compile_it, order, needs_cuda=False)
+
+
+def plain(name: str, order: Order, did: list[str]) -> System:
+    def start(subject: Subject) -> Capture:
+        did.append(f"{name} compiles")
+        return lambda: prepared(subject)
+
+    return system(name, order, start)
+
+
+class Besides:
+    """A system whose compilation ends when it is told to."""
+
+    def __init__(self, did: list[str]) -> None:
+        self.end = threading.Event()
+        self.did = did
+
+    def start(self, subject: Subject) -> Background[Prepared]:
+        made = prepared(subject)
+
+        def work(progress: Progress) -> Prepared:
+            progress(EXPORTING, 0.0)
+            self.did.append("exported")
+            while not self.end.wait(0.01):
+                progress("searching", 0.1)
+            progress(f"{MEASURING} batch size 1", 0.5)
+            self.did.append("measures")
+            progress(f"{MEASURING} batch size 2", 0.6)  # waits for nobody any more
+            return made
+
+        return Background(work)
+
+
+def test_systems_compile_in_order_and_stay_in_theirs(subject: Subject) -> None:
+    did: list[str] = []
+    besides = Besides(did)
+
+    def last(subject: Subject) -> Capture | Background[Prepared]:
+        besides.end.set()
+        return plain("last", Order.LAST, did).compile(subject)
+
+    systems = [
+        system("last", Order.LAST, last),
+        plain("here", Order.HERE, did),
+        plain("first", Order.FIRST, did),
+        system("ours", Order.BESIDES, besides.start),
+    ]
+    failed: dict[str, str] = {}
+    compiled = compile_all(subject, systems, failed)
+    assert did == ["exported", "first compiles", "here compiles", "last compiles"]
+    assert list(compiled) == ["last", "here", "first", "ours"]
+    assert list(capture_all(subject, compiled, failed)) == ["last", "here", "first", "ours"]
+    assert did[-1] == "measures"
+    assert not failed
+
+
+def test_what_is_late_is_left_out(subject: Subject) -> None:
+    did: list[str] = []
+    besides = Besides(did)
+
+    def endless(_subject: Subject) -> Capture:
+        while True:
+            try:
+                time.sleep(60)
+            except Exception:  # noqa: BLE001 - as compilers do
+                did.append("went on")
+
+    systems = [
+        plain("here", Order.HERE, did),
+        system("long", Order.LAST, endless),
+        system("ours", Order.BESIDES, besides.start),
+    ]
+    failed: dict[str, str] = {}
+    assert list(compile_all(subject, systems, failed, time.time() + 0.2)) == ["here"]
+    assert not failed
+    assert did == ["exported", "here compiles"]
+    assert not [thread for thread in threading.enumerate() if "_run" in thread.name]  # abandoned, and gone
+
+
+def test_what_fails_besides_is_told(subject: Subject) -> None:
+    def start(_subject: Subject) -> Background[Prepared]:
+        def work(_progress: Progress) -> Prepared:
+            raise ValueError("no such thing")
+
+        return Background(work)
+
+    failed: dict[str, str] = {}
+    compiled = compile_all(subject, [system("ours", Order.BESIDES, start)], failed)
+    assert capture_all(subject, compiled, failed) == {}
+    assert failed == {"ours": "ValueError: no such thing"}
+
+
+def test_waiting_for_the_turn_is_nobodys_work(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("bench.background.time.perf_counter", lambda: now)
+    did: list[str] = []
+    besides = Besides(did)
+    besides.end.set()
+    background = besides.start(subject)
+    assert background.compiled(None) == 0
+    now = 1e6
+    background.finish()
+    assert background.compiled(None) == 0
+
+
+def test_this_engine_waits_for_its_turn(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opara_server.engine.choose.Search.choose", choose := Watched())
+    background = ours(subject)
+    assert background.compiled(None) is not None
+    assert not choose.called
+    with pytest.raises(StopIteration):
+        background.finish()
+    assert choose.called
+
+
+class Watched:
+    called = False
+
+    def __call__(self, *_arguments: object) -> object:
+        self.called = True
+        raise StopIteration
+
+
+def test_work_is_interrupted_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.interruption.AGAIN_S", 0.05)
+    interruptions = 0
+    with interrupted_at(time.time() + 0.05):
+        while interruptions < 3:
+            try:
+                time.sleep(60)
+            except OutOfTimeError:
+                interruptions += 1
+    time.sleep(0.1)  # nothing comes after the block
+
+
+def test_without_a_time_nothing_is_interrupted() -> None:
+    with interrupted_at(None):
+        pass
