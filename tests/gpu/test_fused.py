@@ -80,6 +80,7 @@ def test_the_zoo(name: str, device: Device) -> None:
     check(lowered(module, case.inputs, 4), flat, device, "critical_path", 20, 1e-3)  # TF32
 
 
+@pytest.mark.usefixtures("device")
 def test_what_inductor_gets_wrong_is_refused() -> None:
     with pytest.raises(LoweringError, match="Inductor gives"):
         lowered(built(ZOO[MISTAKEN].build), ZOO[MISTAKEN].inputs, 4)

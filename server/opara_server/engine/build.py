@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from opara_server.engine.behind import SearchBehind
 from opara_server.engine.capture import capture
-from opara_server.engine.choice import Choice, Runnable, read_choice, write_choice
+from opara_server.engine.choice import UNREADABLE, Choice, Runnable, read_choice, write_choice
 from opara_server.engine.choose import Search, saved_plan
 from opara_server.engine.compiled import EXPORTING, MEASURING, CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 
 PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
-UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
-
 
 def compile_model(
     name: str,
@@ -56,7 +55,7 @@ def compile_model(
     """
     opened = open_device(device) if isinstance(device, str) else device
     try:
-        with opened.bind(), opened.tuning():
+        with opened.bind():
             return _Build(name, module, inputs, opened, options, progress).run()
     except BaseException:
         opened.close()
@@ -106,7 +105,7 @@ class _Build:
             log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
             choices, reused = self._tuned(self._exports), False
             graphs, plan = self._finish_all(choices, reused=False)
-        behind = _SearchBehind(self) if self._untuned else None
+        behind = SearchBehind(self) if self._untuned else None
         if not (reused or behind):
             self.save(plan, choices)
         self.device.trim()
@@ -119,7 +118,7 @@ class _Build:
         try:
             for bucket in self._announced("capturing and verifying", 0.7, 1.0):
                 held = self.device.held_bytes()
-                graphs[bucket], choices[bucket] = self.finish(choices[bucket])
+                graphs[bucket], choices[bucket] = self.finish(choices[bucket], reused=reused)
                 steady_bytes = self.device.held_bytes() - held
                 plans.append(choices[bucket].plan(bucket, steady_bytes, reused=reused))
         except BaseException:
@@ -149,7 +148,8 @@ class _Build:
         weights = [*self.flat.module.parameters(), *self.flat.module.buffers()]
         whole = {b: lower_whole(self.flat, weights, self._inputs(b)) for b in self.buckets}
         search = Search(Lowerings(self.name, {}), self.device, self.options, len(whole))
-        return {bucket: search.choose([whole[bucket]]) for bucket in self._announced(MEASURING, 0.1, 0.7)}, False
+        with self.device.tuning():
+            return {bucket: search.choose([whole[bucket]]) for bucket in self._announced(MEASURING, 0.1, 0.7)}, False
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
         """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators."""
@@ -168,8 +168,9 @@ class _Build:
         """In this process."""
         search = Search(Lowerings(self.name, exports), self.device, options, len(exports))
         choices = {}
-        for bucket in self._announced(MEASURING, 0.1, 0.7):
-            choices[bucket] = search.choose(search.lower(bucket, self._inputs(bucket)))
+        with self.device.tuning():
+            for bucket in self._announced(MEASURING, 0.1, 0.7):
+                choices[bucket] = search.choose(search.lower(bucket, self._inputs(bucket)))
         found = saved_plan(self.name, self.device, choices, ProgramWriter(self._weights()))
         return self._read_all(found)
 
@@ -218,28 +219,37 @@ class _Build:
             self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
             yield bucket
 
-    def finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]:
-        """The graph that will serve: the best that is right, and still faster than the simplest, measured once more."""
+    def finish(self, choice: Choice, *, reused: bool = False) -> tuple[CapturedGraph, Choice]:
+        """The graph that will serve: the best that is right, and still faster than the simplest, measured once more.
+
+        The simplest beside a ``reused`` choice is only to notice that something is badly wrong. It is not tuned, which
+        would take seconds, and its time does not count as sequential's.
+        """
         while choice.winner != 0:
             try:
-                graph = self._verified(self._capture(choice.best))
+                graph = self._verified(self._tuned_graph(choice.best))
             except (CaptureError, VerificationError) as error:
                 log.warning("%s: %s failed, the next best runs instead: %s", self.name, choice.chosen.label, error)
                 reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
                 choice = choice.falling_back(reason)
                 continue
-            simplest = self._capture(choice.simplest)
+            simplest = self._graph(choice.simplest) if reused else self._tuned_graph(choice.simplest)
             before, now = measure([simplest, graph], self.device)
             if now.median < before.median:
                 simplest.close()
-                return graph, replace(choice.confirmed(before.median, now.median), others=())
+                sequential_us = choice.sequential.measured_us if reused else before.median
+                return graph, replace(choice.confirmed(sequential_us, now.median), others=())
             log.warning("%s: measured again, %s is slower than sequential", self.name, choice.chosen.label)
             graph.close()
             simplest.close()
             choice = choice.falling_back("slower than sequential when measured again")
-        return self._verified(self._capture(choice.simplest)), choice
+        return self._verified(self._tuned_graph(choice.simplest)), choice
 
-    def _capture(self, runnable: Runnable) -> CapturedGraph:
+    def _tuned_graph(self, runnable: Runnable) -> CapturedGraph:
+        with self.device.tuning():
+            return self._graph(runnable)
+
+    def _graph(self, runnable: Runnable) -> CapturedGraph:
         return capture(runnable.program, runnable.schedule, self.device)
 
     def _verified(self, graph: CapturedGraph) -> CapturedGraph:
@@ -270,28 +280,3 @@ class _Build:
                 "tolerance": self.options.tolerance,
             },
         }
-
-
-class _SearchBehind:
-    """compiled.Behind: what is left of a build that did not search."""
-
-    def __init__(self, build: _Build) -> None:
-        self._build = build
-        self._choices: dict[int, Choice] = {}
-        self._reader: ProgramReader | None = None  # one for all batch sizes: they share what it reads
-
-    def search(self, progress: Progress) -> SavedPlan:
-        return self._build.search(progress)
-
-    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
-        build, held = self._build, self._build.device.held_bytes()
-        self._reader = self._reader or build.reader(found)
-        try:
-            choice = build.read(found, bucket, self._reader)
-        except UNREADABLE as error:
-            raise TuningError(f"what was found cannot be read: {first_line(error)}") from error
-        graph, self._choices[bucket] = build.finish(choice)
-        return graph, self._choices[bucket].plan(bucket, build.device.held_bytes() - held, reused=False)
-
-    def save(self, plan: Plan) -> None:
-        self._build.save(plan, self._choices)

@@ -13,6 +13,8 @@ from opara_server.engine.program import Program
 from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter, UnsavableError
 from opara_server.engine.schedule import Schedule, check
 
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
+
 
 @dataclass(frozen=True)
 class Runnable:
