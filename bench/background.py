@@ -26,12 +26,12 @@ class Background(Generic[T]):
     def __init__(self, work: Callable[[Progress], T]) -> None:
         self._begin = time.perf_counter()
         self._seconds = 0.0
-        self._exported, self._compiled, self._turn = threading.Event(), threading.Event(), threading.Event()
+        self._exported, self._compiled = threading.Event(), threading.Event()
+        self._turn, self._done = threading.Event(), threading.Event()
         self._abandoned = False
         self._made: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
         self._exported.wait()
 
     def compiled(self, timeout: float | None) -> float | None:
@@ -39,9 +39,13 @@ class Background(Generic[T]):
         return self._seconds if self._compiled.wait(timeout) else None
 
     def finish(self) -> T:
-        """Measure, capture. Raises whatever ``work`` raises."""
+        """Measure, capture. Raises whatever ``work`` raises.
+
+        The thread stays: captured kernels may be those of cuDNN's plans, which live as long as the thread that made
+        them.
+        """
         self._turn.set()
-        self._thread.join()
+        self._done.wait()
         if self._error:
             raise self._error
         return self._made[0]
@@ -50,7 +54,7 @@ class Background(Generic[T]):
         """End what goes on besides."""
         self._abandoned = True
         self._turn.set()
-        self._thread.join()
+        self._done.wait()
 
     def _run(self, work: Callable[[Progress], T]) -> None:
         try:
@@ -59,6 +63,9 @@ class Background(Generic[T]):
             self._error = error
         finally:
             self._measure_next()
+            self._done.set()
+        if self._made:
+            threading.Event().wait()
 
     def _progress(self, what: str, _share: float) -> None:
         if what.startswith(MEASURING):
