@@ -26,7 +26,7 @@ from opara_server.engine.options import ATEN, BuildOptions
 from opara_server.engine.plan import SEQUENTIAL, BucketPlan, Plan
 from opara_server.engine.plan_store import PlanStore, SavedPlan
 from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
-from opara_server.engine.select import measure
+from opara_server.engine.select import MEASURE_SECONDS, measure
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.tuning import tune_in_children
@@ -35,6 +35,7 @@ from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
+GLANCE_SECONDS = 0.05  # of timing, per graph, where it was measured well before
 PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
 
@@ -234,7 +235,7 @@ class _Build:
                 choice = choice.falling_back(reason)
                 continue
             simplest = self._graph(choice.simplest) if reused else self._tuned_graph(choice.simplest)
-            before, now = measure([simplest, graph], self.device)
+            before, now = measure([simplest, graph], self.device, GLANCE_SECONDS if reused else MEASURE_SECONDS)
             if now.median < before.median:
                 simplest.close()
                 sequential_us = choice.sequential.measured_us if reused else before.median

@@ -261,7 +261,6 @@ def _refusing_synchronisation() -> Iterator[None]:
 def _without_garbage_collection() -> Iterator[None]:
     """A collection in the middle of a capture could destroy another graph, which CUDA forbids there."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
