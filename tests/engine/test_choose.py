@@ -71,7 +71,7 @@ def test_on_a_cpu_there_are_no_fused_ones_unless_asked_for() -> None:
 def test_without_time_there_is_one_fused_lowering() -> None:
     made, searching, _ = search(BuildOptions((1,), tuning_budget_s=0.0))
     assert len(searching.lower(1, ())) == 2
-    assert made.asked == ["fused"]
+    assert made.asked == ["fused_rewritten"]
 
 
 def candidates(options: BuildOptions, programs: Sequence[Program]) -> tuple[Candidate, ...]:

@@ -10,11 +10,11 @@ from opara_server.engine.policies import check_policy
 AUTO = "auto"  # as a policy or a lowering: measure them all
 ATEN = "aten"
 FUSED = (  # in the order in which they are tried while the tuning budget lasts
-    "fused",
     "fused_rewritten",
-    "fused_epilogues",
-    "fused_combo",
     "fused_rewritten_combo",
+    "fused",
+    "fused_combo",
+    "fused_epilogues",
     "fused_1x1_as_mm",
     "fused_max_autotune",
 )
