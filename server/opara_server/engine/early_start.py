@@ -3,7 +3,10 @@
 A kernel that is launched so may start while those right before it in the graph still run, as soon as each block of
 theirs has ended or has said ``griddepcontrol.launch_dependents``. Its own ``griddepcontrol.wait`` lets nothing past
 until they have all completed and what they wrote can be seen (PTX ISA, "Parallel Synchronization and Communication
-Instructions: griddepcontrol"). What it saves is the time from the end of one kernel to the start of the next.
+Instructions: griddepcontrol"). What it saves is the time from the end of one kernel to the start of the next: on an
+H200 0.3 µs of 1.2 where both are Triton's, next to nothing after a matrix product of cuBLAS, which says nothing of its
+dependents. Capture makes such an edge of every kernel directly before, of other streams, too, and an ordinary edge of
+a copy or a memset.
 
 Schedules, arenas and releases are proven for kernels that start when everything before them has ended. The proofs hold
 for a kernel that starts early if *each of its threads waits before its first access to memory*:
