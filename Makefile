@@ -11,7 +11,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-allocation lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation lint format types imports stubs stubs-check check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,9 +20,9 @@ setup: $(READY) ## make .venv and install everything into it
 
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
-	@if nvidia-smi >/dev/null 2>&1; then torch=$(TORCH_GPU); else torch=$(TORCH_CPU); fi; \
+	@if nvidia-smi >/dev/null 2>&1; then torch=$(TORCH_GPU) extras=dev,gpu; else torch=$(TORCH_CPU) extras=dev; fi; \
 	echo "installing torch $$torch and the packages of constraints.txt into .venv"; \
-	$(PIP) "torch==$$torch" --editable '.[dev]' --constraint constraints.txt
+	$(PIP) "torch==$$torch" --editable ".[$$extras]" --constraint constraints.txt
 	@touch $@
 
 demo: setup ## serve the example, send it real images, print what came back
@@ -48,6 +48,9 @@ bench-engine-aten: setup ## every policy against the sequential CUDA Graph; need
 
 bench-simulator: setup ## how well the simulator predicts random schedules; needs a GPU and the [bench] extra
 	$(BIN)/python -m bench.simulator
+
+bench-warm-start: setup ## how long the server takes to be READY, first and again; needs a GPU and the [bench] extra
+	$(BIN)/python -m bench.warm_start
 
 bench-allocation: setup ## how long Algorithm 1 and Nimble take to allocate streams
 	$(BIN)/python -m bench.allocation_time
