@@ -22,7 +22,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY server server
 COPY protos protos
-RUN /opt/opara/bin/pip install --constraint constraints.txt ".[server]"
+RUN /opt/opara/bin/pip install --constraint constraints.txt ".[server,gpu]"
 
 FROM ${BASE_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home --home-dir /var/lib/opara --shell /usr/sbin/nologin opara \

@@ -68,6 +68,7 @@ REWRITTEN = (
     "depthwise",
     "narrow_linears",
     *EPILOGUES,
+    "explicit_convolutions",
 )
 EARLY = {"triton.enable_pdl": True}
 COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}

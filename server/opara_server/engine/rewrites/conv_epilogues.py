@@ -103,7 +103,7 @@ def _fused(module: GraphModule, weights: Weights, relu: Node, conv: Convolution,
     return insert.call(
         CONVOLUTION_RELU,
         conv.x,
-        insert.constant("conv_weight", weights.derive(_channels_last, weight)),
+        insert.constant("conv_weight", weights.derive(channels_last, weight)),
         insert.constant("conv_bias", weights.derive(_sum, weight, *known)),
         residual,
         *conv.geometry,
@@ -117,7 +117,8 @@ def _biased(module: GraphModule, residual: Node) -> Convolution | None:
     return side
 
 
-def _channels_last(weight: Tensor) -> Tensor:
+def channels_last(weight: Tensor) -> Tensor:
+    """The layout in which cuDNN takes weights."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 

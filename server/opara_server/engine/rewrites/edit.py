@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -78,7 +79,8 @@ class Insert:
         with self._module.graph.inserting_before(self._at):
             node = self._module.graph.call_function(target, args, kwargs)
         fake_args, fake_kwargs = map_arg((args, kwargs), lambda argument: argument.meta["val"])
-        node.meta = {**self._origin(), "val": target(*fake_args, **fake_kwargs)}
+        with self._fake_mode():
+            node.meta = {**self._origin(), "val": target(*fake_args, **fake_kwargs)}
         return node
 
     def constant(self, name: str, tensor: Tensor) -> Node:
@@ -94,11 +96,13 @@ class Insert:
         return {key: self._at.meta[key] for key in ("stack_trace", "nn_module_stack") if key in self._at.meta}
 
     def _fake(self, tensor: Tensor) -> Tensor:
-        mode = next(
-            node.meta["val"].fake_mode for node in self._module.graph.nodes if isinstance(node.meta.get("val"), Tensor)
-        )
-        fake: Tensor = mode.from_tensor(tensor, static_shapes=True)
+        fake: Tensor = self._fake_mode().from_tensor(tensor, static_shapes=True)
         return fake
+
+    def _fake_mode(self) -> Any:
+        """In which tensors have no content: also those that a call makes of nothing."""
+        values = (node.meta.get("val") for node in self._module.graph.nodes)
+        return next(known.fake_mode for known in values if isinstance(known, FakeTensor))
 
 
 def refresh(module: GraphModule) -> None:

@@ -14,6 +14,7 @@ from opara_server.engine.rewrites.conv_epilogues import conv_epilogues, conv_epi
 from opara_server.engine.rewrites.deduplicate import deduplicate
 from opara_server.engine.rewrites.depthwise import depthwise, depthwise_tuned
 from opara_server.engine.rewrites.edit import tidy
+from opara_server.engine.rewrites.explicit_convolutions import explicit_convolutions
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
 from opara_server.engine.rewrites.fold_padding import fold_padding
@@ -48,6 +49,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
     "conv_epilogues_but_cat": conv_epilogues_but_cat,
+    "explicit_convolutions": explicit_convolutions,
 }
 
 

@@ -1,0 +1,172 @@
+"""Convolutions that write their results where they are told: into planned memory, or into a concatenation's channels.
+
+A concatenation of channels then costs nothing: no kernel, and no step on the way from its parts to its readers. It must
+be of such convolutions alone, which nothing else reads: a kernel of Inductor's that wrote the remaining channels would
+seem to touch all of them, and the convolutions would wait for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from opara_server.engine.rewrites.conv_epilogues import channels_last
+from opara_server.engine.rewrites.convolution_operator import CONVOLUTION
+from opara_server.engine.rewrites.convolution_plans import Choice, Form, Layer, fastest, form
+from opara_server.engine.rewrites.convolutions import Convolution, convolution
+from opara_server.engine.rewrites.edit import (
+    Insert,
+    arguments,
+    aten,
+    calls,
+    constant,
+    is_channels_last,
+    only_user,
+    value,
+)
+from opara_server.engine.rewrites.operators import CONVOLUTION_RELU
+from opara_server.engine.rewrites.weights import Weights
+
+CONVOLUTIONS = (CONVOLUTION_RELU, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+CAT_US = 2.0  # what a concatenation costs at least: a small kernel, and that it waits for its parts
+ALIGNED = 16  # bytes: where each part of a concatenation begins, as cuDNN wants its tensors to
+CHANNELS_LAST = [0, 2, 3, 1]  # the dimensions from the outermost to the innermost
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """The convolution ``node`` as ``opara::convolution`` computes it: its operands but for plan and result."""
+
+    node: Node
+    x: Node
+    weight: Tensor
+    bias: Tensor | None
+    residual: Node | None
+    geometry: tuple[list[int], list[int], list[int], int]
+    relu: bool
+
+    def fastest(self, out: Form) -> Choice | None:
+        """Where its result is to lie like ``out``."""
+        x = value(self.x)
+        layer = Layer(
+            device=x.device,
+            dtype=x.dtype,
+            x=form(x),
+            weight=form(channels_last(self.weight)),
+            residual=None if self.residual is None else form(value(self.residual)),
+            out=out,
+            biased=self.bias is not None,
+            geometry=tuple(tuple(pair) for pair in self.geometry[:3]),
+            relu=self.relu,
+        )
+        return fastest(layer, tf32=torch.backends.cudnn.allow_tf32)
+
+    def insert(self, module: GraphModule, weights: Weights, plan: str, out: Node) -> None:
+        """Before the node that it stands for."""
+        insert = Insert(module, self.node)
+        weight = insert.constant("conv_weight", weights.derive(channels_last, self.weight))
+        bias = None if self.bias is None else insert.constant("conv_bias", self.bias)
+        insert.call(CONVOLUTION, self.x, weight, bias, self.residual, *self.geometry, self.relu, plan, out)
+
+
+def explicit_convolutions(module: GraphModule, weights: Weights) -> int:
+    """Returns how many convolutions write where they are told. Their weights must be constants and their operands
+    channels_last; on a GPU cuDNN must have a plan for them."""
+    _flatten(module)
+    count = sum(_join(module, weights, cat) for cat in calls(module, aten.cat.default))
+    for node in calls(module, *CONVOLUTIONS):
+        found = _explicit(module, node)
+        choice = None if found is None else found.fastest(form(value(node)))
+        if found is None or choice is None:
+            continue
+        buffer = _buffer(Insert(module, node), value(node))
+        found.insert(module, weights, choice.plan, buffer)
+        node.replace_all_uses_with(buffer)
+        count += 1
+    return count
+
+
+def _flatten(module: GraphModule) -> None:
+    """Concatenations of channels that only another one reads: it joins their parts itself."""
+    for cat in calls(module, aten.cat.default):
+        user = only_user(cat)
+        if _joins_channels(cat) and user is not None and _joins_channels(user):
+            given = arguments(user)["tensors"]
+            parts = [inner for part in given for inner in (arguments(cat)["tensors"] if part is cat else [part])]
+            user.args, user.kwargs = (parts, 1), {}
+            module.graph.erase_node(cat)
+
+
+def _joins_channels(node: Node) -> bool:
+    return node.target is aten.cat.default and value(node).dim() == 4 and arguments(node)["dim"] in {1, -3}
+
+
+def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
+    """Returns how many convolutions write into what was ``cat``: all of its parts, or none."""
+    parts, whole = arguments(cat)["tensors"], value(cat)
+    if not _joins_channels(cat) or not is_channels_last(whole) or any(only_user(part) is not cat for part in parts):
+        return 0
+    begins = list(accumulate((value(part).shape[1] for part in parts), initial=0))
+    if any(begin * whole.element_size() % ALIGNED for begin in begins):
+        return 0
+    found = [_inside(module, part, whole) for part in parts]
+    if None in found:
+        return 0
+    buffer = _buffer(Insert(module, next(node for node in module.graph.nodes if node in parts)), whole)
+    for (explicit, plan), begin, end in zip(filter(None, found), begins, begins[1:], strict=False):
+        slot = Insert(module, explicit.node).call(aten.slice.Tensor, buffer, 1, begin, end)
+        explicit.insert(module, weights, plan, slot)
+    cat.replace_all_uses_with(buffer)
+    for node in (cat, *parts):
+        module.graph.erase_node(node)
+    return len(parts)
+
+
+def _inside(module: GraphModule, part: Node, whole: Tensor) -> tuple[Explicit, str] | None:
+    """``part`` as a convolution that writes into ``whole``, and the plan, where that costs less than it saves."""
+    found = _explicit(module, part)
+    if found is None:
+        return None
+    lies = form(value(part))
+    apart, inside = found.fastest(lies), found.fastest(replace(lies, stride=form(whole).stride))
+    if apart is None or inside is None or inside.us > apart.us + CAT_US:
+        return None
+    return found, inside.plan
+
+
+def _buffer(insert: Insert, like: Tensor) -> Node:
+    """Memory for a tensor like this, in the one form whose strides Inductor does not choose again."""
+    kind = {"dtype": like.dtype, "device": like.device}
+    return insert.call(aten.empty_permuted.default, list(like.shape), CHANNELS_LAST, **kind)
+
+
+def _explicit(module: GraphModule, node: Node) -> Explicit | None:
+    """``node``, where it is a convolution of constant weights on channels_last tensors."""
+    if node.target is CONVOLUTION_RELU:
+        found = _fused(module, node)
+    elif (conv := convolution(node)) is not None and conv.groups == 1:
+        found = _alone(module, conv)
+    else:
+        return None
+    known = found is not None and is_channels_last(value(node)) and is_channels_last(value(found.x))
+    return found if known else None
+
+
+def _fused(module: GraphModule, node: Node) -> Explicit | None:
+    given = arguments(node)
+    weight, bias = constant(module, given["weight"]), constant(module, given["bias"])
+    if weight is None or bias is None:
+        return None
+    geometry = (given["stride"], given["padding"], given["dilation"], given["groups"])
+    return Explicit(node, given["x"], weight, bias, given["residual"], geometry, relu=True)
+
+
+def _alone(module: GraphModule, conv: Convolution) -> Explicit | None:
+    weight, bias = constant(module, conv.weight), constant(module, conv.bias)
+    if weight is None or (bias is None and conv.bias is not None):
+        return None
+    return Explicit(conv.node, conv.x, weight, bias, None, conv.geometry, relu=False)

@@ -1,0 +1,166 @@
+"""explicit_convolutions against eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from opara_server.engine.lower_aten import lower
+from opara_server.engine.rewrites import Weights
+from opara_server.engine.rewrites.convolution_operator import convolution
+from opara_server.engine.rewrites.convolution_plans import Form, form
+from tests.engine.rewriting import (
+    CHANNELS_LAST,
+    TORCH_WARNS,
+    assert_true_metadata,
+    image,
+    operators,
+    rewritten,
+    settled,
+)
+
+pytestmark = TORCH_WARNS
+
+ALL = ("fold_batch_norm", "conv_epilogues", "explicit_convolutions")
+
+
+def layer(inputs: int, outputs: int, taps: int = 1, relu: bool = True) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, taps, padding=taps // 2)
+    return nn.Sequential(conv, nn.ReLU()) if relu else conv
+
+
+class Joined(nn.Module):
+    """What sides make of one tensor, concatenated; and a layer that reads it."""
+
+    def __init__(self, *sides: nn.Module, dim: int = 1, reader: nn.Module | None = None) -> None:
+        super().__init__()
+        self.sides, self.dim, self.reader = nn.ModuleList(sides), dim, reader or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.reader(torch.cat([side(x) for side in self.sides], self.dim))
+        return y
+
+
+def test_every_convolution_writes_where_it_is_told() -> None:
+    module = settled(nn.Sequential(layer(4, 8, 3), layer(8, 6, relu=False), nn.BatchNorm2d(6), nn.MaxPool2d(2)))
+    graph = rewritten(module, (image(4),), *ALL)
+    assert operators(graph) == {"empty_permuted": 2, "convolution": 2, "max_pool2d": 1}
+    assert_true_metadata(graph, image(4))
+
+
+def test_a_residual_goes_along() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = layer(4, 4, 3), layer(4, 4, 3, relu=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.second(self.first(x)) + x)
+
+    graph = rewritten(settled(Residual()), (image(4),), *ALL)
+    assert operators(graph) == {"empty_permuted": 2, "convolution": 2}
+
+
+def test_a_concatenation_of_convolutions_is_where_they_write() -> None:
+    module = settled(Joined(layer(4, 4), layer(4, 8, 3, relu=False), layer(4, 12), reader=layer(24, 4)))
+    graph = rewritten(module, (image(4),), *ALL)
+    assert operators(graph) == {"empty_permuted": 2, "slice": 3, "convolution": 4}
+    assert_true_metadata(graph, image(4))
+
+
+def test_concatenations_of_concatenations_are_one_and_a_result_of_the_model_too() -> None:
+    module = settled(Joined(layer(4, 4), Joined(layer(4, 4), layer(4, 4, 3)), Joined(layer(4, 8))))
+    graph = rewritten(module, (image(4),), *ALL)
+    assert operators(graph) == {"empty_permuted": 1, "slice": 4, "convolution": 4}
+
+
+class ReadTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = layer(4, 4), layer(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return torch.cat([y, self.second(x)], 1) + torch.cat([y, y], 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "kept"),
+    [
+        (Joined(layer(4, 4), nn.MaxPool2d(3, 1, 1)), 1),
+        (Joined(layer(4, 4), layer(4, 3), layer(4, 5)), 1),
+        (Joined(layer(4, 6), layer(4, 4)), 1),
+        (Joined(layer(4, 4), layer(4, 4), dim=2), 1),
+        (ReadTwice(), 2),
+    ],
+    ids=["a pooling", "channels not aligned", "a first part that is not", "another dimension", "a part read twice"],
+)
+def test_other_concatenations_stay(module: nn.Module, kept: int) -> None:
+    found = operators(rewritten(settled(module), (image(4),), *ALL))
+    assert found["cat"] == kept
+    assert found["convolution"] == sum(isinstance(part, nn.Conv2d) for part in module.modules())
+
+
+def test_convolutions_stay_that_are_not_channels_last_or_have_groups_or_computed_weights() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.weight * x.mean())
+
+    assert "convolution" not in operators(rewritten(nn.Conv2d(4, 4, 3).eval(), (torch.randn(2, 4, 8, 8),), *ALL))
+    assert "convolution" not in operators(rewritten(settled(nn.Conv2d(4, 4, 3, groups=2)), (image(4),), *ALL))
+    assert "convolution" not in operators(rewritten(settled(Computed()), (image(4),), *ALL))
+
+
+def test_weights_exist_once() -> None:
+    module = settled(Joined(layer(4, 4, 3), layer(4, 4, 3)))
+    weights = Weights()
+    one, other = (rewritten(module, (image(4, rows=rows),), *ALL, weights=weights) for rows in (1, 2))
+    assert {w.data_ptr() for w in one.buffers()} == {w.data_ptr() for w in other.buffers()}
+
+
+def test_convolutions_into_one_tensor_do_not_wait_for_each_other() -> None:
+    """As operators of a program: parts of a buffer that do not touch."""
+    graph = rewritten(settled(Joined(layer(4, 4), layer(4, 8, 3), layer(4, 12))), (image(4),), *ALL)
+    program = lower(torch.export.export(graph, (image(4),)), [image(4)])
+    assert [operator.target for operator in program.graph.operators] == ["opara.convolution.default"] * 3
+    assert not any(program.graph.predecessors)
+
+
+OPERANDS: dict[str, Callable[[], list[object]]] = {
+    "with everything": lambda: [image(4, 5), torch.randn(6, 4, 3, 3), torch.randn(6), image(6, 5), [1, 1], [1, 1]],
+    "alone": lambda: [image(4, 5), torch.randn(6, 4, 3, 3), None, None, [2, 2], [1, 1]],
+}
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_operator(name: str, relu: bool) -> None:
+    """Against the formula, into channels 4 to 10 of 16, and nowhere else."""
+    x, weight, bias, residual, stride, padding = arguments = OPERANDS[name]()
+    expected = nn.functional.conv2d(x, weight, bias, stride, padding)  # type: ignore[call-overload]
+    expected = expected if residual is None else expected + residual
+    whole = torch.full((2, 16, *expected.shape[2:]), 7.0).to(memory_format=CHANNELS_LAST)
+    given = (*arguments, [1, 1], 1, relu, "", whole[:, 4:10])
+    with FlopCounterMode(display=False) as counter:
+        convolution(*given)
+    torch.testing.assert_close(whole[:, 4:10], expected.relu() if relu else expected)
+    assert bool((whole[:, :4] == 7).all())
+    assert bool((whole[:, 10:] == 7).all())
+    assert counter.get_total_flops() == 2 * expected.numel() * 4 * 3 * 3
+    torch.library.opcheck(convolution, given, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_form_of_a_tensor_does_not_depend_on_strides_that_say_nothing() -> None:
+    flat = torch.empty(1, 8, 1, 1)
+    assert form(flat) == form(flat.to(memory_format=CHANNELS_LAST)) == Form((1, 8, 1, 1), (8, 1, 8, 8))
+    inside = torch.empty(1, 16, 3, 5).to(memory_format=CHANNELS_LAST)[:, 8:12]
+    assert form(inside) == Form((1, 4, 3, 5), (240, 1, 80, 16))
+    assert form(torch.empty(2, 1, 3, 5)) == Form((2, 1, 3, 5), (15, 1, 5, 1))
