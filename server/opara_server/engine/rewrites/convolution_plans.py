@@ -7,6 +7,7 @@ kernel is found again without measuring, in another process, too.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +23,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 LAUNCHES, REPLAYS = 10, 5  # of a measurement: launches in one graph, and how often it is timed
-OPERANDS = {
-    name: number for number, name in enumerate(("x", "weight", "bias", "residual", "out"))
-}  # as cuDNN sees them
+OPERANDS = {"x": 1, "weight": 2, "bias": 3, "residual": 4, "out": 5}  # as cuDNN knows them
 
 _CUDNN = RLock()  # of the handles, which belong to one stream at a time, and of the plans
 
@@ -265,11 +264,16 @@ def _time(plan: Plan, tensors: Mapping[str, Tensor]) -> float | None:
 
 @contextmanager
 def _captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Meanwhile no garbage is collected: that could destroy another graph, which CUDA forbids there."""
+    collects = gc.isenabled()
+    gc.disable()
     graph.capture_begin(capture_error_mode="thread_local")
     try:
         yield
     finally:
         graph.capture_end()
+        if collects:
+            gc.enable()
 
 
 def _replayed(replay: Callable[[], None]) -> float:
