@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
-from opara_server.engine.lower_fused import VARIANTS, lower_fused
+from opara_server.engine.graph import Kind
+from opara_server.engine.lower_fused import OPTIONS, VARIANTS, _compile, _flat, lower_fused
+from opara_server.engine.lowering import program_of
 from opara_server.engine.options import FUSED
-from opara_server.engine.rewrites import PASSES, Weights
+from opara_server.engine.rewrites import PASSES, Weights, apply, functional
 from opara_server.engine.tensors import static_inputs
+from opara_server.engine.trial_record import Given
 from tests.engine.models import ZOO
+from tests.engine.rewriting import TORCH_WARNS, image, settled
+from tests.engine.test_rewrites_explicit import ALL as EXPLICIT
+from tests.engine.test_rewrites_explicit import Joined, layer
 
 
 def test_every_lowering_of_the_options_has_its_variant_of_passes_that_exist_in_their_order() -> None:
-    assert tuple(VARIANTS) == FUSED
+    assert sorted(VARIANTS) == sorted(FUSED)
     places = {name: place for place, name in enumerate(PASSES)}
     for variant in VARIANTS.values():
         order = [places[name] for name in variant.rewrites]
@@ -28,3 +35,20 @@ def test_on_a_cpu_it_is_refused() -> None:
     exported = export_static(case.build().eval(), inputs)
     with pytest.raises(LoweringError, match="for GPUs only"):
         lower_fused(exported, inputs, "fused", Weights())
+
+
+@TORCH_WARNS
+def test_convolutions_that_are_told_where_to_write_come_through_without_a_copy() -> None:
+    """Inductor may copy what an operator writes to; the rest of the graph needs no kernel of its own, so that a CPU
+    shows it."""
+    joined = Joined(layer(16, 12), nn.Sequential(layer(16, 16), layer(16, 16, 3)), Joined(layer(16, 12), layer(16, 24)))
+    module = settled(nn.Sequential(layer(4, 16, 3), joined, layer(64, 12)))
+    x = image(4)
+    with torch.inference_mode(False), torch.no_grad():
+        graph = _flat(apply(functional(export_static(module, [x])), EXPLICIT, Weights()))
+        program = program_of(_compile(graph, (x.clone(),), OPTIONS), [Given(x, Kind.INPUT)], "fused")
+        torch.testing.assert_close(program.run_in_order()[0], module(x))
+    operators = program.graph.operators
+    assert {operator.target for operator in operators} == {"opara.convolution.default"}
+    assert [len(before) for before in program.graph.predecessors] == [0, 1, 1, 1, 1, 1, 4]
+    assert Kind.ACTIVATION not in {buffer.kind for buffer in program.graph.buffers}

@@ -101,8 +101,6 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
             module = _flat(apply(functional(exported), variant.rewrites, weights))
             expected = [_form(result) for result in module(*examples)]
             compiled = _compile(module, examples, {**OPTIONS, **variant.options})
-        for node in compiled.graph.nodes:
-            node.target = _OVERLOADS.get(node.target, node.target)
         program = program_of(compiled, [Given(tensor, Kind.INPUT) for tensor in inputs], lowering)
         found = [_form(result) for result in program.run_in_order()]
         if found != expected:
@@ -134,11 +132,13 @@ def _flat(module: GraphModule) -> GraphModule:
 
 
 def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[str, Any]) -> GraphModule:
-    with _COMPILING, _launches_as_nodes(), _waits_first(options), warnings.catch_warnings():
+    with _COMPILING, _launches_as_nodes(), _without_results(), _waits_first(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Inductor to its own developers
         torch._dynamo.reset()  # the options of another variant
         compiled = torch._inductor.aot_compile(module, inputs, options=dict(options))
     assert isinstance(compiled, GraphModule)
+    for node in compiled.graph.nodes:
+        node.target = _OVERLOADS.get(node.target, node.target)
     return compiled
 
 
@@ -154,6 +154,20 @@ def _launches_as_nodes() -> AbstractContextManager[None]:
         converter.gm.graph.call_function(TritonLaunch(tuner), args=tuple(nodes))
 
     return _replaced(wrapper_fxir.FxConverter, "_generate_triton_call", generate)
+
+
+def _without_results() -> AbstractContextManager[None]:
+    """Operators that only write to what they are given, which the converter cannot: it looks up every operator's result
+    to find shapes in it that depend on data, also where there are none to find."""
+    from torch._inductor.codegen import wrapper_fxir  # noqa: PLC0415
+
+    stock: Any = wrapper_fxir.FxConverter._generate_unbacked_symbol_defs
+
+    def define(converter: Any, line: Any) -> None:
+        if line.unbacked_bindings:
+            stock(converter, line)
+
+    return _replaced(wrapper_fxir.FxConverter, "_generate_unbacked_symbol_defs", define)
 
 
 def _waits_first(options: Mapping[str, Any]) -> AbstractContextManager[None]:
