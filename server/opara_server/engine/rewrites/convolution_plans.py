@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 LAUNCHES, REPLAYS = 10, 5  # of a measurement: launches in one graph, and how often it is timed
 OPERANDS = {"x": 1, "weight": 2, "bias": 3, "residual": 4, "out": 5}  # as cuDNN knows them
 
+DTYPES = {torch.float16: "HALF", torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT"}  # as cuDNN calls them
+
 _CUDNN = RLock()  # of the handles, which belong to one stream at a time, and of the plans
 
 
@@ -96,7 +98,7 @@ def fastest(layer: Layer, *, tf32: bool) -> Choice | None:
     ``tf32``: float32 may be rounded to that."""
     if layer.device.type != "cuda":
         return Choice("", 0.0)
-    if frontend() is None:
+    if frontend() is None or layer.dtype not in DTYPES:
         return None
     with _handle(layer.device):
         tensors = _example(layer)
@@ -167,12 +169,7 @@ def _offered(layer: Layer, tf32: bool) -> Iterator[Plan]:
 def _graph(layer: Layer) -> Any:
     """The layer in cuDNN's terms, with its plans listed."""
     cudnn: Any = frontend()
-    kinds = {
-        torch.float16: cudnn.data_type.HALF,
-        torch.bfloat16: cudnn.data_type.BFLOAT16,
-        torch.float32: cudnn.data_type.FLOAT,
-    }
-    kind, wide = kinds[layer.dtype], cudnn.data_type.FLOAT
+    kind, wide = getattr(cudnn.data_type, DTYPES[layer.dtype]), cudnn.data_type.FLOAT
     graph = cudnn.pygraph(
         io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=_created(layer.device)
     )
@@ -202,7 +199,7 @@ def _graph(layer: Layer) -> Any:
     result.set_dim(list(layer.out.shape)).set_stride(list(layer.out.stride))
     graph.validate()
     graph.build_operation_graph()
-    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    graph.create_execution_plans([cudnn.heur_mode.A])
     return graph
 
 
