@@ -82,7 +82,9 @@ def frontend() -> ModuleType | None:
     """NVIDIA's package; None where it is not installed or finds no cuDNN, which is said once."""
     try:
         import cudnn  # noqa: PLC0415 - only where there is a GPU
-    except (ImportError, AttributeError, OSError, AssertionError) as error:
+
+        cudnn.backend_version()
+    except (ImportError, AttributeError, OSError, AssertionError, RuntimeError) as error:
         log.warning("convolutions are PyTorch's own: cudnn-frontend does not work: %s", error)
         return None
     found: ModuleType = cudnn
