@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import StatisticsError, correlation, median
 from typing import Annotated, Any
@@ -26,11 +26,14 @@ from opara_server.engine.simulate import Latency, simulate
 RANDOM = "random"
 TOP = 5
 CLOSE = 1.03  # times the best
+STEADY = 0.02  # the largest spread of a time that is worth comparing: beyond, something else ran on the device
+ALIKE = 3.0  # times the usual spread: the range that twenty equal schedules show
 
 
 @dataclass(frozen=True)
 class Measured:
-    """``median_us``: of replays; ``spread``: how uncertain it is, as a share of it (``select.Timing``)."""
+    """``median_us``: of replays; ``spread``: how uncertain it is, as a share of it: by how much it differed when it was
+    measured again, or interquartile range / sqrt(replays)."""
 
     schedule: Schedule
     median_us: float
@@ -50,24 +53,40 @@ class Record:
     profile: Profile
     measured: tuple[Measured, ...]
 
+    @property
+    def steady(self) -> tuple[Measured, ...]:
+        """Those whose time can be trusted."""
+        return tuple(m for m in self.measured if m.spread <= STEADY)
+
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``rank_correlation``: Spearman's over the random schedules, None where they are all alike; ``error``: the median
-    of |predicted / measured - 1| over all; ``scale``: the median of predicted / measured; ``top``: the best measured
-    time among the TOP predicted fastest, over the best of all; ``range``: the slowest random schedule's time over the
-    fastest's."""
+    """Of the steady schedules; ``unsteady``: how many others there are.
+
+    ``random``: how many are random; ``range``: the slowest random one's time over the fastest's; ``noise``: their usual
+    spread. ``rank_correlation``: Spearman's over the random ones, None where they are all alike (range and noise cannot
+    be told apart) or fewer than two. ``error``: the median of |predicted / measured - 1| over all; ``scale``: the
+    median of predicted / measured; ``top``: the best measured time among the TOP predicted fastest, over the best of
+    all. All but the counts are None where nothing is steady.
+    """
 
     model: str
     lowering: str
     dtype: str
     batch: int
     schedules: int
-    range: float
+    unsteady: int
+    random: int
+    range: float | None
+    noise: float | None
     rank_correlation: float | None
-    error: float
-    scale: float
-    top: float
+    error: float | None
+    scale: float | None
+    top: float | None
+
+    @property
+    def alike(self) -> bool:
+        return self.range is not None and self.noise is not None and self.range - 1 <= ALIKE * self.noise
 
 
 def predicted_us(record: Record, latency: Latency) -> list[float]:
@@ -76,23 +95,29 @@ def predicted_us(record: Record, latency: Latency) -> list[float]:
 
 
 def evaluate(record: Record, latency: Latency) -> Accuracy:
-    predicted = predicted_us(record, latency)
-    measured = [m.median_us for m in record.measured]
-    random = [i for i, m in enumerate(record.measured) if m.schedule.policy == RANDOM]
+    steady = record.steady
+    predicted = predicted_us(replace(record, measured=steady), latency)
+    measured = [m.median_us for m in steady]
+    random = [i for i, m in enumerate(steady) if m.schedule.policy == RANDOM]
+    times = [measured[i] for i in random]
     ratios = [p / m for p, m in zip(predicted, measured, strict=True)]
     first = sorted(range(len(predicted)), key=predicted.__getitem__)[:TOP]
-    return Accuracy(
+    found = Accuracy(
         record.model,
         record.lowering,
         record.dtype,
         record.batch,
-        schedules=len(measured),
-        range=max(measured[i] for i in random) / min(measured[i] for i in random),
-        rank_correlation=spearman([predicted[i] for i in random], [measured[i] for i in random]),
-        error=median(abs(ratio - 1) for ratio in ratios),
-        scale=median(ratios),
-        top=min(measured[i] for i in first) / min(measured),
+        schedules=len(steady),
+        unsteady=len(record.measured) - len(steady),
+        random=len(random),
+        range=max(times) / min(times) if times else None,
+        noise=median(steady[i].spread for i in random) if random else None,
+        rank_correlation=spearman([predicted[i] for i in random], times),
+        error=median(abs(ratio - 1) for ratio in ratios) if ratios else None,
+        scale=median(ratios) if ratios else None,
+        top=min(measured[i] for i in first) / min(measured) if first else None,
     )
+    return replace(found, rank_correlation=None) if found.alike else found
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -112,26 +137,36 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def table(accuracies: Sequence[Accuracy]) -> str:
-    lines = [
-        "| model | lowering | schedules | slowest / fastest | rank correlation | median error | predicted / measured "
-        f"| best of top {TOP} / best |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        *("model", "lowering", "schedules", "unsteady", "random", "slowest / fastest", "noise", "rank correlation"),
+        *("median error", "predicted / measured", f"best of top {TOP} / best"),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for a in accuracies:
-        rank = "–" if a.rank_correlation is None else f"{a.rank_correlation:.3f}"
+        rank = "all alike" if a.alike else _shown(a.rank_correlation, ".3f")
+        missed = " (missed)" if a.top is not None and a.top > CLOSE else ""
         lines.append(
-            f"| {a.model} {a.dtype} ×{a.batch} | {a.lowering} | {a.schedules} | {a.range:.2f} | {rank} | {a.error:.1%} "
-            f"| {a.scale:.3f} | {a.top:.3f}{'' if a.top <= CLOSE else ' (missed)'} |"
+            f"| {a.model} {a.dtype} ×{a.batch} | {a.lowering} | {a.schedules} | {a.unsteady} | {a.random} "
+            f"| {_shown(a.range, '.2f')} | {_shown(a.noise, '.1%')} | {rank} | {_shown(a.error, '.1%')} "
+            f"| {_shown(a.scale, '.3f')} | {_shown(a.top, '.3f')}{missed} |"
         )
+    return "\n".join([*lines, "", _summary(accuracies)])
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _summary(accuracies: Sequence[Accuracy]) -> str:
     known = [a.rank_correlation for a in accuracies if a.rank_correlation is not None]
-    if known:
-        held = sum(a.top <= CLOSE for a in accuracies)
-        lines += [
-            "",
-            f"Median rank correlation {median(known):.3f}; the top {TOP} hold one within {CLOSE - 1:.0%} of the best "
-            f"in {held} of {len(accuracies)}.",
-        ]
-    return "\n".join(lines)
+    tops = [a.top for a in accuracies if a.top is not None]
+    ranked = f"Median rank correlation {median(known):.3f} over {len(known)}" if known else "No rank correlation"
+    alike = sum(a.alike for a in accuracies)
+    held = sum(top <= CLOSE for top in tops)
+    return (
+        f"{ranked} of {len(accuracies)}; {alike} are all alike. The top {TOP} hold one within {CLOSE - 1:.0%} of the "
+        f"best in {held} of {len(tops)}. Times whose spread is above {STEADY:.0%} are unsteady and left out."
+    )
 
 
 def save(record: Record, folder: Path) -> Path:

@@ -27,7 +27,7 @@ def record_of(seed: int, hidden: Latency, count: int = 8) -> Record:
 
 
 def test_it_finds_what_the_times_were_made_with() -> None:
-    hidden = Latency(1.1, 0.3, 0.0, 0.15, 0.4)
+    hidden = Latency(1.1, 0.3, 0.5, 0.15, 0.1)
     records = [record_of(seed, hidden) for seed in range(3)]
     start = replace(hidden, dependency_us=0.4, wait_us=1.0)
 
@@ -37,6 +37,18 @@ def test_it_finds_what_the_times_were_made_with() -> None:
     fitted = fit(loss_of, start)
     assert loss_of(fitted) < loss_of(start) / 4
     assert fitted.dependency_us == pytest.approx(hidden.dependency_us, rel=0.15)
+
+
+def test_whole_numbers_stay_whole() -> None:
+    fitted = fit(lambda latency: abs(latency.reach - 6) + latency.join_us, Latency())
+    assert (fitted.reach, fitted.join_us) == (6, 0.0)
+    assert isinstance(fitted.reach, int)
+
+
+def test_times_that_cannot_be_trusted_do_not_count() -> None:
+    record = record_of(0, Latency())
+    disturbed = replace(record.measured[0], median_us=1e6, spread=0.5)
+    assert loss(Latency(), replace(record, measured=(disturbed, *record.measured[1:]))) == pytest.approx(0)
 
 
 def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_has() -> None:

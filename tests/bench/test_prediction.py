@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -62,6 +63,29 @@ def test_the_policies_do_not_count_for_the_rank_but_for_the_top() -> None:
     accuracy = evaluate(Record(**{**vars(spoilt), "measured": (sequential, *spoilt.measured[1:])}), Latency())
     assert accuracy.rank_correlation == pytest.approx(1)
     assert accuracy.top == pytest.approx(min(PREDICTED))
+
+
+def test_times_that_cannot_be_trusted_are_counted_and_left_out() -> None:
+    right = record(lambda predicted: predicted)
+    disturbed = tuple(Measured(m.schedule, 1.0, 0.3) for m in right.measured[:3])
+    accuracy = evaluate(replace(right, measured=(*disturbed, *right.measured[3:])), Latency())
+    assert (accuracy.schedules, accuracy.unsteady, accuracy.random) == (10, 3, 10)
+    assert accuracy.rank_correlation == pytest.approx(1)
+    assert accuracy.top == 1
+    unknown = evaluate(replace(right, measured=disturbed), Latency())
+    assert (unknown.schedules, unknown.rank_correlation, unknown.top) == (0, None, None)
+    assert table([accuracy, unknown]).endswith("left out.")
+    assert "in 1 of 1." in table([accuracy, unknown]), "what is unknown neither holds nor misses"
+
+
+def test_schedules_that_only_noise_tells_apart_are_all_alike() -> None:
+    random = Random(0)
+    alike = evaluate(record(lambda _predicted: 100 * random.uniform(1, 1.02)), Latency())
+    assert alike.alike
+    assert alike.rank_correlation is None
+    assert "| all alike |" in table([alike])
+    assert alike.noise == pytest.approx(0.01)
+    assert not evaluate(record(lambda predicted: predicted), Latency()).alike
 
 
 def test_a_record_survives_a_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
 from opara_server.engine.memory import memory_bytes
 from opara_server.engine.policies import POLICIES
-from opara_server.engine.profile import Profile
+from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble, check
 from opara_server.engine.select import BEYOND_BUDGET, Contender, contenders, measure, select, shortlist
@@ -29,7 +29,7 @@ def add(*operands: torch.Tensor) -> torch.Tensor:
 # Two chains of three from the input, joined: streams keep blocks of their own, so that more of them need more memory.
 PROGRAM = program_of((add, [0]), (add, [1]), (add, [2]), (add, [0]), (add, [4]), (add, [5]), (add, [3, 6]))
 CHAIN = program_of((add, [0]), (add, [1]), (add, [2]))
-PROFILE = Profile.uniform(7)
+PROFILE = Profile(tuple(OperatorProfile(1.0, 0, 1, footprint=0.1) for _ in range(7)), Roofline(1.0, 1e12))
 LATENCY = Latency(0.0)
 
 

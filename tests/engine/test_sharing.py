@@ -69,6 +69,16 @@ def test_one_that_comes_later_slows_the_rest_of_the_work() -> None:
     assert (sharing.first, sharing.first_end) == (0, 11.0)
 
 
+def test_company_slows_all_down_until_one_is_alone() -> None:
+    sharing = Sharing(company=0.25)
+    sharing.join(0.0, 0, 10.0, 0.1, 0.1)
+    assert sharing.first_end == 10.0
+    sharing.join(6.0, 1, 2.0, 0.1, 0.1)
+    assert (sharing.first, sharing.first_end) == (1, 8.5)
+    sharing.leave(8.5, 1)
+    assert (sharing.first, sharing.first_end) == (0, 10.5)
+
+
 @given(st.lists(st.floats(0.0, 1.0), max_size=12))
 def test_a_fair_part_uses_up_a_resource_that_is_scarce_and_no_more(needs: list[float]) -> None:
     part = fair_part(needs)

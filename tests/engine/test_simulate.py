@@ -20,7 +20,7 @@ from opara_server.engine.simulate import IDEAL, Latency, simulate
 from tests.engine.dags import QUICK_POLICIES, dags, ordered_pairs, randoms
 
 BYTES_PER_US = 1000
-latencies = st.sampled_from([IDEAL, Latency(), Latency(1.25, 0.0, 0.0, 0.0, 0.0), Latency(0.25, 2.0, 0.5, 1.0, 1.5)])
+latencies = st.sampled_from([IDEAL, Latency(), Latency(1.25, 0.0, 0.0, 0.0, 0.0), Latency(0.25, 2.0, 0.5, 1.0, 0.5, 1)])
 
 
 def operator(duration: float, room: float = 1.0, kernels: int = 1, bandwidth: float = 0.0) -> OperatorProfile:
@@ -82,11 +82,30 @@ def test_another_stream_takes_longer() -> None:
     assert intervals == ((0.0, 5.0), (6.0, 7.0), (8.0, 9.0))
 
 
-def test_a_kernel_starts_later_when_the_one_before_it_was_of_another_stream() -> None:
-    latency = replace(IDEAL, switch_us=0.5)
-    three = operator(8, 0.1), operator(2, 0.1, kernels=2), operator(2, 0.1)
-    assert run([], [0, 1, 1], latency, *three) == ((0.0, 8.0), (0.5, 2.5), (2.5, 4.5))
-    assert run([], [0, 1, 0], latency, *three) == ((0.0, 8.0), (0.5, 2.5), (8.5, 10.5))
+def test_one_that_follows_several_starts_later_whichever_of_them_is_last() -> None:
+    latency = replace(IDEAL, join_us=0.5)
+    three = operator(8, 0.1), operator(2, 0.1), operator(1, 0.1)
+    assert run([(0, 2), (1, 2)], [0, 1, 0], latency, *three)[2] == (8.5, 9.5)
+    assert run([(0, 2), (1, 2)], [0, 1, 1], latency, *three)[2] == (8.5, 9.5)
+    assert run([(0, 2), (1, 2)], [0, 0, 0], latency, *three)[2] == (10.0, 11.0)
+
+
+@pytest.mark.parametrize(("reach", "kernels", "start"), [(1, 1, 7.0), (0, 1, 7.5), (1, 2, 7.5), (2, 2, 7.0)])
+def test_an_edge_that_another_one_implies_within_reach_costs_nothing(reach: int, kernels: int, start: float) -> None:
+    """A chain of three: the last is on the first's stream and waits for the one between them."""
+    latency = replace(IDEAL, join_us=0.5, reach=reach)
+    three = operator(5, 0.1), operator(2, 0.1, kernels), operator(1, 0.1)
+    assert run([(0, 1), (1, 2)], [0, 1, 0], latency, *three)[2] == (start, start + 1)
+
+
+def test_the_way_that_implies_an_edge_counts_in_kernels_and_has_no_dropped_edge_in_it() -> None:
+    latency = replace(IDEAL, join_us=1.0, reach=2)
+    four = [operator(1, 0.1)] * 4
+    chain = [(0, 1), (1, 2), (2, 3)]
+    assert run(chain, [0, 1, 2, 0], latency, *four)[3] == (3.0, 4.0)
+    assert run(chain, [0, 1, 2, 0], replace(latency, reach=1), *four)[3] == (4.0, 5.0)
+    # 2 follows 1 alone, which implies 0; so 3, which waits for 2, follows 0 by way of 2 and 1.
+    assert run([*chain, (0, 2)], [0, 1, 0, 2], latency, *four)[3] == (3.0, 4.0)
 
 
 def test_a_stream_is_a_queue_even_without_an_edge() -> None:
@@ -107,10 +126,12 @@ def test_two_that_need_all_the_bandwidth_share_it() -> None:
     assert run([], [0, 1], IDEAL, *[operator(10, 0.1, bandwidth=0.5)] * 2) == ((0.0, 10.0), (0.0, 10.0))
 
 
-def test_company_does_not_lengthen_the_ramps() -> None:
-    # 1 µs of ramps each, then 9 µs of work each at half speed.
-    intervals = run([], [0, 1], replace(IDEAL, ramp_us=0.5), *[operator(10, 1.0, kernels=2)] * 2)
-    assert intervals == ((0.0, 19.0), (0.0, 19.0))
+def test_company_slows_down_even_those_that_fit_side_by_side() -> None:
+    latency = replace(IDEAL, company=0.5)
+    # The first has done 4 of its 10 µs of work when it is alone again.
+    assert run([], [0, 1], latency, operator(10, 0.1), operator(4, 0.1)) == ((0.0, 12.0), (0.0, 6.0))
+    assert run([], [0, 1], latency, *[operator(10, 1.0)] * 2) == ((0.0, 20.0), (0.0, 20.0)), "room is scarcer"
+    assert run([], [0, 0], latency, *[operator(10, 1.0)] * 2) == ((0.0, 10.0), (10.0, 20.0))
 
 
 def test_a_wide_fan_out_starts_no_faster_than_kernels_are_issued() -> None:
@@ -172,34 +193,50 @@ def exact_speeds(profile: Profile, running: Iterable[int]) -> dict[int, Fraction
     return speeds
 
 
-def simulate_exactly(schedule: Schedule, profile: Profile, latency: Latency) -> dict[int, tuple[Fraction, Fraction]]:
-    """Fractions instead of floats, and every kernel looked at in every event."""
-    hop, wait, issue, switch, ramp = (
-        Fraction(getattr(latency, name)) for name in ("dependency_us", "wait_us", "issue_us", "switch_us", "ramp_us")
-    )
-    before: dict[int, dict[int, Fraction]] = {}
+def exact_edges(schedule: Schedule, profile: Profile, reach: int) -> dict[int, set[int]]:
+    """Per operator those that it follows. ``way[o][e]``: in how few kernels o follows e, its own included."""
+    edges: dict[int, set[int]] = {}
+    way: dict[int, dict[int, int]] = {}
     previous: dict[int, int] = {}
     for step in schedule.steps:
-        before[step.operator] = dict.fromkeys(step.waits, hop + wait)
-        if step.stream in previous:
-            before[step.operator][previous[step.stream]] = hop
+        edges[step.operator] = set(step.waits)
+        own = previous.get(step.stream)
+        if own is not None and all(way[source].get(own, reach + 1) > reach for source in step.waits):
+            edges[step.operator].add(own)
+        kernels = len(profile.kernel_durations[step.operator])
+        found = way[step.operator] = dict.fromkeys(edges[step.operator], kernels)
+        for source in edges[step.operator]:
+            for earlier, distance in way[source].items():
+                found[earlier] = min(found.get(earlier, distance + kernels), distance + kernels)
         previous[step.stream] = step.operator
+    return edges
+
+
+def simulate_exactly(schedule: Schedule, profile: Profile, latency: Latency) -> dict[int, tuple[Fraction, Fraction]]:
+    """Fractions instead of floats, and every kernel looked at in every event."""
+    hop, wait, join, issue, company = (
+        Fraction(getattr(latency, name)) for name in ("dependency_us", "wait_us", "join_us", "issue_us", "company")
+    )
     stream = {step.operator: step.stream for step in schedule.steps}
+    before = {
+        o: {e: hop + (join if len(sources) > 1 else 0) + (wait if stream[e] != stream[o] else 0) for e in sources}
+        for o, sources in exact_edges(schedule, profile, latency.reach).items()
+    }
     todo = {o: [Fraction(duration) for duration in profile.kernel_durations[o]] for o in schedule.order}
     ready = {o: Fraction(0) for o, sources in before.items() if not sources}
-    begins: dict[int, Fraction] = {}  # when the work of a kernel that has been taken up begins
     left: dict[int, Fraction] = {}
     start: dict[int, Fraction] = {}
     end: dict[int, Fraction] = {}
     now = free = Fraction(0)
-    latest = schedule.steps[0].stream if schedule.steps else 0
     while len(end) < len(before):
-        speeds = exact_speeds(profile, left)
-        until = min([*ready.values(), *begins.values(), *(now + left[o] / speeds[o] for o in left)])
+        most = 1 / (1 + company) if len(left) > 1 else Fraction(1)
+        speeds = {o: min(most, speed) for o, speed in exact_speeds(profile, left).items()}
+        until = min([*(max(at, free) for at in ready.values()), *(now + left[o] / speeds[o] for o in left)])
         for o in left:
             left[o] -= (until - now) * speeds[o]
         now = until
-        for o in [o for o, rest in left.items() if rest == 0]:
+        over = [o for o, rest in left.items() if rest == 0]
+        for o in over:
             del left[o], todo[o][0]
             if todo[o]:
                 ready[o] = now + hop
@@ -208,17 +245,13 @@ def simulate_exactly(schedule: Schedule, profile: Profile, latency: Latency) -> 
         for o, sources in before.items():
             if o not in start and o not in ready and sources.keys() <= end.keys():
                 ready[o] = max(end[source] + gap for source, gap in sources.items())
-        for o in sorted((o for o, at in ready.items() if at == now), key=schedule.order.index):
+        able = [o for o, at in ready.items() if max(at, free) <= now]
+        if able and not over:
+            o = min(able, key=lambda o: (ready[o], schedule.order.index(o)))
             del ready[o]
-            begin = max(now, free)
-            free = begin + issue
-            begin += switch if stream[o] != latest else 0
-            latest = stream[o]
-            start.setdefault(o, begin)
-            begins[o] = begin + min(todo[o][0], ramp)
-        for o in [o for o, at in begins.items() if at == now]:
-            del begins[o]
-            left[o] = todo[o][0] - min(todo[o][0], ramp)
+            free = now + issue
+            start.setdefault(o, now)
+            left[o] = todo[o][0]
     return {o: (start[o], end[o]) for o in before}
 
 
@@ -232,13 +265,15 @@ def assert_exact(schedule: Schedule, graph: OperatorGraph, profile: Profile, lat
 @given(dags(largest=30), randoms, latencies)
 def test_shares_as_an_exact_simulation_does(graph: OperatorGraph, random: Random, latency: Latency) -> None:
     """Without the latencies that depend on who comes first: rounding decides ties."""
-    unordered = replace(latency, issue_us=0.0, switch_us=0.0)
+    unordered = replace(latency, issue_us=0.0)
     assert_exact(random_schedule(graph, random, 8), graph, some_profile(graph, random), unordered)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    dags(largest=30), randoms, st.sampled_from([Latency(0.25, 2.0, 0.5, 1.0, 1.5), Latency(0.0, 0.5, 0.25, 0.0, 0.0)])
+    dags(largest=30),
+    randoms,
+    st.sampled_from([Latency(0.25, 2.0, 0.5, 1.0, 1.0, 2), Latency(0.0, 0.5, 0.0, 0.25, 0.0, 0)]),
 )
 def test_takes_kernels_up_as_an_exact_simulation_does(graph: OperatorGraph, random: Random, latency: Latency) -> None:
     """In times that a float holds exactly, and with room for all."""
@@ -259,16 +294,16 @@ def test_bounds(graph: OperatorGraph, random: Random, policy: str, latency: Late
     simulation = simulate(graph, schedule, profile, latency)
     slack = 1e-6
     kernels = [len(durations) for durations in profile.kernel_durations]
-    work = [sum(max(0.0, d - latency.ramp_us) for d in durations) for durations in profile.kernel_durations]
-    room = sum(w * seen.footprint for w, seen in zip(work, profile.operators, strict=True))
-    bandwidth = sum(w * share for w, share in zip(work, profile.bandwidth, strict=True))
+    room = sum(d * seen.footprint for d, seen in zip(profile.durations, profile.operators, strict=True))
+    bandwidth = sum(d * share for d, share in zip(profile.durations, profile.bandwidth, strict=True))
     alone = [d + (k - 1) * latency.dependency_us for d, k in zip(profile.durations, kernels, strict=True)]
     path = graph.longest_path([a + latency.dependency_us for a in alone]) - latency.dependency_us
     issue = (sum(kernels) - 1) * latency.issue_us
     assert simulation.makespan_us >= max(room, bandwidth, path, issue) - slack
-    per_kernel = latency.dependency_us + latency.issue_us + latency.switch_us
-    between = sum(kernels) * per_kernel + len(graph) * latency.wait_us
-    assert simulation.makespan_us <= sum(profile.durations) + between + slack
+    between = sum(kernels) * (latency.dependency_us + latency.issue_us) + len(graph) * (
+        latency.wait_us + latency.join_us
+    )
+    assert simulation.makespan_us <= (1 + latency.company) * sum(profile.durations) + between + slack
     past = ordered_pairs(schedule)
     for number, (start, end) in enumerate(simulation.intervals):
         assert end - start >= alone[number] - slack
@@ -296,7 +331,7 @@ def interleaved(schedule: Schedule, random: Random) -> Schedule:
 def test_only_streams_and_waits_count_where_kernels_are_issued_at_once(graph: OperatorGraph, random: Random) -> None:
     profile = some_profile(graph, random)
     schedule = random_schedule(graph, random)
-    latency = replace(Latency(), issue_us=0.0, switch_us=0.0)
+    latency = replace(Latency(), issue_us=0.0)
     first = simulate(graph, schedule, profile, latency)
     again = simulate(graph, interleaved(schedule, random), profile, latency)
     assert again.makespan_us == pytest.approx(first.makespan_us)

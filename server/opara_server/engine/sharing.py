@@ -12,17 +12,18 @@ class Sharing:
 
     An operator needs a share (0..1) of each resource to run at full speed. A resource that is too scarce for all is
     divided max-min fairly: who needs little gets what it needs, the others get equal parts. The resource of which an
-    operator gets the least for its need sets its speed.
+    operator gets the least for its need sets its speed. Even where both suffice, caches and clocks are shared: whoever
+    is not alone takes longer by ``company`` (>= 0) of its time, at least.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, company: float = 0.0) -> None:
         self.first = -1  # who is done next if nobody comes before that; -1 when nobody runs
         self.first_end = NEVER
+        self._company = company
         self._end: dict[int, float] = {}  # at the present speeds
         self._slowdown: dict[int, float] = {}
         self._room: dict[int, float] = {}
         self._bandwidth: dict[int, float] = {}
-        self._scarce = False  # whether anybody may be slowed down
 
     def join(self, now: float, operator: int, work_us: float, room: float, bandwidth: float) -> None:
         """``operator`` has ``work_us`` to do at full speed. ``now`` never goes back from call to call."""
@@ -37,19 +38,22 @@ class Sharing:
         self._divide(now)
 
     def _divide(self, now: float) -> None:
-        room, bandwidth = fair_part(self._room.values()), fair_part(self._bandwidth.values())
+        if len(self._end) > 1:
+            room, bandwidth = fair_part(self._room.values()), fair_part(self._bandwidth.values())
+            least = slowdown = 1.0 + self._company
+        else:
+            room = bandwidth = least = slowdown = 1.0
         scarce = room < 1.0 or bandwidth < 1.0
-        if scarce or self._scarce:
-            self._scarce = scarce
-            # The dictionaries are filled and emptied together: all are in the order of arrival.
-            needs = zip(self._room.values(), self._bandwidth.values(), self._slowdown.items(), strict=True)
-            for needed_room, needed_bandwidth, (operator, before) in needs:
-                slowdown = max(1.0, needed_room / room, needed_bandwidth / bandwidth)
-                if slowdown != before:
-                    self._end[operator] = now + (self._end[operator] - now) * (slowdown / before)
-                    self._slowdown[operator] = slowdown
-        self.first = min(self._end, key=self._end.__getitem__, default=-1)
-        self.first_end = self._end.get(self.first, NEVER)
+        self.first, self.first_end = -1, NEVER
+        for operator, before in self._slowdown.items():
+            if scarce:
+                slowdown = max(least, self._room[operator] / room, self._bandwidth[operator] / bandwidth)
+            end = self._end[operator]
+            if slowdown != before:
+                end = now + (end - now) * (slowdown / before)
+                self._end[operator], self._slowdown[operator] = end, slowdown
+            if end < self.first_end:
+                self.first, self.first_end = operator, end
 
 
 def fair_part(needs: Collection[float]) -> float:

@@ -1,12 +1,13 @@
 """How long a schedule should take: a discrete-event model of a device that shares itself among running operators.
 
-Two things are modelled. *Latency*: a kernel starts a little after what it follows, later still if that ran on another
-stream, and the device starts no more than so many kernels per µs. *Sharing*: kernels that run at once divide the device
-among them (``sharing.py``). A prediction from the profile, never a measurement; no torch in here.
+Two things are modelled. *Latency*: a kernel starts a little after what it follows, later still if it follows several,
+and the device starts no more than so many kernels per µs. *Sharing*: kernels that run at once divide the device among
+them (``sharing.py``). A prediction from the profile, never a measurement; no torch in here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -19,23 +20,31 @@ from opara_server.engine.sharing import NEVER, Sharing
 @dataclass(frozen=True, slots=True)
 class Latency:
     """What a device takes besides the work itself, in µs. The defaults are those of CUDA Graphs on an H200 (PyTorch
-    2.11, CUDA 13.0), fitted to the replays of 7 models in ``bench/results/engine_aten.json``.
+    2.11, CUDA 13.0), fitted by ``bench.calibration`` to replays of 6 models, batch 1 and 8, of fused kernels.
 
     ``dependency_us``: from the end of a kernel until the next one on its stream can start, also within an operator.
-    ``wait_us``: what it takes in addition where the two are on different streams. ``issue_us``: from one kernel that
-    the device takes up to the next. ``switch_us``: how much later a kernel starts when the one taken up before it is of
-    another stream. ``ramp_us``: the part of a kernel's duration, for its launch and its end, that is the same in
-    company.
+    ``wait_us``: what it takes in addition where the two are on different streams. ``join_us``: what an operator takes
+    in addition that follows several others. ``reach``: a CUDA Graph knows no streams, only edges; one from the stream's
+    previous operator that an awaited operator implies costs nothing if it does so within so many kernels, as if the
+    driver dropped it, and else as much as any (seen in chains on several streams, BERT's). ``issue_us``: from one
+    kernel that the device takes up to the next. ``company``: by how much of its time a kernel takes longer, at least,
+    while others run.
     """
 
-    dependency_us: float = 0.37
-    wait_us: float = 0.6
-    issue_us: float = 0.31
-    switch_us: float = 0.6
-    ramp_us: float = 0.42
+    dependency_us: float = 0.27
+    wait_us: float = 0.0
+    join_us: float = 0.85
+    issue_us: float = 0.4
+    company: float = 0.2
+    reach: int = 4
+
+    @property
+    def crossing_us(self) -> float:
+        """What a policy should reckon for following an operator of another stream, since it often joins the two."""
+        return self.wait_us + self.join_us
 
 
-IDEAL = Latency(0.0, 0.0, 0.0, 0.0, 0.0)
+IDEAL = Latency(0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +58,26 @@ class Simulation:
 def simulate(graph: OperatorGraph, schedule: Schedule, profile: Profile, latency: Latency) -> Simulation:
     """Run ``schedule`` in the model; exact up to rounding. Raises ScheduleError if an operator could never start.
 
-    An operator is ready some latency after the last of its waits and of its stream's previous operator, and each of its
-    kernels after the one before. Ready kernels are taken up one after the other in the order in which they became
-    ready, ties in launch order. A kernel first takes its ramp and then does its work at the speed that the others leave
-    it. O(n * (log n + running)) for n kernels.
+    An operator is ready some latency after the last of those that it follows has ended, and each of its kernels after
+    the one before. Ready kernels are taken up one after the other in the order in which they became ready, ties in
+    launch order, and do their work at the speed that the others leave them. O(n * (log n + running)) for n kernels.
     """
-    missing, followers = _dependencies(schedule, latency)
+    durations, bandwidth, operators = profile.kernel_durations, profile.bandwidth, profile.operators
     place = {step.operator: number for number, step in enumerate(schedule.steps)}
+    missing, followers = _dependencies(schedule, durations, latency)
     coming = [(0.0, number, o) for o, number in place.items() if missing[o] == 0]  # kernels: a heap, being sorted
-    durations = profile.kernel_durations
     done = [0] * len(graph)  # kernels
-    work: dict[int, float] = {}  # of kernels that have been taken up and are in their ramps
-    ready, start, end = [0.0] * len(graph), [0.0] * len(graph), [NEVER] * len(graph)
-    sharing = Sharing()
-    front = _Front(schedule, latency)
+    ready, start, end = [0.0] * len(graph), [NEVER] * len(graph), [NEVER] * len(graph)
+    sharing = Sharing(latency.company)
+    free = 0.0  # when the device can take up another kernel
     while coming or sharing.first >= 0:
-        if coming and coming[0][0] < sharing.first_end:
-            now, number, operator = heappop(coming)
-            if operator in work:
-                room, bandwidth = profile.operators[operator].footprint, profile.bandwidth[operator]
-                sharing.join(now, operator, work.pop(operator), room, bandwidth)
-                continue
-            begin = front.take_up(now, operator)
-            if done[operator] == 0:
-                start[operator] = begin
-            duration = durations[operator][done[operator]]
-            ramp = min(duration, latency.ramp_us)
-            work[operator] = duration - ramp
-            heappush(coming, (begin + ramp, number, operator))
+        now = max(coming[0][0], free) if coming else NEVER
+        if now < sharing.first_end:
+            _, _, operator = heappop(coming)
+            free = now + latency.issue_us
+            start[operator] = min(start[operator], now)
+            work_us = durations[operator][done[operator]]
+            sharing.join(now, operator, work_us, operators[operator].footprint, bandwidth[operator])
             continue
         now, operator = sharing.first_end, sharing.first
         sharing.leave(now, operator)
@@ -95,35 +96,38 @@ def simulate(graph: OperatorGraph, schedule: Schedule, profile: Profile, latency
     return Simulation(max(end, default=0.0), tuple(zip(start, end, strict=True)))
 
 
-class _Front:
-    """The part of the device that takes kernels up, one at a time and whatever their streams."""
-
-    def __init__(self, schedule: Schedule, latency: Latency) -> None:
-        self._stream = {step.operator: step.stream for step in schedule.steps}
-        self._latency = latency
-        self._free = 0.0
-        self._latest = schedule.steps[0].stream if schedule.steps else 0
-
-    def take_up(self, ready: float, operator: int) -> float:
-        """When the next kernel of ``operator`` starts, which can from ``ready`` on."""
-        begin = max(ready, self._free)
-        self._free = begin + self._latency.issue_us
-        switches = self._stream[operator] != self._latest
-        self._latest = self._stream[operator]
-        return begin + self._latency.switch_us if switches else begin
-
-
-def _dependencies(schedule: Schedule, latency: Latency) -> tuple[dict[int, int], dict[int, list[tuple[int, float]]]]:
-    """Per operator how many it follows directly (waits and its stream's previous one), and those that follow it, each
-    with the time between the two."""
-    missing: dict[int, int] = {}
+def _dependencies(
+    schedule: Schedule, durations: Sequence[Sequence[float]], latency: Latency
+) -> tuple[dict[int, int], dict[int, list[tuple[int, float]]]]:
+    """Per operator how many it follows directly, and those that follow it, each with the time between the two."""
+    follows: dict[int, tuple[int, ...]] = {}
     followers: dict[int, list[tuple[int, float]]] = {step.operator: [] for step in schedule.steps}
     previous: dict[int, int] = {}
     for step in schedule.steps:
-        missing[step.operator] = len(step.waits) + (step.stream in previous)
-        for source in step.waits:
-            followers.setdefault(source, []).append((step.operator, latency.dependency_us + latency.wait_us))
-        if step.stream in previous:
-            followers[previous[step.stream]].append((step.operator, latency.dependency_us))
+        own = previous.get(step.stream)
+        sources = step.waits
+        if own is not None and not _implied(own, sources, follows, durations, latency.reach):
+            sources = (*sources, own)
+        hop_us = latency.dependency_us + (latency.join_us if len(sources) > 1 else 0.0)
+        for source in sources:
+            hop = hop_us if source == own else hop_us + latency.wait_us
+            followers.setdefault(source, []).append((step.operator, hop))
+        follows[step.operator] = sources
         previous[step.stream] = step.operator
-    return missing, followers
+    return {operator: len(sources) for operator, sources in follows.items()}, followers
+
+
+def _implied(
+    operator: int,
+    sources: Sequence[int],
+    follows: Mapping[int, Sequence[int]],
+    durations: Sequence[Sequence[float]],
+    reach: int,
+) -> bool:
+    """Whether one of ``sources`` follows ``operator`` in at most ``reach`` kernels, its own included."""
+    for source in sources:
+        if behind := follows.get(source):
+            left = reach - len(durations[source])
+            if left >= 0 and (operator in behind or _implied(operator, behind, follows, durations, left)):
+                return True
+    return False

@@ -20,7 +20,7 @@ def heft(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> 
     if streams < 1:
         raise ValueError(f"heft needs at least one stream, not {streams}")
     costs = costs_us(profile)
-    order, stream = place(graph, costs, Latency().wait_us, streams)
+    order, stream = place(graph, costs, Latency().crossing_us, streams)
     return assemble("heft", graph, order, stream)
 
 

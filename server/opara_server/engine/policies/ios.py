@@ -36,7 +36,7 @@ def ios(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> S
         return tuple(operator for chain in group for operator in chains[chain])
 
     def price(groups: Sequence[Sequence[int]]) -> float:
-        wait = latency.wait_us if len(groups) > 1 else 0.0
+        wait = latency.crossing_us if len(groups) > 1 else 0.0
         return stage_us(graph, profile, [flat(group) for group in groups], latency) + latency.dependency_us + wait
 
     found = best_stages(poset, price, Limits.within(BUDGET, len(chains), CHAINS_PER_GROUP, streams))

@@ -38,7 +38,7 @@ class _Packing:
 
     def __post_init__(self) -> None:
         self.costs = costs_us(self.profile)
-        self.wait_us = Latency().wait_us
+        self.wait_us = Latency().crossing_us
         self.tails = self.graph.tails(self.costs)
         self.stream = [0] * len(self.graph)
         self.last: list[int] = []  # per stream
