@@ -16,7 +16,7 @@ from functools import partial
 from math import log
 from pathlib import Path
 from statistics import mean, median
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,7 +63,7 @@ def fit(loss_of: Loss, start: Latency) -> Latency:
 
 def _neighbours(latency: Latency, factor: float) -> Iterator[Latency]:
     for name in FIELDS:
-        value: float = getattr(latency, name)
+        value: Any = getattr(latency, name)
         others = (max(value * factor, LEAST_US), value / factor if value > LEAST_US else 0.0)
         if name in COUNTS:
             others = (value + 1, max(0, value - 1))
