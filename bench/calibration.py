@@ -63,12 +63,13 @@ def fit(loss_of: Loss, start: Latency) -> Latency:
 
 def _neighbours(latency: Latency, factor: float) -> Iterator[Latency]:
     for name in FIELDS:
-        value: Any = getattr(latency, name)
+        value = getattr(latency, name)
         others = (max(value * factor, LEAST_US), value / factor if value > LEAST_US else 0.0)
         if name in COUNTS:
             others = (value + 1, max(0, value - 1))
         for other in others:
-            yield replace(latency, **{name: round(other, 4)})
+            changed: dict[str, Any] = {name: round(other, 4)}
+            yield replace(latency, **changed)
 
 
 @contextmanager
