@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from opara_server.engine.arena import ALIGNMENT, Arena, pack
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
-from opara_server.engine.memory import memory_bytes, plan_arena, plan_releases
+from opara_server.engine.memory import live_bytes, memory_bytes, plan_arena, plan_releases
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import Schedule, assemble
@@ -93,22 +93,23 @@ def resized(graph: OperatorGraph, random: Random) -> OperatorGraph:
 
 def test_one_stream_needs_the_largest_live_set_and_hardly_ever_a_tenth_more() -> None:
     ratios = []
-    for seed in range(150):
+    for seed in range(100):
         random = Random(seed)
         graph = random_dag(random.randint(2, 120), random.choice([0.5, 1.5, 3.0]), random.choice([4, 30, 500]), random)
         graph = resized(explicit(graph), random)
         schedule = make_schedule(graph, Profile.uniform(len(graph)), "sequential")
+        assert live_bytes(graph, schedule.order) == largest_live_set(graph, schedule)
         ratios.append(plan_arena(graph, schedule).size / largest_live_set(graph, schedule))
     assert min(ratios) >= 1.0
-    assert statistics.median(ratios) < 1.01
-    assert statistics.quantiles(ratios, n=20)[-1] < 1.1
+    assert statistics.median(ratios) == 1.0
+    assert statistics.quantiles(ratios, n=20)[-1] < 1.03
 
 
 @pytest.mark.parametrize("path", sorted(SAVED.glob("*.json")), ids=lambda path: path.stem)
 def test_real_models_on_one_stream_need_what_is_live_and_little_more(path: Path) -> None:
     graph = explicit(OperatorGraph.from_json(json.loads(path.read_text())["graph"]))
     schedule = make_schedule(graph, Profile.uniform(len(graph)), "sequential")
-    assert plan_arena(graph, schedule).size <= 1.02 * largest_live_set(graph, schedule)
+    assert plan_arena(graph, schedule).size <= 1.01 * largest_live_set(graph, schedule)
 
 
 def test_memory_moves_between_streams_once_all_readers_are_done() -> None:
@@ -160,3 +161,16 @@ def test_pack_by_hand(sizes: Mapping[int, int], together: list[tuple[int, int]],
         apart[one] &= ~(1 << other)
         apart[other] &= ~(1 << one)
     assert pack(sizes, apart).size == expected
+
+
+def test_packing_ends_where_it_is_good_enough() -> None:
+    random = Random(5)
+    sizes = {buffer: random.randint(1, 100_000) for buffer in range(80)}
+    apart = dict.fromkeys(sizes, 0)
+    for one, other in combinations(sizes, 2):
+        if random.random() < 0.7:
+            apart[one] |= 1 << other
+            apart[other] |= 1 << one
+    best, good_enough = pack(sizes, apart).size, pack(sizes, apart, 10_000_000).size
+    assert best < good_enough
+    assert pack(sizes, apart, best).size == best

@@ -20,7 +20,7 @@ from opara_server.engine.policies import POLICIES, SLOW_POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import Json, ProgramWriter, UnsavableError
-from opara_server.engine.select import Contender, contenders, select, shortlist
+from opara_server.engine.select import Contender, contenders, select, shortlist, with_lean
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class Search:
             by_promise = sorted(range(len(programs)), key=lambda n: self._fastest_us(found[n]))
             for number in by_promise[:SEARCHED]:
                 found[number] += self._contenders(programs[number], profiles[number], SLOW_POLICIES)[1:]
-        entrants = list(chain.from_iterable(shortlist(of_one, self._device.latency) for of_one in found))
+        shortlisted = chain.from_iterable(shortlist(of_one, self._device.latency) for of_one in found)
+        entrants = with_lean(list(shortlisted), self._device.latency)
         return select(entrants, self._device, max(0.0, self._measuring_s - (time.monotonic() - begin)))
 
     def _wanted(self) -> Sequence[str]:

@@ -57,7 +57,21 @@ def plan_arena(graph: OperatorGraph, schedule: Schedule) -> Arena:
     users of the other. A block of an allocator stays with its stream; here memory moves between streams.
     """
     users = arena_users(graph, schedule.order)
-    return pack({buffer: graph.buffers[buffer].size for buffer in users}, apart(happens_before(schedule), users))
+    sizes = {buffer: graph.buffers[buffer].size for buffer in users}
+    return pack(sizes, apart(happens_before(schedule), users), live_bytes(graph, schedule.order))
+
+
+def live_bytes(graph: OperatorGraph, order: Sequence[int]) -> int:
+    """How many bytes the ARENA buffers in use take at most when the operators run one after the other in ``order``.
+
+    No schedule that launches them so needs less.
+    """
+    place = {operator: number for number, operator in enumerate(order)}
+    change = [0] * (len(order) + 1)
+    for buffer, users in arena_users(graph, order).items():
+        change[place[users[0]]] += rounded(graph.buffers[buffer].size)
+        change[place[users[-1]] + 1] -= rounded(graph.buffers[buffer].size)
+    return max(accumulate(change))
 
 
 def arena_users(graph: OperatorGraph, order: Iterable[int]) -> dict[int, list[int]]:

@@ -193,10 +193,10 @@ def _moved(graph: OperatorGraph, schedule: Schedule, owner: Mapping[int, int]) -
         stream[step.operator] = owner[step.stream]
     waits = {step.operator: step.waits for step in schedule.steps}
     moved = assemble(schedule.policy, graph, schedule.order, stream, waits)
-    return replace(moved, urgent=_renumbered(schedule, moved))
+    return replace(moved, urgent=urgent_in(schedule, moved))
 
 
-def _renumbered(old: Schedule, new: Schedule) -> frozenset[int]:
+def urgent_in(old: Schedule, new: Schedule) -> frozenset[int]:
     """The streams of ``new`` that carry an operator from an urgent stream of ``old``."""
     urgent = {step.operator for step in old.steps if step.stream in old.urgent}
     return frozenset(step.stream for step in new.steps if step.operator in urgent)

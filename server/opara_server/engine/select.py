@@ -2,6 +2,8 @@
 
 A candidate must beat the simplest one, the sequential graph of ATen operators, by more than the noise of both; among
 those as fast as the fastest, the one that needs least memory wins, which is what makes few streams preferred to many.
+A parallel schedule should need hardly more memory than a sequential one: each that does contends against a lean version
+of itself, and must be faster by OVER to win.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
+from opara_server.engine.lean import lean
 from opara_server.engine.memory import memory_bytes
 from opara_server.engine.plan import SEQUENTIAL, Candidate
 from opara_server.engine.policies import make_schedule, prioritise
@@ -29,6 +33,8 @@ log = logging.getLogger(__name__)
 
 LEAST_MARGIN = 0.01  # of the sequential graph's time: what timing one graph twice differs by
 AS_FAST = 0.02
+LIMIT = 1.1  # times the sequential graph's memory
+OVER = 0.05  # by how much one that needs more must be faster than the best that does not
 MEASURE_SECONDS = 0.3  # per candidate
 SHORTLIST = 5  # per lowering: what the simulator's first places are good for (bench/results/simulator.md)
 ALWAYS = {SEQUENTIAL, "opara"}  # what everything is compared with, and the paper's method
@@ -49,6 +55,10 @@ class Contender:
     def key(self) -> tuple[Any, ...]:
         """The same for contenders that are one graph."""
         return id(self.program), self.schedule.steps, self.schedule.urgent
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        return memory_bytes(self.program.graph, self.schedule)
 
     @property
     def runnable(self) -> Runnable:
@@ -88,6 +98,24 @@ def shortlist(entrants: Sequence[Contender], latency: Latency, count: int = SHOR
     distinct = {entrant.key: entrant for entrant in reversed(entrants)}
     promising = sorted(distinct.values(), key=lambda entrant: entrant.predicted_us(latency))[:count]
     return [e for e in entrants if e in promising or e.schedule.policy in ALWAYS]
+
+
+def with_lean(entrants: Sequence[Contender], latency: Latency) -> list[Contender]:
+    """And after each that is over its limit the same with so much more order that it is not, where that can be had."""
+    found = []
+    for entrant, limit in zip(entrants, _limits(entrants), strict=True):
+        found.append(entrant)
+        if entrant.peak_bytes > limit:
+            leaner = lean(entrant.program.graph, entrant.schedule, entrant.profile, latency, limit)
+            found += [replace(entrant, schedule=leaner)] if leaner else []
+    return found
+
+
+def _limits(entrants: Sequence[Contender]) -> list[int]:
+    """How many bytes each should need at most: LIMIT times what the simplest or its own program's sequential graph
+    needs, whichever is more; a program may have merged what others do one after the other."""
+    own = {id(e.program): e.peak_bytes for e in entrants if e.schedule.policy == SEQUENTIAL}
+    return [int(LIMIT * max(entrants[0].peak_bytes, own.get(id(e.program), 0))) for e in entrants]
 
 
 def select(entrants: Sequence[Contender], device: Device, budget_s: float = float("inf")) -> Choice:
@@ -130,12 +158,13 @@ def select(entrants: Sequence[Contender], device: Device, budget_s: float = floa
             synchronisations=entrant.schedule.synchronisations,
             predicted_us=prediction,
             measured_us=timing.median if timing else 0.0,
-            peak_bytes=memory_bytes(entrant.program.graph, entrant.schedule),
+            peak_bytes=entrant.peak_bytes,
             rejected="" if timing else refused[leaders[entrant.key]],
         )
         for entrant, prediction, timing in zip(entrants, predictions, timed, strict=True)
     )
-    winner, *others = _ranking(candidates, timed)
+    over = {n for n, (e, limit) in enumerate(zip(entrants, _limits(entrants), strict=True)) if e.peak_bytes > limit}
+    winner, *others = _ranking(candidates, timed, over)
     runnables = tuple((number, entrants[number].runnable) for number in others)
     return Choice(entrants[0].runnable, entrants[winner].runnable, candidates, winner, runnables)
 
@@ -148,23 +177,27 @@ class Timing:
     spread: float
 
 
-def _ranking(candidates: Sequence[Candidate], timed: Sequence[Timing | None]) -> list[int]:
-    """The winner, and after it of each other lowering the one that would win without the lowerings before it."""
+def _ranking(candidates: Sequence[Candidate], timed: Sequence[Timing | None], over: Collection[int]) -> list[int]:
+    """The winner, and after it of each other lowering the one that would win without the lowerings before it.
+
+    ``over``: those that need more memory than they should.
+    """
     able = {number: timing for number, timing in enumerate(timed) if timing is not None}
     ranking = []
-    while winner := _winner(candidates, able):
+    while winner := _winner(candidates, able, over):
         ranking.append(winner)
         beaten = candidates[winner].lowering
         able = {n: timing for n, timing in able.items() if n == 0 or candidates[n].lowering != beaten}
     return ranking or [0]
 
 
-def _winner(candidates: Sequence[Candidate], able: Mapping[int, Timing]) -> int:
+def _winner(candidates: Sequence[Candidate], able: Mapping[int, Timing], over: Collection[int]) -> int:
     """Of those that are ``able`` to run; 0, the simplest, where none is faster by more than the noise."""
     best = min(able.values(), key=lambda timing: timing.median)
     margin = max(LEAST_MARGIN, able[0].spread, best.spread)
     faster = [number for number, timing in able.items() if timing.median < able[0].median * (1 - margin)]
-    as_fast = [number for number in faster if able[number].median <= best.median * (1 + AS_FAST)]
+    counts_as = {number: able[number].median * (1 + OVER if number in over else 1) for number in faster}
+    as_fast = [number for number in faster if counts_as[number] <= min(counts_as.values()) * (1 + AS_FAST)]
     return min(as_fast, key=lambda number: (candidates[number].peak_bytes, able[number].median), default=0)
 
 
