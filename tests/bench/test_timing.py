@@ -1,0 +1,63 @@
+"""Device times: what is timed never waits for the CPU, and everybody's turn comes equally often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from bench.timing import AHEAD_US, device_times
+from opara_server.engine.device_cpu import CpuDevice, CpuStamp
+
+ENQUEUE_US = 8.0  # what this CPU takes for a run, and for a stamp
+
+
+@dataclass
+class SlowHost(CpuDevice):
+    """A device that works through a queue, which a CPU fills that is not that fast, with clocks of their own."""
+
+    host_us: float = 0.0
+    done_us: float = 0.0
+    work_us: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(threads=1)
+
+    def enqueue(self, work_us: float) -> None:
+        self.host_us += ENQUEUE_US
+        self.done_us = max(self.done_us, self.host_us) + work_us
+        self.work_us.append(work_us)
+
+    def stamp(self) -> CpuStamp:
+        self.enqueue(0.0)
+        return CpuStamp(self.done_us / 1e6)
+
+    def synchronize(self) -> None:
+        self.host_us = self.done_us = max(self.done_us, self.host_us)
+
+
+@dataclass
+class Run:
+    device: SlowHost
+    work_us: float
+    inputs: tuple[()] = ()
+    outputs: tuple[()] = ()
+
+    def replay(self) -> None:
+        self.device.enqueue(self.work_us)
+
+
+@pytest.mark.parametrize("work_us", [10.0, 15.0, 30.0, 1000.0])
+def test_the_device_is_timed_and_not_the_cpu(work_us: float) -> None:
+    device = SlowHost()
+    timing, long = device_times([Run(device, work_us), Run(device, 500.0)], device, 0.0)
+    assert timing.median_us == pytest.approx(work_us, rel=0.01)
+    assert timing.spread == pytest.approx(0, abs=1e-6)
+    assert long.median_us == pytest.approx(500.0)
+
+
+def test_one_run_goes_ahead_of_those_that_take_long() -> None:
+    device = SlowHost()
+    device_times([Run(device, 2 * AHEAD_US)], device, 0.0)
+    rounds = device.work_us[-15 * 4 :]
+    assert rounds == [2 * AHEAD_US, 0.0, 2 * AHEAD_US, 0.0] * 15
