@@ -1,135 +1,135 @@
-"""Measures random schedules and those of the policies, to judge the simulator by.
+"""How well the simulator predicts: measures random schedules and those of the policies, and judges it by them.
 
-    python -m bench.simulator --model googlenet --model deepfm --batch 1 --batch 8
+    python -m bench.simulator --batches 1,8 --time-limit-s 500
 
 Per model, bucket and lowering one file of operator graph, profile, schedules and measured times in
 ``bench/data/schedules``, from which ``bench.prediction`` makes the table, now and after any change to the simulator.
-What is there is not measured again. Nothing is pruned; every schedule is checked to be a right one when it is captured,
-and as nobody reads the outputs, their numbers are not.
+Each model and bucket has a process of its own (``bench.schedule_times``): many compile side by side, then one after the
+other is measured. What is there is not measured again: a run can be cut off and gone on with.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from bench.environment import environment
-from bench.models import MODELS
-from bench.prediction import Measured, Record, load, record_path, report, save
-from opara_server.engine.capture import capture
-from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.export import export_all
-from opara_server.engine.flat_module import FlatModule
-from opara_server.engine.lowerings import Lowerings
-from opara_server.engine.options import ATEN
-from opara_server.engine.policies import POLICIES, make_schedule
-from opara_server.engine.profile import Profile
-from opara_server.engine.program import Program
-from opara_server.engine.random_schedules import random_schedules
-from opara_server.engine.schedule import Schedule, fold
-from opara_server.engine.select import measure
-from opara_server.engine.tensors import static_inputs, torch_dtype
+from bench.cells import CellKey
+from bench.child import Child, Job
+from bench.gpus import cells_at_once, processors
+from bench.prediction import load, record_path, report
+from bench.selection import ALL_MODELS, REQUIRED_MODELS
+from opara_server.engine.options import ATEN, FUSED
+from opara_server.engine.simulate import Latency
 
-NAME_LENGTH = 40  # of a kernel's: C++ template names are kilobytes each
+WINNER = "fused_rewritten"  # what the engine chooses nearly everywhere
+MEASURING_SECONDS = 20.0  # per cell, kept free at the end
+
+
+@dataclass(frozen=True)
+class ScheduleJob(Job):
+    """``systems`` are lowerings. ``schedules``: how many random ones of each."""
+
+    schedules: int = 24
+
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "bench.schedule_times", self.cell.model, self.cell.dtype, str(self.cell.batch)),
+            *(part for lowering in self.systems for part in ("--lowering", lowering)),
+            *("--folder", str(self.folder.absolute()), "--device", self.device),
+            *("--schedules", str(self.schedules), "--seconds", str(self.seconds)),
+        ]
 
 
 def main(
-    model: Annotated[list[str] | None, typer.Option(help="Default: all of bench.models.")] = None,
-    lowering: Annotated[list[str] | None, typer.Option(help="Default: aten and fused.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Default: 1.")] = None,
+    models: Annotated[str, typer.Option(help='Names with commas, or "all". Default: the required seven.')] = "",
+    batches: str = "1,8",
+    lowerings: Annotated[str, typer.Option(help="With commas.")] = WINNER,
     dtype: str = "float16",
-    device: str = "auto",
-    schedules: Annotated[int, typer.Option(help="Random ones per model, bucket and lowering.")] = 40,
-    seconds: Annotated[float, typer.Option(help="Of measuring, per schedule.")] = 0.05,
+    device: str = "cuda",
+    schedules: Annotated[int, typer.Option(help="Random ones per model, bucket and lowering.")] = 24,
+    seconds: Annotated[float, typer.Option(help="Of measuring, per schedule.")] = 0.06,
+    time_limit_s: Annotated[float, typer.Option(help="Be done by then, with what there is. 0: no limit.")] = 0.0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes that compile at once. 0: as there is room for.")] = 0,
     data: Path = Path("bench/data/schedules"),
+    cache: Annotated[Path, typer.Option(help="Of what Inductor compiled, and of logs.")] = Path(".opara-cache/bench"),
     output: Path = Path("bench/results/simulator.json"),
 ) -> None:
-    opened = open_device(device)
-    try:
-        with opened.bind(), opened.tuning():
-            for name in model or list(MODELS):
-                wanted = [
-                    (lowered, rows)
-                    for lowered in lowering or (ATEN, "fused")
-                    for rows in sorted(batch or [1], reverse=True)
-                    if not record_path(data, name, lowered, dtype, rows).exists()
-                ]
-                for record in records(name, wanted, dtype, opened, schedules, seconds):
-                    save(record, data)
-        typer.echo(report([load(path) for path in sorted(data.glob("*.json.gz"))], opened.latency, output))
-    finally:
-        opened.close()
-
-
-def records(
-    name: str, wanted: list[tuple[str, int]], dtype: str, device: Device, count: int, seconds: float
-) -> Iterator[Record]:
-    """One for each of the ``wanted`` lowerings and batch sizes that can be had, as soon as it is measured."""
-    if not wanted:
-        return
-    bench = MODELS[name]
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        module = bench.build().to(device.torch_device(), torch_dtype(dtype))
-        if bench.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    where = device.torch_device()
-    inputs = {rows: static_inputs(bench.inputs(dtype), rows, where, bench.channels_last) for _, rows in wanted}
-    flat = FlatModule(module, bench.inputs(dtype), max(inputs), where, bench.channels_last)
-    lowerings = Lowerings(name, export_all(flat.module, inputs))
-    for lowering, rows in wanted:
-        begin = time.perf_counter()
-        simplest = [lowerings.simplest(rows, inputs[rows])] if lowering == ATEN else []
-        programs = simplest or lowerings.fused(rows, inputs[rows], [lowering])
-        for program in programs:
-            profile = device.profile(program)
-            schedules = candidates(program, profile, count, rows, device.max_streams)
-            lowered = time.perf_counter()
-            measured = time_all(program, schedules, device, seconds)
-            typer.echo(
-                f"{name} {program.lowering} x{rows}: lowered and profiled in {lowered - begin:.1f} s, "
-                f"{len(measured)} schedules captured and measured in {time.perf_counter() - lowered:.1f} s"
+    """Measure what is missing, then judge the simulator by all that is there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("PyTorch sees no GPU here; --device cpu measures what needs none")
+    names = lowerings.split(",")
+    if unknown := [name for name in names if name not in {ATEN, *FUSED}]:
+        raise typer.BadParameter(f"unknown lowering {unknown[0]!r}: {', '.join((ATEN, *FUSED))}")
+    deadline = time.time() + time_limit_s if time_limit_s else None
+    chosen = ALL_MODELS if models == "all" else models.split(",") if models else REQUIRED_MODELS
+    cells = [CellKey(model, dtype, int(batch)) for batch in batches.split(",") for model in chosen]
+    missing = {cell: tuple(name for name in names if not _path(data, cell, name).exists()) for cell in cells}
+    todo = [cell for cell in cells if missing[cell]]
+    at_once = jobs or cells_at_once(device, 1)
+    for first in range(0, len(todo), at_once):
+        together = todo[first : first + at_once]
+        made = [
+            ScheduleJob(
+                cell=cell,
+                systems=missing[cell],
+                device=device,
+                folder=data,
+                cache=cache.absolute() / f"schedules-{cell.stem}",
+                seconds=seconds,
+                counter_seconds=0.0,
+                tuning_budget_s=0.0,
+                studies=False,
+                threads=max(1, processors() // len(together)),
+                gpu="",
+                compile_until=None,
+                schedules=schedules,
             )
-            yield Record(name, program.lowering, dtype, rows, environment(), program.graph, slim(profile), measured)
+            for cell in together
+        ]
+        run_together(made, deadline, typer.echo)
+    records = [load(path) for path in sorted(data.glob("*.json.gz"))]
+    if records:
+        typer.echo(report(records, Latency(), output))
 
 
-def candidates(program: Program, profile: Profile, count: int, seed: int, limit: int) -> list[Schedule]:
-    """The policies' schedules and ``count`` random ones, on at most ``limit`` streams each. Of those that are equal but
-    for their policy, the first."""
-    schedules = [fold(program.graph, make_schedule(program.graph, profile, name), limit) for name in POLICIES]
-    schedules += random_schedules(program.graph, count, seed, limit)
-    found: dict[object, Schedule] = {}
-    for schedule in schedules:
-        found.setdefault((schedule.steps, schedule.urgent), schedule)
-    return list(found.values())
+def run_together(jobs: Sequence[Job], deadline: float | None, tell: Callable[[str], None]) -> None:
+    """All compile, then one after the other measures; what is not done by ``deadline`` (on time.time()) is told of."""
+    if deadline is not None and deadline - time.time() < MEASURING_SECONDS * len(jobs):
+        for job in jobs:
+            tell(f"{job.cell}: not run, no time left")
+        return
+    children = [Child(job, job.cache.with_name(job.cache.name + ".log")) for job in jobs]
+    try:
+        for child in children:
+            child.limit(None if deadline is None else deadline - time.time() - MEASURING_SECONDS * len(jobs))
+        # Nobody measures before all have compiled: what the host drives wants idle processors.
+        with ThreadPoolExecutor(len(children)) as pool:
+            list(pool.map(partial(_compiled, deadline=deadline), children))
+        for child in children:
+            tell(f"{child.job.cell}: {child.measure() or 'measured'}")
+    finally:
+        for child in children:
+            child.close()
 
 
-def time_all(program: Program, schedules: list[Schedule], device: Device, seconds: float) -> tuple[Measured, ...]:
-    """All are captured before any is closed: destroying one may harm those that live (pytorch/pytorch#193402)."""
-    graphs: list[CapturedGraph] = [capture(program, schedule, device) for schedule in schedules]
-    timings = measure(graphs, device, seconds)
-    for graph in graphs:
-        graph.close()
-    return tuple(
-        Measured(schedule, timing.median, timing.spread) for schedule, timing in zip(schedules, timings, strict=True)
-    )
+def _compiled(child: Child, deadline: float | None) -> None:
+    """Wait until it has, or has ended; from then on it may take until ``deadline``."""
+    child.wait_until_ready()
+    if not child.timed_out:
+        child.limit(None if deadline is None else deadline - time.time())
 
 
-def slim(profile: Profile) -> Profile:
-    """Kernel names and times no longer than anybody reads them."""
-    return replace(
-        profile,
-        operators=tuple(
-            replace(o, kernels=tuple(replace(k, name=k.name[:NAME_LENGTH]) for k in o.kernels))
-            for o in profile.operators
-        ),
-    )
+def _path(folder: Path, cell: CellKey, lowering: str) -> Path:
+    return record_path(folder, cell.model, lowering, cell.dtype, cell.batch)
 
 
 if __name__ == "__main__":
