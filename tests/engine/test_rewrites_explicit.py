@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.rewrites import Weights
+from opara_server.engine.rewrites.convolution_layer import Form, form
 from opara_server.engine.rewrites.convolution_operator import convolution
-from opara_server.engine.rewrites.convolution_plans import Form, form
 from tests.engine.rewriting import (
     CHANNELS_LAST,
     TORCH_WARNS,

@@ -17,9 +17,11 @@ from opara_server.engine.lower_fused import lower_fused
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import ProgramReader, ProgramWriter
-from opara_server.engine.rewrites import Weights, convolution_plans
+from opara_server.engine.rewrites import Weights, convolution_plans, cudnn_plans
+from opara_server.engine.rewrites.convolution_layer import Layer, form
 from opara_server.engine.rewrites.convolution_operator import convolution
-from opara_server.engine.rewrites.convolution_plans import Layer, fastest, form, frontend
+from opara_server.engine.rewrites.convolution_plans import fastest
+from opara_server.engine.rewrites.cudnn_plans import frontend
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import fill_random, static_inputs
 from opara_server.engine.verify import error_norm
@@ -126,7 +128,7 @@ def test_a_saved_program_has_the_same_plans_and_measures_nothing(monkeypatch: py
     writer = ProgramWriter(weights.items())
     saved = writer.write(program)
     monkeypatch.setattr(convolution_plans, "fastest", None)
-    convolution_plans._plan.cache_clear()
+    cudnn_plans.plan.cache_clear()
     again = ProgramReader(weights, writer.tensors, GPU).read(saved, program.inputs)
     chosen = [call.args[9] for body in again.bodies for call in body if str(call.target) == EXPLICIT]
     assert len(chosen) == 7

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from opara_server.engine.rewrites.convolution_plans import Layer, form, run
+from opara_server.engine.rewrites.convolution_layer import Layer, form
+from opara_server.engine.rewrites.convolution_plans import run
 
 aten = torch.ops.aten
 

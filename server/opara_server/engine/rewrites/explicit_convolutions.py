@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opara_server.engine.rewrites.conv_epilogues import channels_last
+from opara_server.engine.rewrites.convolution_layer import Form, Layer, form
 from opara_server.engine.rewrites.convolution_operator import CONVOLUTION
-from opara_server.engine.rewrites.convolution_plans import Choice, Form, Layer, fastest, form
+from opara_server.engine.rewrites.convolution_plans import Choice, fastest
 from opara_server.engine.rewrites.convolutions import Convolution, convolution
 from opara_server.engine.rewrites.edit import (
     Insert,
