@@ -150,7 +150,8 @@ def _model_lines(model: ModelInfo) -> list[str]:
         reused = ", plan from the cache" if bucket.reused else ""
         lines.append(
             f"batch {bucket.batch_size}: {_schedule(bucket)} on {bucket.streams} streams, "
-            f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential{reused}"
+            f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential, "
+            f"{bucket.peak_bytes / 2**20:.1f} MiB of activations, keeps {bucket.steady_bytes / 2**20:.1f} MiB{reused}"
         )
         rows = [("operators", "policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
         rows += [

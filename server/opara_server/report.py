@@ -50,10 +50,12 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _graph_line(bucket: BucketPlan) -> RenderableType:
+    ratio = "" if bucket.memory_ratio is None else f" ({bucket.memory_ratio:.2f}× the sequential graph's)"
     return Text(
         f"batch size {bucket.batch_size}: {bucket.operators} operators ({bucket.lowering}), width {bucket.width}, "
         f"depth {bucket.depth}, longest path {bucket.longest_path_us:.1f} µs, "
-        f"keeps {bucket.steady_bytes / 2**20:.1f} MiB"
+        f"at most {bucket.peak_bytes / 2**20:.2f} MiB of activations{ratio}, "
+        f"keeps {bucket.steady_bytes / 2**20:.2f} MiB"
     )
 
 

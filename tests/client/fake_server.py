@@ -33,6 +33,7 @@ PLAN = pb.Bucket(
     measured_us=100.0,
     sequential_us=150.0,
     peak_bytes=1 << 20,
+    steady_bytes=1 << 19,
     candidates=[
         pb.Candidate(
             lowering="aten", policy="sequential", streams=1, predicted_us=160.0, measured_us=150.0, peak_bytes=1 << 19

@@ -171,7 +171,8 @@ def test_one_model_with_its_plan(cli: Cli) -> None:
         "input x float32 [rows, 2]",
         "output x float32 [rows, 2]",
         "one sequential graph, because sin is missing",
-        "batch 8: opara, compacted on 4 streams, 42 aten operators, 1.50x over sequential, plan from the cache",
+        "batch 8: opara, compacted on 4 streams, 42 aten operators, 1.50x over sequential, 1.0 MiB of activations, "
+        "keeps 0.5 MiB, plan from the cache",
         "operators policy streams syncs predicted us measured us peak MiB",
         "aten sequential 1 0 160.0 150.0 0.5",
         "aten opara, compacted 4 7 90.0 100.0 0.0",

@@ -36,6 +36,8 @@ def test_round_trip_in_strict_json() -> None:
 
 def test_properties() -> None:
     assert (BUCKET.speedup, PLAN.bucket(8), PLAN.reused) == (2.0, BUCKET, False)
+    assert BUCKET.memory_ratio == 6000 / 4096
+    assert replace(BUCKET, candidates=()).memory_ratio is None
     assert replace(PLAN, buckets=(replace(BUCKET, reused=True),)).reused
 
 

@@ -72,7 +72,7 @@ class BucketPlan:
     synchronisations: Count
     measured_us: Measured
     sequential_us: Measured
-    peak_bytes: Count  # the chosen candidate's
+    peak_bytes: Count  # the chosen candidate's: in use at most during a run
     candidates: tuple[Candidate, ...] = ()
     reused: bool = False  # taken from a saved plan, then verified and timed again
     steady_bytes: Count = 0  # what its graph keeps while idle, beyond what those of larger buckets keep
@@ -85,6 +85,12 @@ class BucketPlan:
     @property
     def speedup(self) -> float:
         return self.sequential_us / self.measured_us
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """``peak_bytes`` over the first candidate's, which ``sequential_us`` is of; None where that needs none."""
+        sequential_bytes = self.candidates[0].peak_bytes if self.candidates else 0
+        return self.peak_bytes / sequential_bytes if sequential_bytes else None
 
 
 @dataclass(frozen=True)
