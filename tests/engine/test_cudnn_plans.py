@@ -1,0 +1,148 @@
+"""How plans of cuDNN's are found again, with a cuDNN that only counts; tests/gpu/test_convolution.py has real ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from opara_server.engine.rewrites import cudnn_plans
+from opara_server.engine.rewrites.convolution_layer import Form, Layer
+from opara_server.engine.rewrites.convolution_plans import fastest, run
+from opara_server.engine.rewrites.cudnn_plans import frontend, offered, plan
+
+GPU, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
+LAYER = Layer(
+    device=GPU,
+    dtype=torch.float16,
+    x=Form((1, 8, 4, 4), (128, 1, 32, 8)),
+    weight=Form((16, 8, 1, 1), (8, 1, 8, 8)),
+    residual=Form((1, 16, 4, 4), (256, 1, 64, 16)),
+    out=Form((1, 16, 4, 4), (512, 1, 128, 32)),
+    biased=True,
+    geometry=((1, 1), (0, 0), (1, 1)),
+    relu=True,
+)
+
+
+class Refused(Exception):  # noqa: N818 - cuDNN's own is no RuntimeError either
+    pass
+
+
+class Graph:
+    """Lists four plans, two of one name; the one that is named "bad" cannot be built."""
+
+    names = ("bad", "good", "good", "other")
+
+    def __init__(self, **_: Any) -> None:
+        self.told: list[Any] = []
+        self.built: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        def tell(*args: Any, **kwargs: Any) -> Graph:
+            self.told.append((name, kwargs))
+            return self
+
+        return tell
+
+    def get_execution_plan_count(self) -> int:
+        return len(self.names)
+
+    def get_plan_name_at_index(self, index: int) -> str:
+        return self.names[index]
+
+    def get_workspace_size_plan_at_index(self, index: int) -> int:
+        return 100 * index
+
+    def get_workspace_size(self) -> int:
+        assert self.built is not None
+        return 100 * self.built
+
+    def build_plan_at_index(self, index: int) -> None:
+        if self.names[index] == "bad":
+            raise Refused
+        self.built = index
+
+    def serialize(self) -> list[int]:
+        return list(json.dumps(self.built).encode())
+
+    def deserialize(self, _handle: int, data: list[int]) -> None:
+        self.built = json.loads(bytes(data))
+
+
+@pytest.fixture
+def _cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    class Names:
+        def __getattr__(self, name: str) -> str:
+            return name
+
+    fake = SimpleNamespace(
+        pygraph=Graph,
+        data_type=Names(),
+        heur_mode=Names(),
+        numerical_note=Names(),
+        cudnnGraphNotSupportedError=Refused,
+    )
+    monkeypatch.setattr(cudnn_plans, "frontend", lambda: fake)
+    monkeypatch.setattr(cudnn_plans, "_created", {GPU: 0, SECOND: 0}.__getitem__)
+    plan.cache_clear()
+    yield
+    plan.cache_clear()
+
+
+@pytest.mark.usefixtures("_cudnn")
+def test_plans_are_offered_once_each_as_far_as_they_can_be_built() -> None:
+    found = list(offered(LAYER, compiled=False, tf32=False))
+    assert [(p.name, p.scratch) for p in found] == [("good", 100), ("other", 300)]
+    assert [p.name for p in offered(LAYER, compiled=True, tf32=False, most=1)] == ["good"]
+
+
+@pytest.mark.usefixtures("_cudnn")
+@pytest.mark.parametrize(("compiled", "order"), [(False, ["residual", "bias"]), (True, ["bias", "residual"])])
+def test_what_is_compiled_is_told_in_another_way(compiled: bool, order: list[str]) -> None:
+    told = next(offered(LAYER, compiled=compiled, tf32=False)).graph.told
+    names = [given["name"] for what, given in told if what == "tensor"]
+    assert names == ["x", "weight", *order]
+    assert [bool(given) for what, given in told if what == "relu"] == [compiled]
+
+
+@pytest.mark.usefixtures("_cudnn")
+def test_a_plan_is_found_by_its_name() -> None:
+    assert plan(LAYER, "other").index == 3
+    with pytest.raises(RuntimeError, match="no plan gone"):
+        plan(LAYER, "gone")
+
+
+@pytest.mark.usefixtures("_cudnn")
+def test_a_plan_that_is_written_down_is_of_its_layer_alone() -> None:
+    _, other = offered(LAYER, compiled=True, tf32=False)
+    name = other.whole(LAYER)
+    again = plan(replace(LAYER, device=SECOND), name)
+    assert (again.scratch, again.index) == (300, None)
+    with pytest.raises(RuntimeError, match="another layer"):
+        plan(replace(LAYER, relu=False), name)
+
+
+def test_without_the_package_there_is_no_plan_which_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    frontend.cache_clear()
+    fastest.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert fastest(LAYER, tf32=False) is None
+            assert fastest(replace(LAYER, relu=False), tf32=False) is None
+        assert [record.message[:28] for record in caplog.records] == ["convolutions are PyTorch's o"]
+        with pytest.raises(RuntimeError, match="does not work here"):
+            run(LAYER, "other", {})
+    finally:
+        frontend.cache_clear()
+        fastest.cache_clear()
