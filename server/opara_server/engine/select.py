@@ -121,8 +121,8 @@ def _limits(entrants: Sequence[Contender]) -> list[int]:
 def select(entrants: Sequence[Contender], device: Device, budget_s: float = float("inf")) -> Choice:
     """Capture and measure the entrants (the simplest first) and choose. Raises CaptureError when the first fails.
 
-    ``budget_s``: once half of it is gone, no more are captured: those that should be fastest go ahead. Entrants with
-    the same schedule are one graph, measured once.
+    ``budget_s``: once half of it is gone, no more are captured: those that should be fastest go ahead, and the very
+    first of them is captured whatever it takes. Entrants with the same schedule are one graph, measured once.
     """
     begin = time.monotonic()
     predictions = [entrant.predicted_us(device.latency) for entrant in entrants]
@@ -133,7 +133,7 @@ def select(entrants: Sequence[Contender], device: Device, budget_s: float = floa
     refused = dict.fromkeys(leaders.values(), BEYOND_BUDGET)
     try:
         for number in sorted(leaders.values(), key=lambda n: (n > 0, predictions[n])):
-            if graphs and time.monotonic() - begin > budget_s / 2:
+            if len(graphs) > 1 and time.monotonic() - begin > budget_s / 2:
                 break
             try:
                 graphs[number] = capture(entrants[number].program, entrants[number].schedule, device)
