@@ -16,6 +16,7 @@ from opara_server.engine.simulate import IDEAL
 from tests.engine.dags import explicit
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
+from tests.engine.test_lean import small_kernels
 
 
 def add(*operands: torch.Tensor) -> torch.Tensor:
@@ -61,6 +62,16 @@ def test_what_needs_too_much_memory_contends_with_a_lean_version_of_itself() -> 
     assert [c.schedule.policy for c in found] == ["sequential", "parallel", "lean(parallel)", "line"]
     assert [c.peak_bytes // ALIGNMENT for c in found] == [2, 4, 2, 2]
     assert len({(c.schedule.policy, c.compact) for c in found}) == len(found)
+
+
+def test_only_the_most_promising_of_a_program_are_made_lean() -> None:
+    """Six chains on as many streams take the least time, on two the most."""
+    graph = explicit(OperatorGraph.from_edges(18, [(i, i + 1) for i in range(17) if i % 3 != 2]))
+    program = replace(ANY, graph=graph)
+    found = [entrant(program, str(count), [operator // 3 % count for operator in range(18)]) for count in (2, 3, 6)]
+    entrants = [entrant(program, "sequential", [0] * 18), *found]
+    known = with_lean([replace(e, profile=small_kernels(*[10.0] * 18)) for e in entrants], IDEAL)
+    assert [c.schedule.policy for c in known] == ["sequential", "2", "3", "lean(3)", "6", "lean(6)"]
 
 
 def test_a_program_that_always_needs_more_than_the_simplest_is_held_to_its_own_sequential_graph() -> None:

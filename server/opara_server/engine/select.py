@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LEAST_MARGIN = 0.01  # of the sequential graph's time: what timing one graph twice differs by
 AS_FAST = 0.02
+LEAN = 2  # per lowering: each takes a second where there are hundreds of operators
 LIMIT = 1.1  # times the sequential graph's memory
 OVER = 0.05  # by how much one that needs more must be faster than the best that does not
 MEASURE_SECONDS = 0.3  # per candidate
@@ -101,13 +102,22 @@ def shortlist(entrants: Sequence[Contender], latency: Latency, count: int = SHOR
 
 
 def with_lean(entrants: Sequence[Contender], latency: Latency) -> list[Contender]:
-    """And after each that is over its limit the same with so much more order that it is not, where that can be had."""
-    found = []
-    for entrant, limit in zip(entrants, _limits(entrants), strict=True):
-        found.append(entrant)
+    """And after the most promising of each program that are over their limit the same with so much more order that they
+    are not, where that can be had."""
+    limits = _limits(entrants)
+    over: dict[int, list[int]] = {}
+    for number, (entrant, limit) in enumerate(zip(entrants, limits, strict=True)):
         if entrant.peak_bytes > limit:
-            leaner = lean(entrant.program.graph, entrant.schedule, entrant.profile, latency, limit)
-            found += [replace(entrant, schedule=leaner)] if leaner else []
+            over.setdefault(id(entrant.program), []).append(number)
+    by_promise = (sorted(numbers, key=lambda n: entrants[n].predicted_us(latency)) for numbers in over.values())
+    tried = {number for numbers in by_promise for number in numbers[:LEAN]}
+    found = []
+    for number, (entrant, limit) in enumerate(zip(entrants, limits, strict=True)):
+        found.append(entrant)
+        if number in tried and (
+            leaner := lean(entrant.program.graph, entrant.schedule, entrant.profile, latency, limit)
+        ):
+            found.append(replace(entrant, schedule=leaner))
     return found
 
 
