@@ -24,9 +24,12 @@ from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import CaptureError, DeviceError
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.launch import launch_list
+from opara_server.engine.lean import lean
+from opara_server.engine.memory import memory_bytes
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule, ScheduleError, Step, assemble, compact, fold
+from opara_server.engine.simulate import IDEAL
 from opara_server.engine.verify import poison
 from tests.engine.dags import QUICK_POLICIES, programs, random_profile
 from tests.engine.programs import mixing_program, observable, partly_explicit, program_of
@@ -51,12 +54,14 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def schedules(graph: OperatorGraph, seed: int) -> Iterator[Schedule]:
-    """All policies, compacted, folded, and one at random."""
+    """All policies, compacted, folded, lean, and one at random."""
     random = Random(seed)
     profile = random_profile(graph, random)
     for policy in QUICK_POLICIES:
         schedule = make_schedule(graph, profile, policy)
         yield from (schedule, compact(graph, schedule), fold(graph, schedule, 2))
+        if leaner := lean(graph, schedule, profile, IDEAL, memory_bytes(graph, schedule) - 1):
+            yield leaner
     yield random_schedule(graph, random, 5)
 
 
