@@ -47,17 +47,16 @@ def loss(latency: Latency, record: Record) -> float:
 
 
 def fit(loss_of: Loss, start: Latency) -> Latency:
-    """Coordinate descent: every number is moved up, down and to 0 by ever finer factors while that helps, and counts by
-    one. It ends in the nearest of several minima: ``start`` should be near what is known."""
+    """Steepest descent: of all numbers, moved up, down and to 0 by ever finer factors (counts by one), the one that
+    helps most, while any does. It ends in the nearest of several minima: ``start`` should be near what is known."""
     best, least = start, loss_of(start)
     for factor in FACTORS:
-        improved = True
-        while improved:
-            improved = False
-            for moved in _neighbours(best, factor):
-                found = loss_of(moved)
-                if found < least - 1e-4:
-                    best, least, improved = moved, found, True
+        while True:
+            losses = {moved: loss_of(moved) for moved in _neighbours(best, factor)}
+            moved = min(losses, key=losses.__getitem__)
+            if losses[moved] >= least - 1e-4:
+                break
+            best, least = moved, losses[moved]
     return best
 
 

@@ -10,18 +10,19 @@ import pytest
 
 from bench.calibration import fit, loss, thinned
 from bench.prediction import Measured, Record
+from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.random_schedules import random_schedules
 from opara_server.engine.simulate import Latency, simulate
 from tests.engine.dags import random_dag
 
 
-def record_of(seed: int, hidden: Latency, count: int = 8) -> Record:
+def record_of(seed: int, hidden: Latency, count: int = 12) -> Record:
     random = Random(seed)
     graph = random_dag(30, 1.5, 8, random)
     operators = tuple(OperatorProfile(random.uniform(1, 8), 0, 1, footprint=0.3) for _ in graph.operators)
     profile = Profile(operators, Roofline(1.0, 1e12))
-    schedules = random_schedules(graph, count, seed)
+    schedules = [make_schedule(graph, profile, "sequential"), *random_schedules(graph, count - 1, seed)]
     measured = tuple(Measured(s, simulate(graph, s, profile, hidden).makespan_us, 0.01) for s in schedules)
     return Record("net", "aten", "float16", 1, {}, graph, profile, measured)
 
@@ -29,7 +30,7 @@ def record_of(seed: int, hidden: Latency, count: int = 8) -> Record:
 def test_it_finds_what_the_times_were_made_with() -> None:
     hidden = Latency(1.1, 0.3, 0.5, 0.15, 0.1)
     records = [record_of(seed, hidden) for seed in range(3)]
-    start = replace(hidden, dependency_us=0.4, wait_us=1.0)
+    start = replace(hidden, dependency_us=0.7, company=0.3)
 
     def loss_of(latency: Latency) -> float:
         return mean(loss(latency, record) for record in records)

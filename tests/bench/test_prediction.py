@@ -15,12 +15,13 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from bench.prediction import Measured, Record, evaluate, load, report, save, spearman, table
 from opara_server.engine.policies import make_schedule
+from opara_server.engine.profile import Roofline
 from opara_server.engine.random_schedules import random_schedules
 from opara_server.engine.simulate import Latency, simulate
 from tests.engine.dags import googlenet, random_profile
 
 GRAPH = googlenet()
-PROFILE = random_profile(GRAPH, Random(1))
+PROFILE = replace(random_profile(GRAPH, Random(1)), roofline=Roofline(1.0, 1e12))
 SCHEDULES = [make_schedule(GRAPH, PROFILE, "sequential"), *random_schedules(GRAPH, 12, 0)]
 PREDICTED = [simulate(GRAPH, schedule, PROFILE, Latency()).makespan_us for schedule in SCHEDULES]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,3 +44,11 @@ def test_they_run_from_two_streams_to_all_and_with_few_waits_and_many() -> None:
     waits = [schedule.synchronisations for schedule in schedules if schedule.streams >= 8]
     assert min(waits) < len(graph) / 2 < max(waits)
     assert len({schedule.order for schedule in schedules}) == 40
+
+
+def test_of_a_chain_some_change_streams_rarely_and_some_often() -> None:
+    graph = OperatorGraph.from_edges(100, [(number, number + 1) for number in range(99)])
+    waits = sorted(schedule.synchronisations for schedule in random_schedules(graph, 24, 0))
+    assert len(waits) == 24
+    assert waits[4] < 40 < waits[12] < waits[-1]
+    assert max(later - earlier for earlier, later in pairwise(waits)) < 20

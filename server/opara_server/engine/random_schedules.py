@@ -31,15 +31,16 @@ def random_schedules(graph: OperatorGraph, count: int, seed: int, limit: int = M
 
 
 def random_schedule(graph: OperatorGraph, random: Random, limit: int = MAX_STREAMS) -> Schedule:
-    """A random topological order on a random number of streams, which are given out at random or with sense.
+    """A random topological order on a random number of streams, which are given out with sense, at random, or now one
+    way and now the other: else schedules of a narrow graph would be either nearly as fast as can be or far from it.
 
     The number is log-uniform, as 2 against 4 streams matters as much as 16 against 32, and from 2 where the limit
     allows: on one stream all orders take equally long.
     """
     order = topological_order(graph, random)
     streams = round(2 ** random.uniform(min(1.0, log2(limit)), log2(limit)))
-    given_out = random.choice([_anyhow, _sensibly])(graph, order, streams, random)
-    return assemble("random", graph, order, given_out)
+    sense = random.choice((0.0, random.random(), 1.0))
+    return assemble("random", graph, order, _given_out(graph, order, streams, sense, random))
 
 
 def topological_order(graph: OperatorGraph, random: Random) -> list[int]:
@@ -59,17 +60,18 @@ def topological_order(graph: OperatorGraph, random: Random) -> list[int]:
     return order
 
 
-def _anyhow(_graph: OperatorGraph, order: Sequence[int], streams: int, random: Random) -> list[int]:
-    return [random.randrange(streams) for _ in order]
-
-
-def _sensibly(graph: OperatorGraph, order: Sequence[int], streams: int, random: Random) -> list[int]:
-    """After a predecessor that is the last of its stream so far, else on the stream that was given out longest ago."""
+def _given_out(graph: OperatorGraph, order: Sequence[int], streams: int, sense: float, random: Random) -> list[int]:
+    """Per operator its stream. ``sense``: how probable it is that one gets the stream of a predecessor that is the last
+    there so far, or where there is none the stream that was given out longest ago, and not just any."""
     stream = [0] * len(graph)
     last = dict.fromkeys(range(streams), -1)  # per stream its last operator; the stream given out longest ago first
     for operator in order:
         after = [s for s, end in last.items() if end in graph.predecessors[operator]]
-        chosen = stream[operator] = random.choice(after) if after else next(iter(last))
+        if random.random() < sense:
+            chosen = random.choice(after) if after else next(iter(last))
+        else:
+            chosen = random.randrange(streams)
+        stream[operator] = chosen
         del last[chosen]
         last[chosen] = operator
     return stream
