@@ -184,6 +184,18 @@ def test_measuring_takes_turns() -> None:
     assert counts[0] == counts[1] > 2 * 15
 
 
+@pytest.mark.parametrize(("shortest_us", "ahead"), [(400.0, 1), (10.0, 10), (1.0, 20)])
+def test_more_replays_go_ahead_where_one_is_over_before_the_next_is_enqueued(shortest_us: float, ahead: int) -> None:
+    """A thousand rounds' worth of time: each of the 200 is ``ahead`` replays and a timed one."""
+    device = ScriptedDevice(lambda streams, _replay: shortest_us * streams)
+    with device.bind():
+        graphs = [device.capture(CHAIN, launches) for launches in launch_lists()]
+        measure(graphs, device, seconds=1000 * 1e-6 * (ahead + 1) * max(shortest_us, 1.0))
+        counts = [graph.replays for graph in device.graphs]
+    device.close()
+    assert counts == [4 + (200 + 1) * (ahead + 1)] * 2
+
+
 def launch_lists() -> Iterator[LaunchList]:
     for streams in ([0, 0, 0], [0, 1, 0]):
         yield launch_list(CHAIN.graph, assemble("test", CHAIN.graph, range(3), streams))
