@@ -74,10 +74,10 @@ EARLY = {"triton.enable_pdl": True}
 COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}
 VARIANTS = {
     "fused": Variant(BASIC),
-    "fused_rewritten": Variant(REWRITTEN),
+    "fused_rewritten": Variant(REWRITTEN, EARLY),
     "fused_epilogues": Variant((*BASIC, "fold_batch_norm", *EPILOGUES)),
     "fused_combo": Variant(BASIC, COMBO),
-    "fused_rewritten_combo": Variant(REWRITTEN, COMBO),
+    "fused_rewritten_combo": Variant(REWRITTEN, {**COMBO, **EARLY}),
     "fused_1x1_as_mm": Variant(BASIC, {"conv_1x1_as_mm": True}),
     "fused_max_autotune": Variant(BASIC, {"max_autotune": True}),
 }
