@@ -72,8 +72,8 @@ def test_the_chosen_plan_is_right(
     forms = form(x), form(weight), None if residual is None else form(residual), form(out)
     choice = fastest(Layer(GPU, dtype, *forms, biased=True, geometry=geometry, relu=True), tf32=False)
     if choice is None:
-        assert inside  # which need not be possible
-        return
+        assert inside
+        pytest.skip("no plan of cuDNN's writes there")
     convolution(x, weight, bias, residual, *map(list, geometry), 1, True, choice.plan, out)
     assert error_norm(out, exact) < BOUNDS[dtype]
     whole[:, begin : begin + outputs] = 7.0

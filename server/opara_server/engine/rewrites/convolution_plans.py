@@ -19,6 +19,7 @@ from opara_server.engine.rewrites.cudnn_plans import DTYPES, Plan, frontend, han
 log = logging.getLogger(__name__)
 
 COMPILED = 2  # how many plans are compiled for a layer, where that may be worth it
+WORTH_SCRATCH = 1.05  # how much faster a plan must be for a launch to need memory of its own
 LAUNCHES, REPLAYS = 10, 5  # of a measurement: launches in one graph, and how often it is timed
 
 
@@ -32,11 +33,11 @@ class Choice:
 
 @cache
 def fastest(layer: Layer, *, tf32: bool) -> Choice | None:
-    """The plan that takes the least time on the GPU as it is now, of those that need no scratch memory. None where
-    there is none or no cudnn-frontend; on a CPU, which needs no plan, one without a name. Must not run in a capture.
+    """The plan that takes the least time on the GPU as it is now. None where there is none or no cudnn-frontend; on a
+    CPU, which needs no plan, one without a name. Must not run in a capture.
 
-    Kernels are compiled for a ``sparse`` layer, whose result no other writes without a detour, and for one with a
-    residual, where they are often faster. ``tf32``: float32 may be rounded to that.
+    Kernels are compiled for a ``sparse`` layer, whose result no other writes without a detour by way of scratch memory,
+    and for one with a residual, where they are often faster. ``tf32``: float32 may be rounded to that.
     """
     if layer.device.type != "cuda":
         return Choice("", 0.0)
@@ -49,16 +50,21 @@ def fastest(layer: Layer, *, tf32: bool) -> Choice | None:
         wanted = layer.sparse or layer.residual is not None
         compiled = [*offered(layer, compiled=True, tf32=tf32, most=COMPILED)] if wanted else []
         for candidate in (*ready, *compiled):
-            us = None if candidate.scratch else _time(candidate, tensors)
+            us = None if candidate.scratch and layer.sparse else _time(candidate, tensors)
             if us is not None:
                 timed.append((us, candidate))
-        for us, candidate in sorted(timed, key=lambda pair: pair[0]):
+        for us, candidate in sorted(timed, key=_worth):
             try:
                 return Choice(candidate.whole(layer) if candidate in compiled else candidate.name, us)
             except refusals() as error:
                 log.warning("cuDNN does not write its plan %s down: %s", candidate.name, error)
     log.info("cuDNN has no plan for %s", layer)
     return None
+
+
+def _worth(timed: tuple[float, Plan]) -> float:
+    us, candidate = timed
+    return us * (WORTH_SCRATCH if candidate.scratch else 1.0)
 
 
 def run(layer: Layer, name: str, tensors: Mapping[str, Tensor]) -> None:

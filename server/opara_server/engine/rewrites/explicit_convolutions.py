@@ -7,6 +7,7 @@ seem to touch all of them, and the convolutions would wait for it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -32,8 +33,11 @@ from opara_server.engine.rewrites.edit import (
 from opara_server.engine.rewrites.operators import CONVOLUTION_RELU
 from opara_server.engine.rewrites.weights import Weights
 
+log = logging.getLogger(__name__)
+
 CONVOLUTIONS = (CONVOLUTION_RELU, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
 CAT_US = 2.0  # what a concatenation costs at least: a small kernel, and that it waits for its parts
+SMALL_US = 2.0  # what any other kernel in a branch takes
 ALIGNED = 16  # bytes: where each part of a concatenation begins, as cuDNN wants its tensors to
 CHANNELS_LAST = [0, 2, 3, 1]  # the dimensions from the outermost to the innermost
 
@@ -114,11 +118,12 @@ def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
     begins = list(accumulate((value(part).shape[1] for part in parts), initial=0))
     if any(begin * whole.element_size() % ALIGNED for begin in begins):
         return 0
-    found = [_inside(module, part, whole) for part in parts]
-    if None in found:
+    found = [explicit for part in parts if (explicit := _explicit(module, part)) is not None]
+    plans = _plans(module, found, whole) if len(found) == len(parts) else None
+    if plans is None:
         return 0
     buffer = _buffer(Insert(module, next(node for node in module.graph.nodes if node in parts)), whole)
-    for (explicit, plan), begin, end in zip(filter(None, found), begins, begins[1:], strict=False):
+    for explicit, plan, begin, end in zip(found, plans, begins, begins[1:], strict=False):
         slot = Insert(module, explicit.node).call(aten.slice.Tensor, buffer, 1, begin, end)
         explicit.insert(module, weights, plan, slot)
     cat.replace_all_uses_with(buffer)
@@ -127,16 +132,32 @@ def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
     return len(parts)
 
 
-def _inside(module: GraphModule, part: Node, whole: Tensor) -> tuple[Explicit, str] | None:
-    """``part`` as a convolution that writes into ``whole``, and the plan, where that costs less than it saves."""
-    found = _explicit(module, part)
-    if found is None:
+def _plans(module: GraphModule, parts: list[Explicit], whole: Tensor) -> list[str] | None:
+    """Per part the plan with which it writes into ``whole``, where all are there sooner than by concatenation: some may
+    be slower, as long as those that come last are not."""
+    apart = [part.fastest(form(value(part.node))) for part in parts]
+    if None in apart:
         return None
-    lies = form(value(part))
-    apart, inside = found.fastest(lies), found.fastest(replace(lies, stride=form(whole).stride))
-    if apart is None or inside is None or inside.us > apart.us + CAT_US:
+    inside = [part.fastest(replace(form(value(part.node)), stride=form(whole).stride)) for part in parts]
+    log.info("apart %s, inside %s", *([choice and round(choice.us, 2) for choice in side] for side in (apart, inside)))
+    if None in inside:
         return None
-    return found, inside.plan
+    before = [_chain_us(module, part.x) for part in parts]
+    apart_us, inside_us = (
+        max(us + choice.us for us, choice in zip(before, filter(None, side), strict=True)) for side in (apart, inside)
+    )
+    return [choice.plan for choice in inside if choice] if inside_us <= apart_us + CAT_US else None
+
+
+def _chain_us(module: GraphModule, node: Node) -> float:
+    """How long it takes from where the branch begins, a tensor that others read, too, until ``node`` is there."""
+    us = 0.0
+    while only_user(node) is not None and node.all_input_nodes:
+        explicit = _explicit(module, node)
+        choice = None if explicit is None else explicit.fastest(form(value(node)))
+        us += SMALL_US if choice is None else choice.us
+        node = node.all_input_nodes[0]
+    return us
 
 
 def _buffer(insert: Insert, like: Tensor) -> Node:
