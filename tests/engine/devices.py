@@ -64,14 +64,16 @@ class ScriptedDevice(CpuDevice):
     def __post_init__(self) -> None:
         super().__init__(threads=8)
 
-    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
+    def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:
         if launches.streams in self.refused:
             raise CaptureError(f"{launches.streams} streams are too many")
 
         def on_replay() -> None:
             self.clock_us += self.microseconds(launches.streams, graph.replays)
 
-        graph = SpoiledGraph(super().capture(program, launches), self.spoil(launches.streams), on_replay)
+        graph = SpoiledGraph(
+            super().capture(program, launches, passing=passing), self.spoil(launches.streams), on_replay
+        )
         self.graphs.append(graph)
         return graph
 

@@ -216,6 +216,26 @@ def test_smaller_buckets_live_in_the_largest_one_s_memory(device: Device) -> Non
     assert reserved[-1] <= reserved[0] * 1.25
 
 
+def test_a_passing_graph_leaves_no_memory_behind(device: Device) -> None:
+    module, small, _ = lowered("inceptions", 1)
+    _, large, _ = lowered("inceptions", 32)
+    schedule = make_schedule(small.graph, Profile.uniform(len(small.graph)), "nimble")
+    capture(large, schedule, device).close()  # cuBLAS takes its workspaces, which stay
+    kept = capture(small, schedule, device)
+    settled(device)
+    held, reserved = device.held_bytes(), torch.cuda.memory_reserved()
+    passing = capture(large, schedule, device, passing=True)
+    assert device.held_bytes() > held
+    passing.close()
+    settled(device)
+    assert (device.held_bytes(), torch.cuda.memory_reserved()) == (held, reserved)
+    again = capture(small, schedule, device)
+    for graph in (kept, again):
+        graph.inputs[0].normal_()
+        graph.replay()
+        torch.testing.assert_close(graph.outputs[0], module(*graph.inputs)["logits"], rtol=2e-2, atol=2e-2)
+
+
 def test_a_longer_chain_needs_no_more_memory(device: Device) -> None:
     def peak(modules: int) -> int:
         module = Inceptions(modules).eval().cuda().half()

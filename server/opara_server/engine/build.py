@@ -234,7 +234,8 @@ class _Build:
                 reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
                 choice = choice.falling_back(reason)
                 continue
-            simplest = self._graph(choice.simplest) if reused else self._tuned_graph(choice.simplest)
+            capture_simplest = self._graph if reused else self._tuned_graph
+            simplest = capture_simplest(choice.simplest, passing=True)
             before, now = measure([simplest, graph], self.device, GLANCE_SECONDS if reused else MEASURE_SECONDS)
             if now.median < before.median:
                 simplest.close()
@@ -246,12 +247,12 @@ class _Build:
             choice = choice.falling_back("slower than sequential when measured again")
         return self._verified(self._tuned_graph(choice.simplest)), choice
 
-    def _tuned_graph(self, runnable: Runnable) -> CapturedGraph:
+    def _tuned_graph(self, runnable: Runnable, *, passing: bool = False) -> CapturedGraph:
         with self.device.tuning():
-            return self._graph(runnable)
+            return self._graph(runnable, passing=passing)
 
-    def _graph(self, runnable: Runnable) -> CapturedGraph:
-        return capture(runnable.program, runnable.schedule, self.device)
+    def _graph(self, runnable: Runnable, *, passing: bool = False) -> CapturedGraph:
+        return capture(runnable.program, runnable.schedule, self.device, passing=passing)
 
     def _verified(self, graph: CapturedGraph) -> CapturedGraph:
         try:

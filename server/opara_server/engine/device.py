@@ -62,8 +62,11 @@ class Device(Protocol):
 
     def torch_device(self) -> torch.device: ...
 
-    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
-        """Raises CaptureError. Graphs of one device share memory: they must not replay at the same time."""
+    def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:
+        """Raises CaptureError. Graphs of one device share memory: they must not replay at the same time.
+
+        ``passing``: it will be closed soon, and shall leave no memory behind that the others keep.
+        """
         ...
 
     def profile(self, program: Program) -> Profile:

@@ -89,7 +89,7 @@ class CpuDevice:
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
 
-    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
+    def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:  # noqa: ARG002
         while len(self._workers) < launches.streams - 1:  # stream 0 is the thread that replays
             self._workers.append(Worker(f"opara-stream-{len(self._workers) + 1}"))
         arena = arena_block(self._graphs, launches.arena.size, self.torch_device())

@@ -87,20 +87,28 @@ class CudaDevice:
         self.max_streams = MAX_STREAMS  # as many as the hardware's work queues
         self._streams: dict[tuple[int, bool], torch.cuda.ExternalStream] = {}
         self._graphs: set[CudaGraph] = set()
+        self._passing: set[CudaGraph] = set()  # of them those with memory of their own
 
     def torch_device(self) -> torch.device:
         return torch.device("cuda", self._index)
 
-    def capture(self, program: Program, launches: LaunchList) -> CapturedGraph:
+    def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:
         streams = [self._stream(number, number in launches.urgent) for number in range(launches.streams)]
-        pool = next((graph.pool for graph in self._graphs), None)  # the graphs of a device share their memory
+        # A pool keeps what any of its graphs ever needed for as long as one of them lives.
+        pool = None if passing else next((graph.pool for graph in self._graphs - self._passing), None)
         try:
             arena = arena_block(self._graphs, launches.arena.size, self.torch_device())
-            graph = CudaGraph(program, launches, arena, streams, pool, self._graphs.discard)
+            graph = CudaGraph(program, launches, arena, streams, pool, self._forget)
         except Exception as error:  # CUDA's refusal, or whatever the model's own code raises
             raise CaptureError(f"CUDA cannot capture the model: {first_line(error)}") from error
         self._graphs.add(graph)
+        if passing:
+            self._passing.add(graph)
         return graph
+
+    def _forget(self, graph: CudaGraph) -> None:
+        self._graphs.discard(graph)
+        self._passing.discard(graph)
 
     def _stream(self, number: int, urgent: bool) -> torch.cuda.ExternalStream:
         """The same stream for the same number, so that graph after graph reuses its blocks of memory."""
