@@ -70,7 +70,7 @@ def test_the_chosen_plan_is_right(
     out = whole[:, begin : begin + outputs]
     geometry = ((step, step), tuple(padding), (1, 1))
     forms = form(x), form(weight), None if residual is None else form(residual), form(out)
-    choice = fastest(Layer(GPU, dtype, *forms, biased=True, geometry=geometry, relu=True), tf32=False)
+    choice = fastest(Layer(GPU, dtype, *forms, biased=True, geometry=geometry, relu=True), compiled=True, tf32=False)
     if choice is None:
         assert inside
         pytest.skip("no plan of cuDNN's writes there")

@@ -18,7 +18,7 @@ from opara_server.engine.rewrites.cudnn_plans import DTYPES, Plan, frontend, han
 
 log = logging.getLogger(__name__)
 
-COMPILED = 2  # how many plans are compiled for a layer, where that may be worth it
+COMPILED = 2  # how many kernels are compiled for a layer
 WORTH_SCRATCH = 1.05  # how much faster a plan must be for a launch to need memory of its own
 LAUNCHES, REPLAYS = 10, 5  # of a measurement: launches in one graph, and how often it is timed
 
@@ -32,12 +32,12 @@ class Choice:
 
 
 @cache
-def fastest(layer: Layer, *, tf32: bool) -> Choice | None:
+def fastest(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
     """The plan that takes the least time on the GPU as it is now. None where there is none or no cudnn-frontend; on a
     CPU, which needs no plan, one without a name. Must not run in a capture.
 
-    Kernels are compiled for a ``sparse`` layer, whose result no other writes without a detour by way of scratch memory,
-    and for one with a residual, where they are often faster. ``tf32``: float32 may be rounded to that.
+    ``compiled``: kernels are also compiled for this layer, which takes a second. Of a ``sparse`` layer they are the
+    only ones: others write its result by way of scratch memory. ``tf32``: float32 may be rounded to that.
     """
     if layer.device.type != "cuda":
         return Choice("", 0.0)
@@ -47,15 +47,14 @@ def fastest(layer: Layer, *, tf32: bool) -> Choice | None:
     with handle(layer.device):
         tensors = _example(layer)
         ready = [] if layer.sparse else [*offered(layer, compiled=False, tf32=tf32)]
-        wanted = layer.sparse or layer.residual is not None
-        compiled = [*offered(layer, compiled=True, tf32=tf32, most=COMPILED)] if wanted else []
-        for candidate in (*ready, *compiled):
+        made = [*offered(layer, compiled=True, tf32=tf32, most=COMPILED)] if compiled else []
+        for candidate in (*ready, *made):
             us = None if candidate.scratch and layer.sparse else _time(candidate, tensors)
             if us is not None:
                 timed.append((us, candidate))
         for us, candidate in sorted(timed, key=_worth):
             try:
-                return Choice(candidate.whole(layer) if candidate in compiled else candidate.name, us)
+                return Choice(candidate.whole(layer) if candidate in made else candidate.name, us)
             except refusals() as error:
                 log.warning("cuDNN does not write its plan %s down: %s", candidate.name, error)
     log.info("cuDNN has no plan for %s", layer)
