@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from opara_server.engine.errors import DeviceError, EngineError
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import FUSED, BuildOptions
 from opara_server.engine.plan import Candidate
+from opara_server.engine.policies import SLOW_POLICIES
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
+from opara_server.engine.select import Contender, contenders
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
 
@@ -90,14 +93,19 @@ def candidates(options: BuildOptions, programs: Sequence[Program]) -> tuple[Cand
 
 
 def test_slow_policies_work_on_the_most_promising_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "QUICK_POLICIES", ["sequential", "opara"])
-    monkeypatch.setattr(choose, "SLOW_POLICIES", ["nimble"])
+    asked = []
+
+    def noted(program: Program, profile: Profile, policies: Sequence[str], *rest: Any) -> list[Contender]:
+        asked.append((program.lowering, policies))
+        return contenders(program, profile, policies, *rest)
+
+    monkeypatch.setattr(choose, "contenders", noted)
     programs = [BRANCHES, replace(BRANCHES, lowering="fused"), replace(BRANCHES, lowering="fused_combo")]
     found = candidates(BuildOptions((1,)), programs)
     assert (found[0].lowering, found[0].policy) == ("aten", "sequential")
-    assert {c.policy for c in found if c.lowering == "aten"} == {"sequential", "opara"}
-    for lowering in ("fused", "fused_combo"):
-        assert {c.policy for c in found if c.lowering == lowering} == {"sequential", "opara", "nimble"}
+    assert {c.lowering for c in found} == {"aten", "fused", "fused_combo"}
+    everywhere = [(program.lowering, choose.QUICK_POLICIES) for program in programs]
+    assert asked == [*everywhere, ("fused", SLOW_POLICIES), ("fused_combo", SLOW_POLICIES)]  # ATen operators are slow
 
 
 def test_a_named_policy_is_tried_on_every_lowering() -> None:
