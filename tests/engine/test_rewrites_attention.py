@@ -105,14 +105,23 @@ def test_what_the_kernel_does_not_compute_stays(module: nn.Module) -> None:
     assert "attention" not in operators(graph)
 
 
-@pytest.mark.parametrize(("mask", "count"), [(torch.zeros(8, 8), 1), (None, 0)], ids=["masked", "plain"])
-def test_without_a_mask_half_precision_has_a_kernel_of_pytorch_s(mask: Tensor | None, count: int) -> None:
-    class Heads(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return functional.scaled_dot_product_attention(x, x, x, None if mask is None else mask.half())
+class Heads(nn.Module):
+    def __init__(self, mask: Tensor | None) -> None:
+        super().__init__()
+        self.mask = mask
 
-    graph = apply(functional_form(export_static(Heads(), (torch.randn(1, 2, 8, 8).half(),))), PASSES)
-    assert operators(graph)["attention"] == count
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(x, x, x, self.mask)
+
+
+@pytest.mark.parametrize("keys", [128, 2048])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_without_a_mask_half_precision_has_kernels_of_pytorch_s_for_much_work(dtype: torch.dtype, keys: int) -> None:
+    x = torch.randn(1, 2, keys, 16).to(dtype)
+    for mask in (None, torch.zeros(keys, keys, dtype=dtype)):
+        graph = apply(functional_form(export_static(Heads(mask), (x,))), ("attention",))
+        small_or_slow = keys == 128 or mask is not None or dtype == torch.float32
+        assert operators(graph)["attention"] == small_or_slow
 
 
 def test_a_mask_of_another_dtype_stays() -> None:
@@ -142,3 +151,11 @@ def test_its_operations_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         attention(x, x, x, None, False, None)
     assert counter.get_total_flops() == 2 * 2 * 2 * 8 * 8 * 4
+
+
+def test_queries_that_see_nothing_get_zeros() -> None:
+    x, bias = torch.randn(1, 1, 3, 4), torch.zeros(1, 1, 3, 3)
+    bias[..., 1, :] = -torch.inf
+    out = attention(x, x, x, bias, False, None)
+    assert out[..., 1, :].count_nonzero() == 0
+    assert out.isfinite().all()

@@ -109,19 +109,57 @@ def test_tuned_tiles_compute_the_same() -> None:
         check(depthwise, x.dtype, x, weight, None, None, [1, 1], [1, 1], [1, 1], [30, 33], False, False, True)
 
 
+ATTENTIONS = [  # rows, heads, queries, keys, width; ours in one step, in several, of padded sides; then PyTorch's
+    (1, 8, 128, 128, 64),
+    (2, 8, 32, 128, 64),
+    (1, 12, 197, 197, 64),
+    (1, 2, 70, 500, 64),
+    (1, 3, 90, 300, 128),
+    (3, 2, 5, 7, 24),
+    (2, 2, 16, 16, 16),
+    (1, 2, 600, 1200, 64),
+    (1, 2, 40, 40, 160),
+]
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("shape", [(1, 8, 128, 128), (2, 8, 32, 128), (3, 2, 5, 7)], ids=str)
+@pytest.mark.parametrize("shape", ATTENTIONS, ids=str)
 def test_attention(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Biases that are broadcast, hide scores, and have more columns than there are keys, whose content is not read."""
-    rows, heads, queries, keys = shape
+    rows, heads, queries, keys, width = shape
     columns = -(-keys // 8) * 8
-    query, key, val = (torch.randn(rows, n, heads, 64).transpose(1, 2).to(dtype) for n in (queries, keys, keys))
+    query, key, val = (torch.randn(rows, n, heads, width).transpose(1, 2).to(dtype) for n in (queries, keys, keys))
     for lead in ((1, heads, queries), (rows, 1, 1), (rows, heads, queries)):
         bias = torch.randn(*lead, columns).masked_fill_(torch.rand(*lead, columns) < 0.2, -torch.inf).to(dtype)
         bias[..., 0], bias[..., keys:] = 0, torch.nan
         out = check(attention, dtype, query, key, val, bias, False, 0.2, bound=1e-3)  # TF32
         assert out.transpose(1, 2).is_contiguous()
-    check(attention, dtype, query, key, val, None, False, None, bound=1e-3)
+    for causal in (False, True):
+        check(attention, dtype, query, key, val, None, causal, None, bound=1e-3)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(("rows", "keys"), [(1, 48), (1, 1200)], ids=["ours", "PyTorch's"])
+def test_attention_of_what_sees_nothing_and_of_nan(rows: int, keys: int, dtype: torch.dtype) -> None:
+    query, key, val = (torch.randn(rows, n, 2, 64).transpose(1, 2).to(dtype) for n in (40, keys, keys))
+    bias = torch.randn(rows, 2, 40, keys).to(dtype)
+    bias[:, 0, 3] = -torch.inf
+    bias[:, 1, 9, 2] = torch.nan
+    query[:, 1, 5, 7] = torch.nan
+    out = attention(query.cuda(), key.cuda(), val.cuda(), bias.cuda(), False, None).cpu()
+    assert out[:, 0, 3].count_nonzero() == 0
+    hurt = torch.zeros(2, 40, dtype=torch.bool)
+    hurt[1, [5, 9]] = True
+    assert torch.equal(out.isnan().all(3), hurt.expand(rows, 2, 40))
+    assert torch.equal(out.isnan().any(3), hurt.expand(rows, 2, 40))
+
+
+def test_attention_of_views_of_one_tensor() -> None:
+    """As a fused projection gives them, and laid out so that heads have to be copied."""
+    query, key, val = torch.randn(2, 50, 3, 4, 32).half().permute(2, 0, 3, 1, 4)
+    check(attention, torch.float16, query, key, val, None, False, None)
+    query, key, val = torch.randn(2, 3, 4, 32, 50).half().permute(1, 0, 2, 4, 3)
+    check(attention, torch.float16, query, key, val, None, False, None)
 
 
 class Separable(nn.Module):

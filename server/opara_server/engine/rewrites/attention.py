@@ -1,5 +1,5 @@
-"""Attention that PyTorch would take apart when it is compiled → one kernel of PyTorch's memory-efficient attention
-(Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021)."""
+"""Attention that PyTorch would take apart when it is compiled, or that is small → ``opara::attention``: one kernel,
+ours or PyTorch's memory-efficient attention (Rabe and Staats, "Self-attention Does Not Need O(n²) Memory", 2021)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from opara_server.engine.rewrites.attention_operator import ATTENTION
+from opara_server.engine.rewrites.attention_operator import ATTENTION, layer_of
+from opara_server.engine.rewrites.attention_tile import is_ours
 from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, refresh, value
 from opara_server.engine.rewrites.weights import Weights
 
 ALIGNED_BYTES = 16  # where rows of operands begin
-FLASH = {torch.float16, torch.bfloat16}  # without a mask PyTorch has a faster kernel for these, and takes it
+FLASH = {torch.float16, torch.bfloat16}  # without a mask PyTorch has faster kernels for these where there is much to do
 DTYPES = FLASH | {torch.float32}
 
 
@@ -47,7 +48,7 @@ def _supported(given: dict[str, Any]) -> bool:
     if not all(tensor.shape[-1] % _unit(tensor) == 0 and _aligned(tensor) for tensor in (query, key, val)):
         return False
     if given["attn_mask"] is None:
-        return query.dtype not in FLASH
+        return query.dtype not in FLASH or is_ours(layer_of(query, key, val))
     mask = value(given["attn_mask"])
     return mask.dtype in {torch.bool, query.dtype} and 2 <= mask.dim() <= 4 and mask.shape[-1] == key.shape[2]
 

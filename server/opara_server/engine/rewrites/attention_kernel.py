@@ -1,10 +1,10 @@
 """Attention of few queries and keys, in Triton; importing this needs Triton.
 
 A block computes a tile of one head's queries. At small batches there is too little work for a device, so what counts is
-how long a block takes: it asks for all it reads before it computes, and most often sees all keys at once. With more
-keys than fit it goes through them in steps, and what it has summed so far is scaled to the highest score so far
-(Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022). All
-that describes a layer but its rows is known when the kernel is compiled.
+how long a block takes: tiles are small, and most often see all keys at once. With more keys than fit a block goes
+through them in steps, and what it has summed is scaled to the highest score so far (Milakov and Gimelshein, "Online
+normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022). All that describes a layer but its rows
+is known when the kernel is compiled.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from opara_server.engine.rewrites.attention_tile import Tile
+from opara_server.engine.rewrites.attention_tile import WARPS, Tile, padded
 
-LEAST = 16  # of each side of the matrices that tensor cores multiply
 LOG2_E = tl.constexpr(log2(e))
 
 
@@ -73,7 +72,6 @@ def attention_kernel(  # type: ignore[no-untyped-def]
         if bias is not None:
             b_there = (i < QUERIES)[:, None] & (j < KEYS)[None, :]
             b = tl.load(bias + i[:, None] * BIAS_STRIDES[2] + j[None, :] * BIAS_STRIDES[3], mask=b_there, other=0.0)
-        tl.debug_barrier()  # else the assembler moves loads behind the wait for others
         score = tl.dot(tl.where(q_there, q, 0.0), tl.where(k_there, k, 0.0), input_precision=PRECISION) * scale
         v = tl.where(v_there, v, 0.0)
         if bias is not None:
@@ -127,7 +125,7 @@ def launch(
         "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
         tile.queries,
         tile.keys,
-        max(LEAST, triton.next_power_of_2(d)),
-        max(LEAST, triton.next_power_of_2(width)),
-        num_warps=tile.warps,
+        padded(d),
+        padded(width),
+        num_warps=WARPS,
     )

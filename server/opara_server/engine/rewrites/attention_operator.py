@@ -1,7 +1,9 @@
-"""``opara::attention``: attention with a bias on its scores, as one operator that is one kernel on CUDA.
+"""``opara::attention``: attention, perhaps with a bias on its scores, as one operator that is one kernel on CUDA.
 
 When Inductor takes ``aten::scaled_dot_product_attention`` with a mask apart, it may end up with PyTorch's reference
-formula: two matrix products in float32, a softmax and casts between them.
+formula: two matrix products in float32, a softmax and casts between them. Without one it may take cuDNN's kernel, with
+a memset ahead. Of few queries and keys a kernel of ours is faster than any of PyTorch's, all of which are made for
+sequences that fill a device.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
+
+from opara_server.engine.rewrites.attention_tile import Layer, is_ours, tile
 
 aten = torch.ops.aten
 
@@ -22,8 +26,9 @@ def attention(
     """softmax(query @ key.T * scale + bias) @ value.
 
     ``query`` [B, H, Q, D], ``key`` [B, H, K, D], ``value`` [B, H, K, E], all of one dtype with ``bias``
-    [B or 1, H or 1, Q or 1, K or more], of which the columns past K are not looked at: the kernel wants rows that start
-    at multiples of 16 bytes. ``scale``: 1 / sqrt(D) if None. The result [B, H, Q, E] lies in memory as [B, Q, H, E].
+    [B or 1, H or 1, Q or 1, K or more], of which the columns past K are not looked at: PyTorch's kernel wants rows
+    that start at multiples of 16 bytes. ``scale``: 1 / sqrt(D) if None. The result [B, H, Q, E] lies in memory as
+    [B, Q, H, E]; where a query's scores are all -inf, it is 0.
     """
     out: Tensor = aten.scaled_dot_product_attention(
         query, key, value, _scores(query, key, bias), 0.0, causal, scale=scale
@@ -32,14 +37,29 @@ def attention(
 
 
 @attention.register_kernel("cuda")
-def _efficient(
+def _kernel(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
-    results = aten._scaled_dot_product_efficient_attention(
-        query, key, value, _scores(query, key, bias), False, 0.0, causal, scale=scale
-    )
-    out: Tensor = results[0]
+    scores, layer = _scores(query, key, bias), layer_of(query, key, value)
+    if not is_ours(layer):
+        results = aten._scaled_dot_product_efficient_attention(
+            query, key, value, scores, False, 0.0, causal, scale=scale
+        )
+        efficient: Tensor = results[0]
+        return efficient
+    from opara_server.engine.rewrites.attention_kernel import launch  # noqa: PLC0415 - needs Triton
+
+    chosen = tile(layer, torch.cuda.get_device_properties(query.device).multi_processor_count)
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    out: Tensor = _shape(query, key, value, bias, causal, scale)
+    launch(query, key, value, scores, out, causal, query.shape[3] ** -0.5 if scale is None else scale, chosen)
     return out
+
+
+def layer_of(query: Tensor, key: Tensor, value: Tensor) -> Layer:
+    """What operands of the operator ask for."""
+    rows, heads, queries, width = query.shape
+    return Layer(rows, heads, queries, key.shape[2], width, value.shape[3], query.element_size())
 
 
 def _scores(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor | None:
