@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.rewrites import Weights
-from opara_server.engine.rewrites.convolution_layer import Form, form
+from opara_server.engine.rewrites import Weights, explicit_convolutions
+from opara_server.engine.rewrites.convolution_layer import Form, Layer, form
 from opara_server.engine.rewrites.convolution_operator import convolution
+from opara_server.engine.rewrites.convolution_plans import Choice
 from tests.engine.rewriting import (
     CHANNELS_LAST,
     TORCH_WARNS,
@@ -103,6 +104,28 @@ def test_other_concatenations_stay(module: nn.Module, kept: int) -> None:
     found = operators(rewritten(settled(module), (image(4),), *ALL))
     assert found["cat"] == kept
     assert found["convolution"] == sum(isinstance(part, nn.Conv2d) for part in module.modules())
+
+
+@pytest.mark.parametrize(
+    ("slower", "joined"),
+    [({}, True), ({1: 4.0}, True), ({3: 1.5}, True), ({3: 4.0}, False), ({1: 9.0}, False), ({3: None}, False)],
+    ids=str,
+)
+def test_convolutions_are_joined_where_the_last_of_them_is_there_sooner(
+    monkeypatch: pytest.MonkeyPatch, slower: dict[int, float | None], joined: bool
+) -> None:
+    """``slower``: by its taps, by how many µs a convolution takes longer for its result to be among others' channels;
+    None where it cannot be. The branch of 3 × 3 takes 5 µs longer than the other."""
+
+    def told(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
+        more = slower.get(layer.weight.shape[2], 0.0) if layer.sparse else 0.0
+        assert compiled == layer.sparse
+        return None if more is None else Choice("", 5.0 + more)
+
+    monkeypatch.setattr(explicit_convolutions, "fastest", told)
+    module = settled(Joined(layer(4, 4), nn.Sequential(layer(4, 16), layer(16, 8, 3))))
+    found = operators(rewritten(module, (image(4),), *ALL))
+    assert (found["convolution"], found["cat"]) == (3, 0 if joined else 1)
 
 
 def test_convolutions_stay_that_are_not_channels_last_or_have_groups_or_computed_weights() -> None:
