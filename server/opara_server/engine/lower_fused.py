@@ -132,7 +132,14 @@ def _flat(module: GraphModule) -> GraphModule:
 
 
 def _compile(module: GraphModule, inputs: tuple[Tensor, ...], options: Mapping[str, Any]) -> GraphModule:
-    with _COMPILING, _launches_as_nodes(), _without_results(), _waits_first(options), warnings.catch_warnings():
+    with (
+        _COMPILING,
+        _launches_as_nodes(),
+        _without_results(),
+        _seen_under_real_names(),
+        _waits_first(options),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # of Inductor to its own developers
         torch._dynamo.reset()  # the options of another variant
         compiled = torch._inductor.aot_compile(module, inputs, options=dict(options))
@@ -168,6 +175,25 @@ def _without_results() -> AbstractContextManager[None]:
             stock(converter, line)
 
     return _replaced(wrapper_fxir.FxConverter, "_generate_unbacked_symbol_defs", define)
+
+
+def _seen_under_real_names() -> AbstractContextManager[None]:
+    """Inductor tiles a kernel by how it reads its operands, and overlooks those that an operator has written to: their
+    dependencies have other names than their loads. Such a kernel would read channels_last images across."""
+    from torch._inductor import tiling_utils  # noqa: PLC0415
+    from torch._inductor.virtualized import V  # noqa: PLC0415
+
+    stock: Any = tiling_utils.extract_normalized_read_writes
+
+    def extract(node: Any) -> Any:
+        before = node.read_writes
+        node.read_writes = before.rename(V.graph.scheduler.mutation_real_name)
+        try:
+            return stock(node)
+        finally:
+            node.read_writes = before
+
+    return _replaced(tiling_utils, "extract_normalized_read_writes", extract)
 
 
 def _waits_first(options: Mapping[str, Any]) -> AbstractContextManager[None]:
