@@ -18,6 +18,7 @@ from opara_server.engine.policies import make_schedule
 from opara_server.engine.rewrites import PASSES, Weights
 from opara_server.engine.rewrites.attention_operator import attention
 from opara_server.engine.rewrites.depthwise_operator import depthwise
+from opara_server.engine.rewrites.depthwise_tile import Layer, tiles
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import error_norm
@@ -45,6 +46,7 @@ LAYERS = [  # of NASNet-A-large: channels, side, taps, stride
     (96, 165, 5, 2, torch.float16),
     (42, 83, 3, 1, torch.bfloat16),
     (672, 11, 3, 1, torch.float32),
+    (672, 11, 5, 1, torch.float16),
 ]
 
 
@@ -101,6 +103,32 @@ def test_depthwise_keeps_nan_and_copies_what_is_not_channels_last() -> None:
     out = depthwise(x.cuda(), *[a.cuda() if isinstance(a, Tensor) else a for a in arguments]).cpu()
     torch.testing.assert_close(out, depthwise(x, *arguments), equal_nan=True)
     assert int(out.isnan().sum()) == 9
+
+
+WINDOWS = [  # taps, stride, dilation
+    ((3, 3), (1, 1), (1, 1)),
+    ((7, 5), (2, 1), (1, 2)),
+    ((1, 9), (1, 3), (2, 1)),
+]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("taps", "stride", "dilation"), WINDOWS, ids=str)
+def test_all_depthwise_tiles_compute_the_same(
+    taps: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], relu: bool
+) -> None:
+    """Channels that do not fill the last tile, places that do not fill the last one of a line."""
+    from opara_server.engine.rewrites.depthwise_kernel import launch  # noqa: PLC0415 - needs Triton
+
+    x, weight = torch.randn(2, 40, 9, 23).half().to(memory_format=CHANNELS_LAST), torch.randn(*taps, 40)
+    bias, x_bias = torch.randn(40), torch.randn(40)
+    layer = Layer(2, 40, (9, 23), (5, 7), taps, stride, (1, 2), dilation, relu, relu, x.itemsize)
+    exact = [tensor.double() for tensor in (x, weight, bias, x_bias)]
+    expected = depthwise(*exact, list(stride), [1, 2], list(dilation), [5, 7], relu, relu, False)
+    for tile in tiles(layer):
+        out = torch.full((2, 40, 5, 7), torch.nan, dtype=x.dtype, device="cuda").to(memory_format=CHANNELS_LAST)
+        launch(x.cuda(), weight.cuda(), bias.cuda(), x_bias.cuda(), out, layer, tile)
+        assert error_norm(out, expected.cuda()) < BOUNDS[x.dtype], tile
 
 
 def test_tuned_tiles_compute_the_same() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
+from opara_server.engine.rewrites.depthwise_tile import Layer, tile
+
 aten = torch.ops.aten
 
 
@@ -70,12 +72,7 @@ def _kernel(
     relu_after: bool,
     tuned: bool,
 ) -> Tensor:
-    from opara_server.engine.rewrites.depthwise_kernel import (  # noqa: PLC0415 - needs Triton
-        Layer,
-        fastest_tile,
-        launch,
-        tile,
-    )
+    from opara_server.engine.rewrites.depthwise_kernel import fastest_tile, launch  # noqa: PLC0415 - needs Triton
 
     x = x.contiguous(memory_format=torch.channels_last)
     out: Tensor = _shape(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after, tuned)
@@ -91,12 +88,13 @@ def _kernel(
         (dilation[0], dilation[1]),
         relu_before,
         relu_after,
+        x.itemsize,
     )
     if tuned:
         chosen = fastest_tile(layer, x.dtype, x.device, (bias is not None, x_bias is not None))
     else:
         multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count
-        chosen = tile(layer, x.dtype, multiprocessors)
+        chosen = tile(layer, multiprocessors)
     launch(x, weight.contiguous(), bias, x_bias, out, layer, chosen)
     return out
 

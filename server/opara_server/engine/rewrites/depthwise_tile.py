@@ -1,0 +1,98 @@
+"""Depthwise layers as the kernel sees them, and the tiles in which it computes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, prod
+
+CHANNELS = 32  # of a tile: the largest of which common channel counts (96, 168, 336, 672) waste little
+VECTOR_BYTES = 16  # what a thread reads at a time
+WARP = 32
+MOST_WARPS = 8
+WIDEST = 8  # taps of a row that a thread has the registers to ask for together
+FEW_TAPS = 9  # of a filter
+FEW_VECTORS = 100  # per multiprocessor: there are hardly enough threads to keep it busy
+MANY_VECTORS = 500  # per multiprocessor: what counts is how much is read and computed, no longer how long it takes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a kernel is compiled for, and the number of ``rows``. Pairs are of heights and widths; ``padding``: above
+    and to the left. ``itemsize``: bytes of an element of the images."""
+
+    rows: int
+    channels: int
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    taps: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    relu_before: bool
+    relu_after: bool
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes, by ``warps`` warps: CHANNELS channels at so many places of ``per_place`` pixels of a row,
+    which are next to each other and share what they read. ``split`` threads share the rows of a filter. All four are
+    powers of two. ``asked``: for how many of its rows a thread asks before it waits for any; 0 leaves that to the
+    assembler, which knows how to use many registers, and how to save them."""
+
+    places: int
+    per_place: int
+    split: int
+    asked: int
+    warps: int
+
+
+def tile(layer: Layer, multiprocessors: int) -> Tile:
+    """By rule, as measured on an H200 for the layers of NASNet-A-large in batches of 1 and 8."""
+    vectors = layer.rows * prod(layer.out_size) * layer.channels / _vector(layer) / multiprocessors
+    if prod(layer.taps) <= FEW_TAPS:
+        if vectors < FEW_VECTORS:
+            return _tile(layer, 8, 2, 2, 2)
+        return _tile(layer, 16, 2, 1, 2) if vectors < MANY_VECTORS else _tile(layer, 16, 4, 1, 1)
+    if vectors < FEW_VECTORS:
+        return _tile(layer, 8, 4, 4, 1)
+    if layer.taps[0] > 5:
+        return _tile(layer, 8, 4, 4, 1) if vectors < MANY_VECTORS else _tile(layer, 16, 4, 2, 1)
+    return _tile(layer, 32, 2, 1, 0) if vectors < MANY_VECTORS else _tile(layer, 16, 4, 1, 1)
+
+
+def tiles(layer: Layer) -> set[Tile]:
+    """Of which one is the fastest, or nearly, wherever many were measured."""
+    sides = (8, 2, 2, 2), (16, 2, 1, 2), (32, 2, 1, 0), (8, 2, 4, 1), (8, 4, 4, 1), (16, 4, 2, 1), (16, 4, 1, 1)
+    return {_tile(layer, *each) for each in sides}
+
+
+def grid(layer: Layer, tile: Tile) -> tuple[int, int]:
+    """Blocks along the places and along the channels."""
+    return -(-places(layer, tile.per_place) // tile.places), -(-layer.channels // CHANNELS)
+
+
+def places(layer: Layer, per_place: int) -> int:
+    """Of all rows; the last of a line of pixels may have fewer than ``per_place``."""
+    height, width = layer.out_size
+    return layer.rows * height * -(-width // per_place)
+
+
+def _tile(layer: Layer, places: int, per_place: int, split: int, asked: int) -> Tile:
+    """No more pixels than a line has and no more threads than the filter has rows, both rounded up to a power of two.
+    A vector of channels per thread, as far as MOST_WARPS go."""
+    split = min(split, _power_of_2(layer.taps[0]))
+    per_place = min(per_place, _power_of_2(layer.out_size[1]))
+    if layer.taps[1] > WIDEST:
+        per_place, asked = 1, 0
+    threads = split * places * CHANNELS // _vector(layer)
+    return Tile(places, per_place, split, asked, min(MOST_WARPS, threads // WARP))
+
+
+def _vector(layer: Layer) -> int:
+    """Channels that a thread reads at once."""
+    return gcd(layer.channels, VECTOR_BYTES // layer.itemsize)
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
