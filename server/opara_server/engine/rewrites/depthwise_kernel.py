@@ -2,10 +2,10 @@
 
 A block computes a tile of output pixels × channels, each thread 16 bytes of channels at a time. Nothing is staged: what
 neighbouring pixels share is read once for those of a thread, and else comes from the first-level cache. A small layer
-takes as long as its threads wait for memory: they ask for all that they read of a row of the filter before they wait
-for any of it, and may share the rows of a filter. All that describes the layer is known when the kernel is compiled, so
-that pixels are found without divisions and rows of any length that is a multiple of 16 bytes are read in full width;
-batch sizes share a kernel.
+takes as long as its threads wait for memory: they can ask for all that they read of a row of the filter before they
+wait for any of it, and share the rows of a filter. All that describes the layer is known when the kernel is compiled,
+so that pixels are found without divisions and rows of any length that is a multiple of 16 bytes are read in full
+width; batch sizes share a kernel.
 
 Weights are loaded in the shape of the tile: Triton hands smaller loads on through shared memory, and waits each time.
 """
@@ -52,7 +52,7 @@ def depthwise_kernel(  # type: ignore[no-untyped-def]
     TILE_CHANNELS: tl.constexpr,  # noqa: N803
     PER_PLACE: tl.constexpr,  # noqa: N803
     SPLIT: tl.constexpr,  # noqa: N803
-    ASKED: tl.constexpr,  # noqa: N803
+    HELD: tl.constexpr,  # noqa: N803
 ):
     """``x`` [rows, H, W, C], ``weight`` [KERNEL_H, KERNEL_W, C], ``bias`` and ``x_bias`` [C] or None, all
     three float32, which is also what sums are; ``out`` [rows, OUT_H, OUT_W, C]. ``places``: of all rows."""
@@ -60,7 +60,6 @@ def depthwise_kernel(  # type: ignore[no-untyped-def]
     ROW_PLACES: tl.constexpr = (OUT_W + PER_PLACE - 1) // PER_PLACE  # noqa: N806
     STEPS: tl.constexpr = (KERNEL_H + SPLIT - 1) // SPLIT  # noqa: N806
     SPAN: tl.constexpr = (KERNEL_W - 1) * DILATION_W + (PER_PLACE - 1) * STRIDE_W + 1  # noqa: N806
-    AHEAD: tl.constexpr = ASKED - 1 if ASKED > 1 else 0  # noqa: N806
     PADDING: tl.constexpr = float("-inf") if RELU_BEFORE else 0.0  # noqa: N806 - zero after bias and ReLU
     split = tl.arange(0, SPLIT)[:, None, None]
     place = (tl.program_id(0) * TILE_PLACES + tl.arange(0, TILE_PLACES))[None, :, None]
@@ -77,17 +76,13 @@ def depthwise_kernel(  # type: ignore[no-untyped-def]
     shift = None
     if x_bias is not None:
         shift = tl.load(tl.broadcast_to(x_bias + channel, TILE), mask=there)
-    asked = ()
-    for step in tl.static_range(STEPS + AHEAD):
-        if step < STEPS:
-            i = step * SPLIT + split
-            taps = weight + channel
-            row = _read(start, taps, i, top, left, there, H, W, C, KERNEL_H, KERNEL_W, DILATION_H, SPAN, PADDING)
-            asked += (row,)  # type: ignore[assignment]
-        if step >= AHEAD:  # noqa: SIM102 - Triton decides this when it compiles
-            # Always true, but not known to be: else the assembler moves loads behind the wait for others.
-            if places > 0 if ASKED > 0 else True:
-                totals = _add(totals, asked[step - AHEAD], shift, KERNEL_W, STRIDE_W, DILATION_W, RELU_BEFORE)
+    for step in tl.static_range(STEPS):
+        i = step * SPLIT + split
+        taps = weight + channel
+        read = _read(start, taps, i, top, left, there, H, W, C, KERNEL_H, KERNEL_W, DILATION_H, SPAN, PADDING)
+        # Always true, but not known to be: else the assembler moves loads behind the wait for others.
+        if places > 0 if HELD else True:
+            totals = _add(totals, read, shift, KERNEL_W, STRIDE_W, DILATION_W, RELU_BEFORE)
     end = out + ((place // ROW_PLACES * OUT_W + out_column) * C + channel)
     for pixel in tl.static_range(PER_PLACE):
         total = totals[pixel]
@@ -184,7 +179,7 @@ def launch(
         CHANNELS,
         tile.per_place,
         tile.split,
-        tile.asked,
+        tile.held,
         num_warps=tile.warps,
     )
 
