@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +13,6 @@ from torch import Tensor
 from opara_server.engine.device import Device
 
 ROUNDS = (15, 200)
-AHEAD_US = 100.0  # of runs ahead of a timed one: to enqueue a run with its stamps takes a CPU 20 µs or so
-MOST_AHEAD = 20
-FEW = 3
 
 
 class Runner(Protocol):
@@ -44,16 +40,15 @@ class Timing:
 
 
 def device_times(runners: Sequence[Runner], device: Device, seconds: float) -> list[Timing]:
-    """By the device's own clock. Untimed runs go ahead of each timed one: they warm the caches for all alike and keep a
-    GPU busy while the CPU enqueues what is timed, else the CPU would be timed as well. ``seconds``: about, per runner,
-    of pairs of runs."""
+    """By the device's own clock. An untimed run goes ahead of each timed one: it warms the caches for all alike. The
+    device is kept busy while the CPU enqueues both, else the CPU would be timed as well. ``seconds``: about, per
+    runner, of pairs of runs."""
     samples: list[list[float]] = [[] for _ in runners]
-    ahead = [_runs_ahead(runner, device) for runner in runners]
     for _ in range(_rounds(runners, device, seconds)):
         stamps = []
-        for runner, untimed in zip(runners, ahead, strict=True):
-            for _ in range(untimed):
-                runner.replay()
+        for runner in runners:
+            device.occupy()
+            runner.replay()
             start = device.stamp()
             runner.replay()
             stamps.append((start, device.stamp()))
@@ -61,17 +56,6 @@ def device_times(runners: Sequence[Runner], device: Device, seconds: float) -> l
         for times, (start, end) in zip(samples, stamps, strict=True):
             times.append(start.elapsed_us(end))
     return [_timing(times) for times in samples]
-
-
-def _runs_ahead(runner: Runner, device: Device) -> int:
-    """One; more of what is over before the CPU has enqueued the next."""
-    runner.replay()
-    start = device.stamp()
-    for _ in range(FEW):
-        runner.replay()
-    end = device.stamp()
-    device.synchronize()
-    return min(MOST_AHEAD, math.ceil(AHEAD_US / max(start.elapsed_us(end) / FEW, 1e-3)))
 
 
 def host_times(runners: Sequence[Runner], device: Device, seconds: float) -> list[Timing]:

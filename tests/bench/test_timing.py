@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bench.timing import AHEAD_US, device_times
+from bench.timing import device_times
 from opara_server.engine.device_cpu import CpuDevice, CpuStamp
 
-ENQUEUE_US = 8.0  # what this CPU takes for a run, and for a stamp
+ENQUEUE_US = 30.0  # what this CPU takes for a run, and for a stamp
+OCCUPIED_US = 200.0
 
 
 @dataclass
@@ -31,6 +32,9 @@ class SlowHost(CpuDevice):
     def stamp(self) -> CpuStamp:
         self.enqueue(0.0)
         return CpuStamp(self.done_us / 1e6)
+
+    def occupy(self) -> None:
+        self.enqueue(OCCUPIED_US)
 
     def synchronize(self) -> None:
         self.host_us = self.done_us = max(self.done_us, self.host_us)
@@ -56,8 +60,7 @@ def test_the_device_is_timed_and_not_the_cpu(work_us: float) -> None:
     assert long.median_us == pytest.approx(500.0)
 
 
-def test_one_run_goes_ahead_of_those_that_take_long() -> None:
+def test_one_run_goes_ahead_of_each_that_is_timed() -> None:
     device = SlowHost()
-    device_times([Run(device, 2 * AHEAD_US)], device, 0.0)
-    rounds = device.work_us[-15 * 4 :]
-    assert rounds == [2 * AHEAD_US, 0.0, 2 * AHEAD_US, 0.0] * 15
+    device_times([Run(device, 20.0)], device, 0.0)
+    assert device.work_us[-15 * 5 :] == [OCCUPIED_US, 20.0, 0.0, 20.0, 0.0] * 15

@@ -81,6 +81,10 @@ class Device(Protocol):
         """Mark this point in the calling thread's current queue."""
         ...
 
+    def occupy(self) -> None:
+        """Keep this thread's queue busy for a moment: what is enqueued meanwhile runs without waiting for the CPU."""
+        ...
+
     def synchronize(self) -> None:
         """Wait for everything this thread has enqueued."""
         ...

@@ -106,6 +106,9 @@ class CpuDevice:
     def stamp(self) -> CpuStamp:
         return CpuStamp(time.perf_counter())
 
+    def occupy(self) -> None:
+        """The CPU waits for nobody."""
+
     def synchronize(self) -> None:
         """Nothing to wait for: a replay returns when it is done."""
 

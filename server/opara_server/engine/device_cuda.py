@@ -10,19 +10,17 @@ their workspaces there, outside the graph's memory.
 from __future__ import annotations
 
 import gc
-import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from opara_server.engine.cuda_streams import STREAMS, driver_version
 from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
-from opara_server.engine.errors import CaptureError, DeviceError, first_line
+from opara_server.engine.errors import CaptureError, first_line
 from opara_server.engine.launch import LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cuda, trace_cuda
@@ -32,10 +30,7 @@ from opara_server.engine.simulate import Latency
 from opara_server.engine.tensors import float32_precision
 from opara_server.engine.trace import Trace
 
-try:
-    from cuda.bindings import runtime
-except ImportError as error:  # PyTorch's builds for CUDA 13 bring it along
-    raise DeviceError("device cuda needs: pip install cuda-bindings") from error
+OCCUPIED_CYCLES = 400_000  # of an SM: 200 µs or more
 
 
 class CudaStamp:
@@ -47,31 +42,6 @@ class CudaStamp:
 
     def elapsed_us(self, later: CudaStamp) -> float:
         return float(self._event.elapsed_time(later._event)) * 1e3
-
-
-class StreamStore:
-    """CUDA streams by GPU and priority, each with one owner at a time. They live as long as the process."""
-
-    def __init__(self) -> None:
-        self._spare: dict[tuple[int, bool], list[torch.cuda.ExternalStream]] = defaultdict(list)
-        self._lock = threading.Lock()
-
-    def take(self, gpu: int, urgent: bool) -> torch.cuda.ExternalStream:
-        with self._lock:
-            if self._spare[gpu, urgent]:
-                return self._spare[gpu, urgent].pop()
-        _, greatest = _checked(runtime.cudaDeviceGetStreamPriorityRange())
-        priority = greatest if urgent else 0
-        (stream,) = _checked(runtime.cudaStreamCreateWithPriority(runtime.cudaStreamNonBlocking, priority))
-        return torch.cuda.ExternalStream(int(stream), device=gpu)
-
-    def give_back(self, gpu: int, urgent: bool, stream: torch.cuda.ExternalStream) -> None:
-        """``stream`` must be idle, and no graph captured on it alive."""
-        with self._lock:
-            self._spare[gpu, urgent].append(stream)
-
-
-STREAMS = StreamStore()
 
 
 class CudaDevice:
@@ -125,6 +95,9 @@ class CudaDevice:
     def stamp(self) -> CudaStamp:
         return CudaStamp()
 
+    def occupy(self) -> None:
+        torch.cuda._sleep(OCCUPIED_CYCLES)
+
     def synchronize(self) -> None:
         torch.cuda.current_stream(self._index).synchronize()
 
@@ -144,7 +117,7 @@ class CudaDevice:
 
     def fingerprint(self) -> dict[str, str]:
         properties = self._properties
-        (driver,) = _checked(runtime.cudaDriverGetVersion())
+        driver = driver_version()
         return {
             "gpu": self.name,
             "capability": f"{properties.major}.{properties.minor}",
@@ -290,11 +263,3 @@ def _driver() -> str:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except OSError:
         return ""
-
-
-def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a call of CUDA's runtime returned besides its error code. Raises DeviceError unless that is success."""
-    error, *values = result
-    if error != runtime.cudaError_t.cudaSuccess:
-        raise DeviceError(f"CUDA: {error}")
-    return tuple(values)

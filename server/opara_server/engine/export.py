@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 
@@ -29,19 +28,11 @@ def export_dynamic(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgr
         return None
     batch = Dim("batch", min=2, max=rows)
     try:
-        with _ordinary(inputs) as ordinary:
-            return export(module, ordinary, dynamic_shapes=_batch_first(module, inputs, batch))
+        with torch.no_grad():
+            return export(module, tuple(inputs), dynamic_shapes=_batch_first(module, inputs, batch))
     except Exception as error:  # noqa: BLE001 - torch.export raises whatever the traced model or its tracer raises
         log.info("no export with a dynamic batch (%s); one per batch size instead", first_line(error))
         return None
-
-
-@contextmanager
-def _ordinary(inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors as a caller outside inference mode has them: of those that inference mode makes, PyTorch 2.11 exports
-    convolutions without their channels_last."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield tuple(tensor.clone() for tensor in inputs)
 
 
 def _batch_first(module: nn.Module, inputs: Sequence[Tensor], batch: Dim) -> tuple[object, ...]:
@@ -54,8 +45,8 @@ def _batch_first(module: nn.Module, inputs: Sequence[Tensor], batch: Dim) -> tup
 def export_static(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
     """A program for exactly these shapes. Raises LoweringError with the reason and the model's line."""
     try:
-        with _ordinary(inputs) as ordinary:
-            return export(module, ordinary)
+        with torch.no_grad():
+            return export(module, tuple(inputs))
     except Exception as error:
         raise LoweringError(f"torch.export: {first_line(error)}", model_line(error)) from error
 

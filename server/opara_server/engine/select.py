@@ -9,7 +9,6 @@ of itself, and must be faster by OVER to win.
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,9 +41,6 @@ SHORTLIST = 5  # per lowering: what the simulator's first places are good for (b
 ALWAYS = {SEQUENTIAL, "opara"}  # what everything is compared with, and the paper's method
 BEYOND_BUDGET = "not measured: beyond the tuning budget"
 ROUNDS = (15, 200)
-AHEAD_US = 100.0  # of replays ahead of a timed one: to enqueue one with its stamps takes a CPU 20 µs or so
-MOST_AHEAD = 20
-FEW = 3
 
 
 @dataclass(frozen=True)
@@ -218,16 +214,15 @@ def _winner(candidates: Sequence[Candidate], able: Mapping[int, Timing], over: C
 def measure(graphs: Sequence[CapturedGraph], device: Device, seconds: float = MEASURE_SECONDS) -> list[Timing]:
     """Replay the graphs in turns, A B C A B C, for ``seconds`` each, and time each with the device's own clock.
 
-    Untimed replays go ahead of each timed one: they warm the caches for all alike and keep a GPU busy while the CPU
-    enqueues what is timed, which would else be timed as well.
+    An untimed replay goes ahead of each timed one: it warms the caches for all alike. The device is kept busy while the
+    CPU enqueues both, which takes longer than small graphs take to run.
     """
     samples: list[list[float]] = [[] for _ in graphs]
-    ahead = max(_replays_ahead(graph, device) for graph in graphs)
-    for _ in _rounds(graphs, device, seconds, ahead):
+    for _ in _rounds(graphs, device, seconds):
         stamps = []
         for graph in graphs:
-            for _ in range(ahead):
-                graph.replay()
+            device.occupy()
+            graph.replay()
             start = device.stamp()
             graph.replay()
             stamps.append((start, device.stamp()))
@@ -237,24 +232,14 @@ def measure(graphs: Sequence[CapturedGraph], device: Device, seconds: float = ME
     return [_timing(times) for times in samples]
 
 
-def _replays_ahead(graph: CapturedGraph, device: Device) -> int:
-    """One; more where it is over before the CPU has enqueued the next."""
-    graph.replay()
-    start = device.stamp()
-    for _ in range(FEW):
-        graph.replay()
-    end = device.stamp()
-    device.synchronize()
-    return min(MOST_AHEAD, math.ceil(AHEAD_US / max(start.elapsed_us(end) / FEW, 1e-3)))
-
-
-def _rounds(graphs: Sequence[CapturedGraph], device: Device, seconds: float, ahead: int) -> Iterator[int]:
+def _rounds(graphs: Sequence[CapturedGraph], device: Device, seconds: float) -> Iterator[int]:
     """As many rounds as fit the time per candidate, judged by one that is not counted."""
     device.synchronize()
     begin = device.stamp()
     for graph in graphs:
-        for _ in range(ahead + 1):
-            graph.replay()
+        device.occupy()
+        graph.replay()
+        graph.replay()
     end = device.stamp()
     device.synchronize()
     round_seconds = begin.elapsed_us(end) / 1e6
