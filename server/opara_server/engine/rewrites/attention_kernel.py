@@ -59,21 +59,27 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     if bias is not None:
         bias += row * BIAS_STRIDES[0] + head * BIAS_STRIDES[1]
     q_there = (i < QUERIES)[:, None] & (d < D)[None, :]
-    q = tl.load(query + i[:, None] * QUERY_STRIDES[2] + d[None, :], mask=q_there)
+    q = tl.load(query + i[:, None] * QUERY_STRIDES[2] + d[None, :], mask=q_there, other=0.0)
     highest = tl.full((TILE_QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((TILE_QUERIES,), tl.float32)
     mixed = tl.zeros((TILE_QUERIES, TILE_E), tl.float32)
+    # In several steps Triton makes asynchronous copies of loads that only products use. In one step it would wait for
+    # keys before it asks for values, unless something is left to do with both.
+    FILL: tl.constexpr = 0.0 if KEYS > TILE_KEYS else None  # noqa: N806
     for start in range(0, KEYS, TILE_KEYS):
         j = start + tl.arange(0, TILE_KEYS)
         k_there = (j < KEYS)[None, :] & (d < D)[:, None]
         v_there = (j < KEYS)[:, None] & (at < E)[None, :]
-        k = tl.load(key + j[None, :] * KEY_STRIDES[2] + d[:, None], mask=k_there)
-        v = tl.load(value + j[:, None] * VALUE_STRIDES[2] + at[None, :], mask=v_there)
+        k = tl.load(key + j[None, :] * KEY_STRIDES[2] + d[:, None], mask=k_there, other=FILL)
+        v = tl.load(value + j[:, None] * VALUE_STRIDES[2] + at[None, :], mask=v_there, other=FILL)
         if bias is not None:
             b_there = (i < QUERIES)[:, None] & (j < KEYS)[None, :]
             b = tl.load(bias + i[:, None] * BIAS_STRIDES[2] + j[None, :] * BIAS_STRIDES[3], mask=b_there, other=0.0)
-        score = tl.dot(tl.where(q_there, q, 0.0), tl.where(k_there, k, 0.0), input_precision=PRECISION) * scale
-        v = tl.where(v_there, v, 0.0)
+        if FILL is None:
+            k = tl.where(k_there, k, 0.0)
+        score = tl.dot(q, k, input_precision=PRECISION) * scale
+        if FILL is None:
+            v = tl.where(v_there, v, 0.0)
         if bias is not None:
             score += b.to(tl.float32) * LOG2_E
         if KEYS % TILE_KEYS:

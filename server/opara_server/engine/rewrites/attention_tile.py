@@ -1,8 +1,9 @@
 """Which attention our own kernel computes, and in which tiles: by rule, so that nothing is measured at a start.
 
-Measured on an H200 beside PyTorch's efficient, flash and cuDNN attention, in µs from one launch to the next in a CUDA
-graph, float16, heads of 64: 2.9 against 9.7 and 7.6 (8 heads of 128 × 128, a bias), 2.1 against 5.8 (32 × 32), 3.0
-against 5.7 (12 heads of 128 × 128), 9.7 against 10.7 (32 rows of those), 8.5 against 9.2 (512 × 512).
+Measured on an H200 beside the fastest of PyTorch's efficient, flash and cuDNN attention, in µs from one launch to the
+next in a CUDA graph, heads of 64: 2.7 against 7.8 (8 heads of 128 × 128, a bias), 2.1 against 5.8 (32 × 32), 2.7
+against 5.2 (12 heads of 128 × 128), 11.1 against 13.1 (40 rows of those), 6.2 against 9.9 (512 × 512), in float16;
+in float32 5.7 against 18.0 (8 heads of 128 × 128), 10.8 against 18.6 (8 rows of those).
 """
 
 from __future__ import annotations
