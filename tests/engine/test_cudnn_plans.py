@@ -110,7 +110,9 @@ def test_what_is_compiled_is_told_in_another_way(compiled: bool, order: list[str
     told = next(offered(LAYER, compiled=compiled, tf32=False)).graph.told
     names = [given["name"] for what, given in told if what == "tensor"]
     assert names == ["x", "weight", *order]
-    assert [bool(given) for what, given in told if what == "relu"] == [compiled]
+    assert [what for what, _ in told].count("identity") == 0
+    told = next(offered(replace(LAYER, residual=None), compiled=compiled, tf32=False)).graph.told
+    assert [what for what, _ in told].count("identity") == compiled
 
 
 @pytest.mark.usefixtures("_cudnn")

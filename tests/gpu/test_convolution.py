@@ -82,7 +82,7 @@ def test_the_chosen_plan_is_right(
 
 def lowered(module: nn.Module, rows: int) -> tuple[Program, nn.Module]:
     with torch.inference_mode(False):
-        module = settled(module).cuda().half()
+        module = settled(module).cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
         for weight in module.parameters():
             weight.requires_grad_(False)
     inputs = static_inputs([SPEC], rows, GPU, channels_last=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,8 @@ from opara_server.engine.rewrites.cudnn_plans import DTYPES, Plan, frontend, han
 
 log = logging.getLogger(__name__)
 
-COMPILED = 2  # how many kernels are compiled for a layer
+COMPILED = 3  # how many kernels are compiled for a layer, in a third of a second each
+LONG_US = 15.0  # none are for one that takes as long with kernels that are ready
 WORTH_SCRATCH = 1.05  # how much faster a plan must be for a launch to need memory of its own
 LAUNCHES, REPLAYS = 10, 5  # of a measurement: launches in one graph, and how often it is timed
 
@@ -36,22 +37,20 @@ def fastest(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
     """The plan that takes the least time on the GPU as it is now. None where there is none or no cudnn-frontend; on a
     CPU, which needs no plan, one without a name. Must not run in a capture.
 
-    ``compiled``: kernels are also compiled for this layer, which takes a second. Of a ``sparse`` layer they are the
+    ``compiled``: kernels are also compiled for this layer, unless it is a long one. Of a ``sparse`` layer they are the
     only ones: others write its result by way of scratch memory. ``tf32``: float32 may be rounded to that.
     """
     if layer.device.type != "cuda":
         return Choice("", 0.0)
     if frontend() is None or layer.dtype not in DTYPES:
         return None
-    timed = []
     with handle(layer.device):
         tensors = _example(layer)
         ready = [] if layer.sparse else [*offered(layer, compiled=False, tf32=tf32)]
-        made = [*offered(layer, compiled=True, tf32=tf32, most=COMPILED)] if compiled else []
-        for candidate in (*ready, *made):
-            us = None if candidate.scratch and layer.sparse else _time(candidate, tensors)
-            if us is not None:
-                timed.append((us, candidate))
+        timed = list(_timed(ready, layer, tensors))
+        wanted = compiled and min((us for us, _ in timed), default=0.0) < LONG_US
+        made = [*offered(layer, compiled=True, tf32=tf32, most=COMPILED)] if wanted else []
+        timed += _timed(made, layer, tensors)
         for us, candidate in sorted(timed, key=_worth):
             try:
                 return Choice(candidate.whole(layer) if candidate in made else candidate.name, us)
@@ -59,6 +58,14 @@ def fastest(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
                 log.warning("cuDNN does not write its plan %s down: %s", candidate.name, error)
     log.info("cuDNN has no plan for %s", layer)
     return None
+
+
+def _timed(plans: Sequence[Plan], layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[tuple[float, Plan]]:
+    """Those that run, and how long a launch takes, µs."""
+    for candidate in plans:
+        us = None if candidate.scratch and layer.sparse else _time(candidate, tensors)
+        if us is not None:
+            yield us, candidate
 
 
 def _worth(timed: tuple[float, Plan]) -> float:

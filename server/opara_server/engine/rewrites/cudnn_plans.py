@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 OPERANDS = {"x": 1, "weight": 2, "bias": 3, "residual": 4, "out": 5}  # as cuDNN knows them
 DTYPES = {torch.float16: "HALF", torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT"}  # as cuDNN calls them
 COMPILED = "compiled"  # what names begin with of plans that are written down whole
-LARGEST = 3.0e38  # no bound to a float32, yet no plain ReLU either
 
 _CUDNN = RLock()  # of the handles, which belong to one stream at a time, and of the plans
 
@@ -186,7 +185,9 @@ def _listed(layer: Layer, *, compiled: bool) -> Any:
         if (form := terms[name]) is not None:
             result = graph.add(result, operand(name, form))
     if layer.relu:
-        result = graph.relu(result, lower_clip=0.0, upper_clip=LARGEST) if compiled else graph.relu(result)
+        result = graph.relu(result)
+    if compiled and layer.residual is None:  # what the fused kernels do not have; before the residual is the bias
+        result = graph.identity(result)
     result.set_output(True).set_uid(OPERANDS["out"]).set_data_type(kind)
     result.set_dim(list(layer.out.shape)).set_stride(list(layer.out.stride))
     graph.validate()

@@ -8,7 +8,6 @@ seem to touch all of them, and the convolutions would wait for it.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -55,10 +54,17 @@ class Explicit:
     geometry: tuple[list[int], list[int], list[int], int]
     relu: bool
 
-    def layer(self, out: Form) -> Layer:
-        """Where its result is to lie like ``out``."""
+    def apart(self, *, compiled: bool = True) -> Choice | None:
+        """The plan with which it has its result for itself. Without ``compiled``, of those that are ready."""
+        return self._fastest(form(value(self.node)), compiled)
+
+    def inside(self, whole: Tensor) -> Choice | None:
+        """The plan with which it writes some of the channels of ``whole``."""
+        return self._fastest(replace(form(value(self.node)), stride=form(whole).stride), True)
+
+    def _fastest(self, out: Form, compiled: bool) -> Choice | None:
         x = value(self.x)
-        return Layer(
+        layer = Layer(
             device=x.device,
             dtype=x.dtype,
             x=form(x),
@@ -69,6 +75,7 @@ class Explicit:
             geometry=tuple(tuple(pair) for pair in self.geometry[:3]),
             relu=self.relu,
         )
+        return fastest(layer, compiled=compiled, tf32=torch.backends.cudnn.allow_tf32)
 
     def insert(self, module: GraphModule, weights: Weights, plan: str, out: Node) -> None:
         """Before the node that it stands for."""
@@ -78,39 +85,14 @@ class Explicit:
         insert.call(CONVOLUTION, self.x, weight, bias, self.residual, *self.geometry, self.relu, plan, out)
 
 
-@dataclass(frozen=True)
-class Planner:
-    """Chooses plans. ``repeated``: the layers that the model has more than once."""
-
-    repeated: frozenset[Layer]
-
-    def fastest(self, part: Explicit, out: Form) -> Choice | None:
-        """Kernels are compiled for what nothing else can do well, and where the time that it takes pays several times:
-        those that add a residual are often faster, too."""
-        layer = part.layer(out)
-        compiled = layer.sparse or layer.residual is not None or layer in self.repeated
-        return fastest(layer, compiled=compiled, tf32=torch.backends.cudnn.allow_tf32)
-
-    def apart(self, part: Explicit) -> Choice | None:
-        """Where it has its result for itself."""
-        return self.fastest(part, form(value(part.node)))
-
-    def inside(self, part: Explicit, whole: Tensor) -> Choice | None:
-        """Where it writes some of the channels of ``whole``."""
-        return self.fastest(part, replace(form(value(part.node)), stride=form(whole).stride))
-
-
 def explicit_convolutions(module: GraphModule, weights: Weights) -> int:
     """Returns how many convolutions write where they are told. Their weights must be constants and their operands
     channels_last; on a GPU cuDNN must have a plan for them."""
     _flatten(module)
-    convolutions = [found for node in calls(module, *CONVOLUTIONS) if (found := _explicit(module, node)) is not None]
-    times = Counter(found.layer(form(value(found.node))) for found in convolutions)
-    planner = Planner(frozenset(layer for layer, count in times.items() if count > 1))
-    count = sum(_join(module, weights, planner, cat) for cat in calls(module, aten.cat.default))
+    count = sum(_join(module, weights, cat) for cat in calls(module, aten.cat.default))
     for node in calls(module, *CONVOLUTIONS):
         found = _explicit(module, node)
-        choice = None if found is None else planner.apart(found)
+        choice = None if found is None else found.apart()
         if found is None or choice is None:
             continue
         buffer = _buffer(Insert(module, node), value(node))
@@ -135,7 +117,7 @@ def _joins_channels(node: Node) -> bool:
     return node.target is aten.cat.default and value(node).dim() == 4 and arguments(node)["dim"] in {1, -3}
 
 
-def _join(module: GraphModule, weights: Weights, planner: Planner, cat: Node) -> int:
+def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
     """Returns how many convolutions write into what was ``cat``: all of its parts, or none."""
     parts, whole = arguments(cat)["tensors"], value(cat)
     if not _joins_channels(cat) or not is_channels_last(whole) or any(only_user(part) is not cat for part in parts):
@@ -144,7 +126,7 @@ def _join(module: GraphModule, weights: Weights, planner: Planner, cat: Node) ->
     if any(begin * whole.element_size() % ALIGNED for begin in begins):
         return 0
     found = [explicit for part in parts if (explicit := _explicit(module, part)) is not None]
-    plans = _plans(module, planner, found, whole) if len(found) == len(parts) else None
+    plans = _plans(module, found, whole) if len(found) == len(parts) else None
     if plans is None:
         return 0
     buffer = _buffer(Insert(module, next(node for node in module.graph.nodes if node in parts)), whole)
@@ -157,29 +139,29 @@ def _join(module: GraphModule, weights: Weights, planner: Planner, cat: Node) ->
     return len(parts)
 
 
-def _plans(module: GraphModule, planner: Planner, parts: list[Explicit], whole: Tensor) -> list[str] | None:
+def _plans(module: GraphModule, parts: list[Explicit], whole: Tensor) -> list[str] | None:
     """Per part the plan with which it writes into ``whole``, where all are there sooner than by concatenation: some may
-    be slower, as long as those that come last are not."""
-    apart = [planner.apart(part) for part in parts]
+    be slower, as long as those that come last are not. Apart: by what is ready; what is compiled is as fast inside."""
+    apart = [part.apart(compiled=False) for part in parts]
     if None in apart:
         return None
-    inside = [planner.inside(part, whole) for part in parts]
+    inside = [part.inside(whole) for part in parts]
     log.info("apart %s, inside %s", *([choice and round(choice.us, 2) for choice in side] for side in (apart, inside)))
     if None in inside:
         return None
-    before = [_chain_us(module, planner, part.x) for part in parts]
+    before = [_chain_us(module, part.x) for part in parts]
     apart_us, inside_us = (
         max(us + choice.us for us, choice in zip(before, filter(None, side), strict=True)) for side in (apart, inside)
     )
     return [choice.plan for choice in inside if choice] if inside_us <= apart_us + CAT_US else None
 
 
-def _chain_us(module: GraphModule, planner: Planner, node: Node) -> float:
+def _chain_us(module: GraphModule, node: Node) -> float:
     """How long it takes from where the branch begins, a tensor that others read, too, until ``node`` is there."""
     us = 0.0
     while only_user(node) is not None and node.all_input_nodes:
         explicit = _explicit(module, node)
-        choice = None if explicit is None else planner.apart(explicit)
+        choice = None if explicit is None else explicit.apart()
         us += SMALL_US if choice is None else choice.us
         node = node.all_input_nodes[0]
     return us
