@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from opara_server.engine.export import export_static
+from opara_server.engine.export import export_dynamic, export_static
 from opara_server.engine.rewrites import Weights, apply
 from opara_server.engine.rewrites import functional as functional_form
 from opara_server.engine.rewrites.attention_operator import attention
@@ -76,6 +76,17 @@ def test_attention_is_one_operator(name: str) -> None:
     assert operators(graph)["attention"] == 1
     assert "scaled_dot_product_attention" not in operators(graph)
     assert_true_metadata(graph, x)
+
+
+def test_with_a_dynamic_batch_masks_may_have_its_size() -> None:
+    module = Attending(bias=lambda x: torch.ones(x.shape[0], 1, 1, 8).cumsum(-1)).eval()
+    exported = export_dynamic(module, (torch.randn(4, 8, 8),))
+    assert exported is not None
+    graph = apply(functional_form(exported), PASSES)
+    assert operators(graph)["attention"] == 1
+    for rows in (2, 3):
+        x = torch.randn(rows, 8, 8)
+        torch.testing.assert_close(graph(x), module(x))
 
 
 def test_a_constant_mask_costs_nothing_at_run_time() -> None:

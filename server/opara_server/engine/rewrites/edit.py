@@ -79,7 +79,7 @@ class Insert:
         with self._module.graph.inserting_before(self._at):
             node = self._module.graph.call_function(target, args, kwargs)
         fake_args, fake_kwargs = map_arg((args, kwargs), lambda argument: argument.meta["val"])
-        with self._fake_mode():
+        with _fake_mode(self._module):
             node.meta = {**self._origin(), "val": target(*fake_args, **fake_kwargs)}
         return node
 
@@ -96,21 +96,23 @@ class Insert:
         return {key: self._at.meta[key] for key in ("stack_trace", "nn_module_stack") if key in self._at.meta}
 
     def _fake(self, tensor: Tensor) -> Tensor:
-        fake: Tensor = self._fake_mode().from_tensor(tensor, static_shapes=True)
+        fake: Tensor = _fake_mode(self._module).from_tensor(tensor, static_shapes=True)
         return fake
-
-    def _fake_mode(self) -> Any:
-        """In which tensors have no content: also those that a call makes of nothing."""
-        values = (node.meta.get("val") for node in self._module.graph.nodes)
-        return next(known.fake_mode for known in values if isinstance(known, FakeTensor))
 
 
 def refresh(module: GraphModule) -> None:
     """Tell every call's result anew, after a change of strides or shapes that goes on through the graph."""
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)
+    with _fake_mode(module):
+        for node in module.graph.nodes:
+            if node.op == "call_function":
+                args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+                node.meta["val"] = node.target(*args, **kwargs)
+
+
+def _fake_mode(module: GraphModule) -> Any:
+    """In which tensors have no content: also those that a call makes of nothing."""
+    values = (node.meta.get("val") for node in module.graph.nodes)
+    return next(known.fake_mode for known in values if isinstance(known, FakeTensor))
 
 
 def tidy(module: GraphModule) -> None:
