@@ -90,7 +90,7 @@ def _tile(layer: Layer, places: int, per_place: int, split: int, held: bool) -> 
     if layer.taps[1] > WIDEST:
         per_place, held = 1, False
     threads = split * places * CHANNELS // _vector(layer)
-    return Tile(places, per_place, split, held, min(MOST_WARPS, threads // WARP))
+    return Tile(places, per_place, split, held, max(1, min(MOST_WARPS, threads // WARP)))
 
 
 def _vector(layer: Layer) -> int:
