@@ -195,7 +195,7 @@ class Separable(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ahead = nn.Conv2d(3, 32, 1)
+        self.ahead = nn.Conv2d(3, 32, 3, padding=1)
         self.spread, self.point = nn.Conv2d(32, 32, 5, 2, groups=32), nn.Conv2d(32, 64, 1)
         self.again = nn.Conv2d(64, 64, 3, padding=1, groups=64)
         self.register_buffer("bias", torch.randn(1, 4, 64, 64))
