@@ -196,11 +196,8 @@ class Inception(nn.Module):
         return y.flatten(1)
 
 
-def test_relus_that_a_cat_reads_may_stay_apart() -> None:
-    module, x = settled(Inception()), image(4)
-    assert operators(rewritten(module, (x,), *BOTH))["convolution_relu"] == 3
-    apart = rewritten(module, (x,), "fold_batch_norm", "conv_epilogues_but_cat")
-    assert operators(apart)["convolution_relu"] == 1
+def test_relus_that_a_cat_reads_become_part_of_convolutions_too() -> None:
+    assert operators(rewritten(settled(Inception()), (image(4),), *BOTH))["convolution_relu"] == 3
 
 
 def test_every_operand_of_the_kernel_is_channels_last() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.engine.rewriting import TORCH_WARNS, assert_true_metadata, image, operators, rewritten, settled
+from tests.engine.rewriting import TORCH_WARNS, assert_true_metadata, operators, rewritten, settled
 
 pytestmark = TORCH_WARNS
 
@@ -76,25 +76,6 @@ class Outputs(nn.Module):
 
 def test_outputs_and_layers_of_other_tensors_stay() -> None:
     assert operators(rewritten(settled(Outputs()), (torch.randn(2, 8),), "merge_linears"))["linear"] == 3
-
-
-class Reductions(nn.Module):
-    """Three 1 × 1 convolutions of one tensor, and one that differs in its stride."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sides = nn.ModuleList(nn.Conv2d(4, width, 1, bias=width != 3) for width in (2, 3, 5))
-        self.other = nn.Conv2d(4, 2, 1, stride=2)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [torch.relu(side(x)) for side in (*self.sides, self.other)]
-
-
-def test_convolutions_of_one_tensor_are_merged() -> None:
-    x = image(4)
-    graph = rewritten(settled(Reductions()), (x,), "merge_convolutions")
-    assert operators(graph)["conv2d"] == 2
-    assert_true_metadata(graph, x)
 
 
 class Tables(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -23,28 +21,18 @@ from opara_server.engine.rewrites.operators import CONVOLUTION_RELU
 from opara_server.engine.rewrites.weights import Weights
 
 
-def conv_epilogues(module: GraphModule, weights: Weights, *, into_cat: bool = True) -> int:
+def conv_epilogues(module: GraphModule, weights: Weights) -> int:
     """Returns how many ReLUs are gone. Only where the convolution's result is channels_last, as cuDNN's will be, and
     nothing else reads what comes between. A residual must be there before the convolution could begin: it would have to
-    wait. One that is itself a convolution hands its bias over: it is then one kernel, too.
-
-    ``into_cat``: also where a cat alone reads the ReLU. As kernels of their own, bias and ReLU can write their part of
-    the joined tensor; cuDNN's result has to be copied there.
-    """
+    wait. One that is itself a convolution hands its bias over: it is then one kernel, too."""
     count = 0
     for relu in calls(module, aten.relu.default):
-        user = only_user(relu)
-        if not into_cat and user is not None and user.target is aten.cat.default:
-            continue
         found = _chain(module, relu)
         if found is None:
             continue
         relu.replace_all_uses_with(_fused(module, weights, relu, *found))
         count += 1
     return count
-
-
-conv_epilogues_but_cat = partial(conv_epilogues, into_cat=False)
 
 
 def _chain(module: GraphModule, relu: Node) -> tuple[Convolution, Node | None] | None:

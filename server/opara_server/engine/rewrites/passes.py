@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from opara_server.engine.rewrites.attention import attention
-from opara_server.engine.rewrites.conv_epilogues import conv_epilogues, conv_epilogues_but_cat
+from opara_server.engine.rewrites.conv_epilogues import conv_epilogues
 from opara_server.engine.rewrites.deduplicate import deduplicate
 from opara_server.engine.rewrites.depthwise import depthwise, depthwise_tuned
 from opara_server.engine.rewrites.edit import tidy
@@ -21,7 +21,7 @@ from opara_server.engine.rewrites.fold_padding import fold_padding
 from opara_server.engine.rewrites.idle_masks import idle_masks
 from opara_server.engine.rewrites.linear_epilogues import linear_epilogues
 from opara_server.engine.rewrites.merge_embeddings import merge_embeddings
-from opara_server.engine.rewrites.merge_siblings import merge_convolutions, merge_linears
+from opara_server.engine.rewrites.merge_siblings import merge_linears
 from opara_server.engine.rewrites.narrow_linears import narrow_linears
 from opara_server.engine.rewrites.overflow_clamps import overflow_clamps
 from opara_server.engine.rewrites.pad_channels import pad_channels, pad_channels_and_inputs
@@ -40,7 +40,6 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "fold_padding": fold_padding,
     "merge_embeddings": merge_embeddings,
     "merge_linears": merge_linears,
-    "merge_convolutions": merge_convolutions,
     "pad_channels": pad_channels,
     "pad_channels_and_inputs": pad_channels_and_inputs,
     "depthwise": depthwise,
@@ -48,7 +47,6 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "narrow_linears": narrow_linears,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
-    "conv_epilogues_but_cat": conv_epilogues_but_cat,
     "explicit_convolutions": explicit_convolutions,
 }
 
