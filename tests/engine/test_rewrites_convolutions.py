@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from opara_server.engine.rewrites import Weights
+from opara_server.engine.export import export_static
+from opara_server.engine.rewrites import Weights, apply
+from opara_server.engine.rewrites import functional as functional_form
 from opara_server.engine.rewrites.operators import convolution_relu
 from tests.engine.rewriting import (
     CHANNELS_LAST,
@@ -194,6 +196,16 @@ class Inception(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(torch.cat([*(side(x) for side in self.sides), self.pool(x)], 1))
         return y.flatten(1)
+
+
+def test_what_an_export_says_wrongly_of_layouts_hides_nothing() -> None:
+    """PyTorch 2.11 tells a convolution on a channels_last image to be contiguous."""
+    x = image(4)
+    module = functional_form(export_static(settled(Inception()), (x,)))
+    for node in module.graph.nodes:
+        if "conv" in str(node.target):
+            node.meta["val"] = node.meta["val"].contiguous()
+    assert operators(apply(module, BOTH))["convolution_relu"] == 3
 
 
 def test_relus_that_a_cat_reads_become_part_of_convolutions_too() -> None:

@@ -101,10 +101,11 @@ class Insert:
 
 
 def refresh(module: GraphModule) -> None:
-    """Tell every call's result anew, after a change of strides or shapes that goes on through the graph."""
+    """Tell every call's result anew, after a change of strides or shapes that goes on through the graph. A call whose
+    arguments are more than tensors and numbers (a subgraph) keeps what it has."""
     with _fake_mode(module):
         for node in module.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and all("val" in source.meta for source in node.all_input_nodes):
                 args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
                 node.meta["val"] = node.target(*args, **kwargs)
 

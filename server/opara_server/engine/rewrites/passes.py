@@ -13,7 +13,7 @@ from opara_server.engine.rewrites.attention import attention
 from opara_server.engine.rewrites.conv_epilogues import conv_epilogues
 from opara_server.engine.rewrites.deduplicate import deduplicate
 from opara_server.engine.rewrites.depthwise import depthwise, depthwise_tuned
-from opara_server.engine.rewrites.edit import tidy
+from opara_server.engine.rewrites.edit import refresh, tidy
 from opara_server.engine.rewrites.explicit_convolutions import explicit_convolutions
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
@@ -62,6 +62,7 @@ def apply(module: GraphModule, names: Sequence[str], weights: Weights | None = N
     module = GraphModule(module, copy.deepcopy(module.graph))
     weights = Weights() if weights is None else weights
     with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, no compiler takes
+        refresh(module)  # torch.export 2.11 tells a convolution on a channels_last image to be contiguous
         for name, rewrite in passes.items():
             count = rewrite(module, weights)
             tidy(module)
