@@ -36,7 +36,7 @@ class Order(IntEnum):
     """In which systems compile."""
 
     BESIDES = auto()  # in processes of their own, while others do here
-    FIRST = auto()  # what exports the module: Dynamo has nothing to forget yet
+    FIRST = auto()  # what has nothing to compile, and what exports the module: Dynamo has nothing to forget yet
     HERE = auto()
     LAST = auto()  # what takes minutes, for which there may be no time
 
