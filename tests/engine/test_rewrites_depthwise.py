@@ -154,7 +154,7 @@ def test_the_operator_against_its_parts(before: bool, layout: torch.memory_forma
     x, weight, bias, shift = torch.randn(2, 4, 7, 9), torch.randn(3, 5, 4), torch.randn(4), torch.randn(4)
     x = x.to(memory_format=layout)
     size = [4, 10]  # one row of zeros above and one below, three columns of them to the left and two to the right
-    arguments = (x, weight, bias, shift, [2, 1], [1, 3], [1, 1], size, before, True, False)
+    arguments = (x, weight, bias, shift, [2, 1], [1, 3], [1, 1], size, before, True)
     shifted = x + shift[:, None, None]
     padded = functional.pad(shifted.relu() if before else shifted, (3, 2, 1, 1))
     expected = functional.conv2d(padded, weight.permute(2, 0, 1)[:, None], bias, (2, 1), groups=4).relu()
@@ -166,5 +166,5 @@ def test_the_operator_against_its_parts(before: bool, layout: torch.memory_forma
 
 def test_its_operations_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
-        depthwise(image(4), torch.randn(3, 3, 4), None, None, [1, 1], [0, 0], [1, 1], [6, 6], False, False, False)
+        depthwise(image(4), torch.randn(3, 3, 4), None, None, [1, 1], [0, 0], [1, 1], [6, 6], False, False)
     assert counter.get_total_flops() == 2 * 2 * 4 * 6 * 6 * 9

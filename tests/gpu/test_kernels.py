@@ -18,7 +18,7 @@ from opara_server.engine.policies import make_schedule
 from opara_server.engine.rewrites import PASSES, Weights
 from opara_server.engine.rewrites.attention_operator import attention
 from opara_server.engine.rewrites.depthwise_operator import depthwise
-from opara_server.engine.rewrites.depthwise_tile import Layer, tiles
+from opara_server.engine.rewrites.depthwise_tile import Layer, tile
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import error_norm
@@ -56,7 +56,7 @@ def test_depthwise(channels: int, side: int, taps: int, stride: int, dtype: torc
     size, biases = [-(-side // stride)] * 2, [torch.randn(channels) if whole else None for _ in range(2)]
     x = torch.randn(1 if whole else 3, channels, side, side).to(dtype, memory_format=CHANNELS_LAST)
     geometry = ([stride] * 2, [taps // 2] * 2, [1, 1], size)
-    out = check(depthwise, dtype, x, torch.randn(taps, taps, channels), *biases, *geometry, whole, whole, False)
+    out = check(depthwise, dtype, x, torch.randn(taps, taps, channels), *biases, *geometry, whole, whole)
     assert out.is_contiguous(memory_format=CHANNELS_LAST)
 
 
@@ -77,7 +77,6 @@ def test_depthwise_of_unusual_shapes(channels: int, relu: bool) -> None:
         [6, 16],
         relu,
         relu,
-        False,
     )
     check(
         depthwise,
@@ -92,14 +91,13 @@ def test_depthwise_of_unusual_shapes(channels: int, relu: bool) -> None:
         [15, 6],
         relu,
         False,
-        False,
     )
 
 
 def test_depthwise_keeps_nan_and_copies_what_is_not_channels_last() -> None:
     x = torch.randn(1, 8, 6, 6)
     x[0, 3, 2, 2] = float("nan")
-    arguments = (torch.ones(3, 3, 8), None, None, [1, 1], [1, 1], [1, 1], [6, 6], True, True, False)
+    arguments = (torch.ones(3, 3, 8), None, None, [1, 1], [1, 1], [1, 1], [6, 6], True, True)
     out = depthwise(x.cuda(), *[a.cuda() if isinstance(a, Tensor) else a for a in arguments]).cpu()
     torch.testing.assert_close(out, depthwise(x, *arguments), equal_nan=True)
     assert int(out.isnan().sum()) == 9
@@ -107,9 +105,11 @@ def test_depthwise_keeps_nan_and_copies_what_is_not_channels_last() -> None:
 
 WINDOWS = [  # taps, stride, dilation
     ((3, 3), (1, 1), (1, 1)),
+    ((5, 5), (1, 2), (2, 1)),
     ((7, 5), (2, 1), (1, 2)),
     ((1, 9), (1, 3), (2, 1)),
 ]
+MULTIPROCESSORS = (1, 2, 8, 32)  # of devices that have from much to hardly anything to do with a layer
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -117,24 +117,19 @@ WINDOWS = [  # taps, stride, dilation
 def test_all_depthwise_tiles_compute_the_same(
     taps: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], relu: bool
 ) -> None:
-    """Channels that do not fill the last tile, places that do not fill the last one of a line."""
+    """All that the rule chooses for such layers. Channels that do not fill the last tile, places that do not fill the
+    last one of a line."""
     from opara_server.engine.rewrites.depthwise_kernel import launch  # noqa: PLC0415 - needs Triton
 
-    x, weight = torch.randn(2, 40, 9, 23).half().to(memory_format=CHANNELS_LAST), torch.randn(*taps, 40)
+    x, weight = torch.randn(8, 40, 9, 23).half().to(memory_format=CHANNELS_LAST), torch.randn(*taps, 40)
     bias, x_bias = torch.randn(40), torch.randn(40)
-    layer = Layer(2, 40, (9, 23), (5, 7), taps, stride, (1, 2), dilation, relu, relu, x.itemsize)
+    layer = Layer(8, 40, (9, 23), (5, 7), taps, stride, (1, 2), dilation, relu, relu, x.itemsize)
     exact = [tensor.double() for tensor in (x, weight, bias, x_bias)]
-    expected = depthwise(*exact, list(stride), [1, 2], list(dilation), [5, 7], relu, relu, False)
-    for tile in tiles(layer):
-        out = torch.full((2, 40, 5, 7), torch.nan, dtype=x.dtype, device="cuda").to(memory_format=CHANNELS_LAST)
-        launch(x.cuda(), weight.cuda(), bias.cuda(), x_bias.cuda(), out, layer, tile)
-        assert error_norm(out, expected.cuda()) < BOUNDS[x.dtype], tile
-
-
-def test_tuned_tiles_compute_the_same() -> None:
-    x, weight = torch.randn(2, 40, 30, 33).half().to(memory_format=CHANNELS_LAST), torch.randn(3, 3, 40)
-    for _ in range(2):  # measured, then known
-        check(depthwise, x.dtype, x, weight, None, None, [1, 1], [1, 1], [1, 1], [30, 33], False, False, True)
+    expected = depthwise(*exact, list(stride), [1, 2], list(dilation), [5, 7], relu, relu)
+    for chosen in {tile(layer, count) for count in MULTIPROCESSORS}:
+        out = torch.full((8, 40, 5, 7), torch.nan, dtype=x.dtype, device="cuda").to(memory_format=CHANNELS_LAST)
+        launch(x.cuda(), weight.cuda(), bias.cuda(), x_bias.cuda(), out, layer, chosen)
+        assert error_norm(out, expected.cuda()) < BOUNDS[x.dtype], chosen
 
 
 ATTENTIONS = [  # rows, heads, queries, keys, width; ours in one step, in several, of padded sides; then PyTorch's

@@ -64,7 +64,7 @@ REWRITTEN = (
     "fold_padding",
     "merge_embeddings",
     "merge_linears",
-    "pad_channels_and_inputs",
+    "pad_channels",
     "depthwise",
     "narrow_linears",
     *EPILOGUES,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,14 +33,12 @@ class _Layer:
     end: Node
 
 
-def depthwise(module: GraphModule, weights: Weights, *, tuned: bool = False) -> int:
+def depthwise(module: GraphModule, weights: Weights) -> int:
     """Returns how many depthwise convolutions are calls of ``opara::depthwise``. Only where their results are
     channels_last, and the weights known.
 
     A ReLU ahead is applied by each of those that read it, whether or not others need it, too: what it is applied to is
     there earlier. So is the bias of a convolution that only they read: Inductor adds it in a kernel of its own.
-
-    ``tuned``: the operator measures which tiles suit the GPU best, for about a second per kind of layer.
     """
     layers = [layer for node in module.graph.nodes if (layer := _layer(module, node)) is not None]
     shifted = _shifted(module, layers)
@@ -58,15 +55,12 @@ def depthwise(module: GraphModule, weights: Weights, *, tuned: bool = False) -> 
         elif not is_channels_last(value(layer.x)) and layer.x not in made:
             insert = Insert(module, layer.conv.node)  # ahead of all that read it
             made[layer.x] = insert.call(aten.clone.default, layer.x, memory_format=torch.channels_last)
-        made[layer.end] = _call(module, weights, layer, made.get(layer.x, layer.x), x_bias, tuned)
+        made[layer.end] = _call(module, weights, layer, made.get(layer.x, layer.x), x_bias)
         layer.end.replace_all_uses_with(made[layer.end])
     return len(layers)
 
 
-depthwise_tuned = partial(depthwise, tuned=True)
-
-
-def _call(module: GraphModule, weights: Weights, layer: _Layer, x: Node, x_bias: Node | None, tuned: bool) -> Node:
+def _call(module: GraphModule, weights: Weights, layer: _Layer, x: Node, x_bias: Node | None) -> Node:
     insert, conv = Insert(module, layer.end), layer.conv
     biases = [constant(module, bias) for bias in (conv.bias, x_bias)]
     return insert.call(
@@ -80,7 +74,6 @@ def _call(module: GraphModule, weights: Weights, layer: _Layer, x: Node, x_bias:
         list(value(conv.node).shape[2:]),
         layer.relu,
         layer.end is not conv.node,
-        tuned,
     )
 
 

@@ -12,17 +12,11 @@ Weights are loaded in the shape of the tile: Triton hands smaller loads on throu
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.testing import do_bench_cudagraph
 
-from opara_server.engine.rewrites.depthwise_tile import CHANNELS, Layer, Tile, grid, places, tiles
-
-REPEAT_MS = 2
+from opara_server.engine.rewrites.depthwise_tile import CHANNELS, Layer, Tile, grid, places
 
 
 @triton.jit(do_not_specialize=["places"])  # type: ignore[untyped-decorator]
@@ -182,17 +176,3 @@ def launch(
         tile.held,
         num_warps=tile.warps,
     )
-
-
-@cache
-def fastest_tile(layer: Layer, dtype: torch.dtype, device: torch.device, biases: tuple[bool, bool]) -> Tile:
-    """By measurement on random tensors, once per process; not during a capture. ``biases``: which there are."""
-    x = torch.randn(layer.rows, *layer.size, layer.channels, dtype=dtype, device=device)
-    out = x.new_empty(layer.rows, *layer.out_size, layer.channels)
-    weight = torch.randn(*layer.taps, layer.channels, device=device)
-    bias, x_bias = (torch.randn(layer.channels, device=device) if there else None for there in biases)
-
-    def duration(tile: Tile) -> float:
-        return float(do_bench_cudagraph(lambda: launch(x, weight, bias, x_bias, out, layer, tile), rep=REPEAT_MS))
-
-    return min(tiles(layer), key=duration)

@@ -31,15 +31,12 @@ def depthwise(
     size: Sequence[int],
     relu_before: bool,
     relu_after: bool,
-    tuned: bool,  # noqa: ARG001 - of kernels on GPUs
 ) -> Tensor:
     """relu(conv2d(pad(relu(x + x_bias)), weight) + bias), each ReLU if it is wanted.
 
-    ``x`` [N, C, H, W], ``weight`` [h, w, C], ``bias`` and ``x_bias`` [C], the weights float32 (nothing
-    to convert on each call), ``padding`` zeros above and to the left, and
-    below and to the right as many as the result's ``size`` [H', W'] takes. The result [N, C, H', W'] is channels_last.
-    An ``x`` that is not channels_last is copied first. ``tuned``: the kernel's tile is measured at the first call on a
-    GPU of a layer of this shape, which must not be captured.
+    ``x`` [N, C, H, W], ``weight`` [h, w, C], ``bias`` and ``x_bias`` [C], the weights float32 (nothing to convert on
+    each call), ``padding`` zeros above and to the left, and below and to the right as many as the result's ``size``
+    [H', W'] takes. The result [N, C, H', W'] is channels_last. An ``x`` that is not channels_last is copied first.
     """
     dtype = x.dtype
     x = x.to(weight.dtype)
@@ -70,12 +67,11 @@ def _kernel(
     size: Sequence[int],
     relu_before: bool,
     relu_after: bool,
-    tuned: bool,
 ) -> Tensor:
-    from opara_server.engine.rewrites.depthwise_kernel import fastest_tile, launch  # noqa: PLC0415 - needs Triton
+    from opara_server.engine.rewrites.depthwise_kernel import launch  # noqa: PLC0415 - needs Triton
 
     x = x.contiguous(memory_format=torch.channels_last)
-    out: Tensor = _shape(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after, tuned)
+    out: Tensor = _shape(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after)
     rows, channels, height, width = x.shape
     layer = Layer(
         rows,
@@ -90,11 +86,7 @@ def _kernel(
         relu_after,
         x.itemsize,
     )
-    if tuned:
-        chosen = fastest_tile(layer, x.dtype, x.device, (bias is not None, x_bias is not None))
-    else:
-        multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count
-        chosen = tile(layer, multiprocessors)
+    chosen = tile(layer, torch.cuda.get_device_properties(x.device).multi_processor_count)
     launch(x, weight.contiguous(), bias, x_bias, out, layer, chosen)
     return out
 
@@ -111,7 +103,6 @@ def _shape(
     size: Sequence[int],
     relu_before: bool,  # noqa: ARG001
     relu_after: bool,  # noqa: ARG001
-    tuned: bool,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 

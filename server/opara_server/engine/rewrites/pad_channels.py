@@ -1,7 +1,8 @@
 """Channel counts become multiples of what cuDNN wants, once in the graph instead of by kernels of its own on each call.
 
-Weights and biases are padded with zeros at load; the activations carry the further channels along through whatever
-treats channels one by one, until something needs the model's own channels and takes a view of them.
+Weights and biases are padded with zeros at load; what no convolution has made, the module's images above all, by one
+kernel each. The activations carry the further channels along through whatever treats channels one by one, until
+something needs the model's own channels and takes a view of them.
 """
 
 from __future__ import annotations
@@ -21,29 +22,22 @@ from opara_server.engine.rewrites.weights import Weights
 ALIGNED_BYTES = 16  # 8 channels of float16 or bfloat16, 4 of float32
 
 
-def pad_channels(module: GraphModule, weights: Weights, *, entries: bool = False) -> int:
-    """Returns how many convolutions are padded. Only in channels_last layout, and where the weights are known.
-
-    ``entries``: also what no convolution has made, the module's images above all, by one kernel each.
-    """
-    padding = _Padding(module, weights, entries)
+def pad_channels(module: GraphModule, weights: Weights) -> int:
+    """Returns how many convolutions are padded. Only in channels_last layout, and where the weights are known."""
+    padding = _Padding(module, weights)
     for node in list(module.graph.nodes):
         padding.visit(node)
     refresh(module)
     return padding.count
 
 
-pad_channels_and_inputs = partial(pad_channels, entries=True)
-
-
 class _Padding:
     """One walk over the graph. Wide calls come to stand before the calls that they replace; those that nobody needs any
     more have no users in the end."""
 
-    def __init__(self, module: GraphModule, weights: Weights, entries: bool) -> None:
+    def __init__(self, module: GraphModule, weights: Weights) -> None:
         self._module = module
         self._weights = weights
-        self._entries = entries
         self._wide: dict[Node, Wide] = {}
         self._entered: dict[Node, Wide] = {}
         self._real: dict[Node, Node] = {}
@@ -66,7 +60,7 @@ class _Padding:
 
     def _convolution(self, insert: Insert, conv: Convolution) -> Wide | None:
         inputs = value(conv.x).shape[1]
-        source = self._wide.get(conv.x) or (self._enter(insert, conv) if self._entries else None) or same(conv.x)
+        source = self._wide.get(conv.x) or self._entered_by(insert, conv) or same(conv.x)
         if conv.groups > 1:
             outputs, slots, groups = source.width, source.slots, source.width
         else:
@@ -90,7 +84,8 @@ class _Padding:
             slots,
         )
 
-    def _enter(self, insert: Insert, conv: Convolution) -> Wide | None:
+    def _entered_by(self, insert: Insert, conv: Convolution) -> Wide | None:
+        """What ``conv`` reads, padded by a kernel of its own; None where it needs none."""
         channels = int(value(conv.x).shape[1])
         missing = _aligned(conv.x, channels) - channels
         if not missing or conv.groups > 1:

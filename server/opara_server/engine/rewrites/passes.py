@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from opara_server.engine.rewrites.attention import attention
 from opara_server.engine.rewrites.conv_epilogues import conv_epilogues
 from opara_server.engine.rewrites.deduplicate import deduplicate
-from opara_server.engine.rewrites.depthwise import depthwise, depthwise_tuned
+from opara_server.engine.rewrites.depthwise import depthwise
 from opara_server.engine.rewrites.edit import refresh, tidy
 from opara_server.engine.rewrites.explicit_convolutions import explicit_convolutions
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
@@ -24,7 +24,7 @@ from opara_server.engine.rewrites.merge_embeddings import merge_embeddings
 from opara_server.engine.rewrites.merge_siblings import merge_linears
 from opara_server.engine.rewrites.narrow_linears import narrow_linears
 from opara_server.engine.rewrites.overflow_clamps import overflow_clamps
-from opara_server.engine.rewrites.pad_channels import pad_channels, pad_channels_and_inputs
+from opara_server.engine.rewrites.pad_channels import pad_channels
 from opara_server.engine.rewrites.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "merge_embeddings": merge_embeddings,
     "merge_linears": merge_linears,
     "pad_channels": pad_channels,
-    "pad_channels_and_inputs": pad_channels_and_inputs,
     "depthwise": depthwise,
-    "depthwise_tuned": depthwise_tuned,
     "narrow_linears": narrow_linears,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
