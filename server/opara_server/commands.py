@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -63,8 +64,11 @@ def serve(*, app_dir: Path, **options: object) -> None:
     except ConfigError as error:
         _fail(str(error))
     logs.set_up(config.log_format, config.log_level)
+    gc.disable()  # what is imported stays: to look for garbage in it takes half a second
     from opara_server.app import run  # noqa: PLC0415 - imports torch
 
+    gc.freeze()  # nor is it looked at later, when requests would wait
+    gc.enable()
     with progress_on(Console(stderr=True)) as progress:
         status = run(config, progress)
     sys.exit(status)

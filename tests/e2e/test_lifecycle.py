@@ -129,6 +129,13 @@ def test_on_a_terminal_a_bar_shows_the_loading_and_the_ready_line_stays_alone(sm
     assert b"READY grpc=" not in b"".join(shown)
 
 
+def test_imports_are_not_searched_for_garbage(small: Path) -> None:
+    toml = small / "small" / "model.toml"
+    toml.write_text(toml.read_text().replace(":Small", ":after_imports"))
+    with running(small) as server:
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("toml", "says"),
     [
