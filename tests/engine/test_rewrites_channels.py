@@ -216,6 +216,15 @@ def test_padding_goes_into_what_reads_it(pads: tuple[int, ...], value: float, le
     assert operators(graph)["pad"] == left
 
 
+def test_a_pooling_whose_last_window_begins_in_the_padding_stays() -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            padded = functional.pad(x, (1, 1, 1, 1), value=-inf)
+            return functional.max_pool2d(padded, 2, 3, ceil_mode=True).clamp(min=-9)
+
+    assert operators(rewritten(Pooled(), (image(4, 5),), "fold_padding"))["pad"] == 1
+
+
 def test_a_pad_that_only_a_convolution_reads_is_gone() -> None:
     module = settled(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3), nn.ConstantPad2d(1, -inf), nn.MaxPool2d(3)))
     assert operators(rewritten(module, (image(4),), "fold_padding")) == {"conv2d": 1, "max_pool2d": 1}

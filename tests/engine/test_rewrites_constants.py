@@ -17,7 +17,7 @@ from opara_server.engine.rewrites import PASSES, Weights, apply
 from opara_server.engine.rewrites import functional as functional_form
 from opara_server.engine.tensors import static_inputs
 from tests.engine.models import ZOO
-from tests.engine.rewriting import TORCH_WARNS, operators, rewritten
+from tests.engine.rewriting import TORCH_WARNS, assert_true_metadata, operators, rewritten
 
 pytestmark = TORCH_WARNS
 
@@ -75,6 +75,41 @@ def test_what_depends_on_weights_alone_is_computed_once() -> None:
     assert "table.weight" not in dict(graph.named_parameters()), "nothing reads it any more"
 
 
+class Scaled(nn.Module):
+    """A sum of zeros and a multiple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(2, 3))
+
+    zeros: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.zeros, x.sin(), alpha=3)
+
+
+def test_a_sum_with_zeros_that_scales_stays() -> None:
+    assert operators(rewritten(Scaled(), (torch.randn(2, 3),), "idle_masks"))["add"] == 1
+
+
+class Layout(nn.Module):
+    """A constant of one value decides how the product with it lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ones", torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last))
+
+    ones: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.ones * 2 * x).relu()
+
+
+def test_what_the_graph_says_of_results_is_what_they_are() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    assert_true_metadata(rewritten(Layout(), (x,), "fold_constants"), x)
+
+
 class Counting(nn.Module):
     """Writes to its own buffer."""
 
@@ -104,6 +139,18 @@ def test_a_view_of_an_input_stays_a_copy_where_the_model_copies() -> None:
     graph = rewritten(Copies(), (x,))
     assert graph(x)[0].data_ptr() != x.data_ptr()
     assert operators(graph) == {"clone": 1, "add": 1}
+
+
+def test_a_copy_of_a_view_of_an_input_is_from_before_the_input_is_written_to() -> None:
+    class Before(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            flat, half = x.flatten().clone(), x.split(1)[0].clone()
+            x.add_(1)
+            return flat, half
+
+    x = torch.randn(2, 3)
+    graph = apply(functional_form(export_static(Before(), (x.clone(),))), [])
+    torch.testing.assert_close(graph(x.clone()), Before()(x.clone()))
 
 
 def test_programs_of_one_model_share_what_is_computed() -> None:

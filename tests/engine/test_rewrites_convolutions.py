@@ -104,6 +104,12 @@ def test_batch_norm_stays_where_folding_would_change_something(module: nn.Module
     assert any("batch_norm" in name for name in operators(graph))
 
 
+def test_batch_norm_of_an_image_that_is_no_batch_stays() -> None:
+    """It takes the rows of the result for its channels; here there are as many of both."""
+    module = settled(nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)))
+    assert operators(rewritten(module, (torch.randn(3, 6),), "fold_batch_norm"))["conv1d"] == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"stride": 2, "padding": (1, 0)}, {"dilation": 2}], ids=str)
 def test_convolution_bias_and_relu_are_one(options: dict[str, object]) -> None:
     assert operators(rewritten(settled(chain(**options)), (image(4),), *BOTH)) == {"convolution_relu": 1}

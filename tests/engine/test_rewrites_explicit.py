@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.rewrites import Weights, explicit_convolutions
+from opara_server.engine.rewrites import Weights, apply, explicit_convolutions, functional
 from opara_server.engine.rewrites.convolution_layer import Form, Layer, form
-from opara_server.engine.rewrites.convolution_operator import convolution
+from opara_server.engine.rewrites.convolution_operator import CONVOLUTION, convolution
 from opara_server.engine.rewrites.convolution_plans import Choice
 from tests.engine.rewriting import (
     CHANNELS_LAST,
@@ -79,6 +80,21 @@ def test_concatenations_of_concatenations_are_one_and_a_result_of_the_model_too(
     assert operators(graph) == {"empty_permuted": 1, "slice": 4, "convolution": 4}
 
 
+class JoinedWithItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = layer(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.side(x)
+        return torch.cat([y, y], 1)
+
+
+def test_a_convolution_that_is_joined_with_itself_writes_twice() -> None:
+    graph = rewritten(settled(JoinedWithItself()), (image(4),), *ALL)
+    assert operators(graph) == {"empty_permuted": 1, "slice": 2, "convolution": 2}
+
+
 class ReadTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -125,6 +141,54 @@ def test_convolutions_are_joined_where_the_last_of_them_is_there_sooner(
     module = settled(Joined(layer(4, 4), nn.Sequential(layer(4, 16), layer(16, 8, 3))))
     found = operators(rewritten(module, (image(4),), *ALL))
     assert (found["convolution"], found["cat"]) == (3, 0 if joined else 1)
+
+
+@pytest.mark.parametrize(("rows", "side"), [(1, 1), (2, 1), (1, 4)])
+def test_plans_are_for_what_convolutions_are_told_to_write(
+    monkeypatch: pytest.MonkeyPatch, rows: int, side: int
+) -> None:
+    """Also where strides say nothing: of images of one pixel, or alone in their batch."""
+
+    def told(layer: Layer, **_: bool) -> Choice:
+        return Choice(str(layer.out), 5.0)
+
+    monkeypatch.setattr(explicit_convolutions, "fastest", told)
+    graph = rewritten(settled(Joined(layer(4, 4), layer(4, 8))), (image(4, side, rows),), *ALL)
+    told_to = [node.args[-2:] for node in graph.graph.nodes if node.target is CONVOLUTION]
+    assert [plan for plan, _ in told_to] == [str(form(out.meta["val"])) for _, out in told_to] != []
+
+
+class Late(nn.Module):
+    """A residual that does not lie in memory as the convolution's result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) + residual)
+
+
+def test_a_residual_in_another_layout_is_left_to_the_operator_that_copies_it() -> None:
+    inputs = image(4), torch.randn(2, 4, 8, 8)
+    assert operators(rewritten(settled(Late()), inputs, *ALL)) == {"convolution_relu": 1}
+    assert operators(rewritten(settled(Late()), (image(4), image(4)), *ALL))["convolution"] == 1
+
+
+class Precisions(nn.Module):
+    """Results of two dtypes, which a cat makes one of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rough, self.exact = nn.Conv2d(4, 4, 1).half(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.rough(x.half()), self.exact(x)], 1)
+
+
+def test_a_convolution_writes_in_its_own_dtype_only() -> None:
+    graph = apply(functional(export_static(settled(Precisions()), (image(4),))), ALL)
+    assert operators(graph)["cat"] == 1
 
 
 def test_convolutions_stay_that_are_not_channels_last_or_have_groups_or_computed_weights() -> None:

@@ -78,6 +78,19 @@ def test_outputs_and_layers_of_other_tensors_stay() -> None:
     assert operators(rewritten(settled(Outputs()), (torch.randn(2, 8),), "merge_linears"))["linear"] == 3
 
 
+def test_one_bias_for_all_columns_is_merged_too() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = (nn.Parameter(torch.randn(6, 8)) for _ in range(2))
+            self.shift = nn.Parameter(torch.randn(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.one, self.shift) * functional.linear(x, self.other)
+
+    assert operators(rewritten(Shifted(), (torch.randn(2, 8),), "merge_linears"))["linear"] == 1
+
+
 class Tables(nn.Module):
     """A table for each column of the ids, in the way of recommenders."""
 
@@ -113,6 +126,20 @@ def test_look_ups_of_one_tensor_are_merged(module: nn.Module, left: set[str]) ->
     graph = rewritten(settled(module), (IDS % 5,), "merge_embeddings")
     assert operators(graph)["embedding"] == 1
     assert operators(graph).keys() == left
+
+
+def test_results_of_the_model_are_tensors_of_their_own() -> None:
+    class Results(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(5, 3) for _ in range(2))
+
+        def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+            parts = [table(column) for table, column in zip(self.tables, ids.unbind(1), strict=True)]
+            return torch.stack(parts, 1), torch.cat(parts, 1)
+
+    stacked, joined = rewritten(Results(), (IDS[:, :2] % 5,), "merge_embeddings")(IDS[:, :2] % 5)
+    assert stacked.untyped_storage().data_ptr() != joined.untyped_storage().data_ptr()
 
 
 def test_tables_of_other_widths_are_merged_apart() -> None:

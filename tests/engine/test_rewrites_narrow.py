@@ -52,11 +52,12 @@ def test_a_narrow_product_is_a_sum(module: nn.Module, shape: tuple[int, ...]) ->
     [
         (nn.Linear(8, 5), (5, 8)),
         (nn.Linear(8, 1), (3, 11, 8)),
-        (nn.Linear(8193, 1), (1, 8193)),
+        (nn.Linear(8193, 1), (8, 8193)),
         (nn.Linear(8, 1), (8,)),
         (Between(lambda x, w: torch.addmm(w[0], x, w, beta=2), 8, 1), (5, 8)),
+        (Between(nn.functional.linear, 8), (2, 3, 8)),
     ],
-    ids=["wide", "many rows", "long", "a vector", "scaled"],
+    ids=["wide", "many rows", "long", "a vector", "scaled", "a vector of weights"],
 )
 def test_any_other_product_stays(module: nn.Module, shape: tuple[int, ...]) -> None:
     assert operators(rewritten(settled(module), (torch.randn(shape),), "narrow_linears")).keys() & PRODUCTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.export import ExportedProgram
 
 from opara_server.engine.errors import LoweringError
@@ -34,13 +34,18 @@ class Lowerings:
     def fused(self, bucket: int, inputs: Sequence[Tensor], names: Sequence[str]) -> Iterator[Program]:
         """Each is made when it is asked for. What cannot be had is said once."""
         exported = self._exports[bucket]
-        shared = sum(exported is other for other in self._exports.values()) > 1  # then it is dynamic
         for lowering in names:
             if lowering in self.refused:
                 continue
             try:
-                static = export_static(exported.module(), inputs) if shared else exported
+                static = export_static(exported.module(), inputs) if _is_dynamic(exported) else exported
                 yield lower_fused(static, inputs, lowering, self._weights)
             except LoweringError as error:
                 self.refused[lowering] = str(error)
                 log.warning("%s: no %s lowering: %s", self._name, lowering, error)
+
+
+def _is_dynamic(exported: ExportedProgram) -> bool:
+    """Whether it is for several batch sizes."""
+    values = [node.meta.get("val") for node in exported.graph.find_nodes(op="placeholder")]
+    return any(isinstance(size, SymInt) for value in values if isinstance(value, Tensor) for size in value.shape)

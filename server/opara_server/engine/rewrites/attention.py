@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from opara_server.engine.rewrites.attention_operator import ATTENTION, layer_of
 from opara_server.engine.rewrites.attention_tile import is_ours
-from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, refresh, value
+from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, value
 from opara_server.engine.rewrites.weights import Weights
 
 ALIGNED_BYTES = 16  # where rows of operands begin
@@ -35,7 +35,6 @@ def attention(module: GraphModule, weights: Weights) -> int:
         node.replace_all_uses_with(insert.call(ATTENTION, *operands, bias, given["is_causal"], given["scale"]))
         module.graph.erase_node(node)  # dropout could make it impure, for which reason it would stay
         count += 1
-    refresh(module)  # the result may lie in memory in another way
     return count
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -11,7 +13,6 @@ from opara_server.engine.rewrites.edit import (
     Insert,
     arguments,
     aten,
-    calls,
     constant,
     is_channels_last,
     only_user,
@@ -26,24 +27,32 @@ def conv_epilogues(module: GraphModule, weights: Weights) -> int:
     nothing else reads what comes between. A residual must be there before the convolution could begin: it would have to
     wait. One that is itself a convolution hands its bias over: it is then one kernel, too."""
     count = 0
-    for relu in calls(module, aten.relu.default):
-        found = _chain(module, relu)
-        if found is None:
-            continue
-        relu.replace_all_uses_with(_fused(module, weights, relu, *found))
-        count += 1
+    depth: dict[Node, int] = {}
+    for node in list(module.graph.nodes):
+        _measure(node, depth)
+        if (found := _chain(module, node, depth)) is not None:
+            node.replace_all_uses_with(_fused(module, weights, node, *found))
+            count += 1
     return count
 
 
-def _chain(module: GraphModule, relu: Node) -> tuple[Convolution, Node | None] | None:
-    """The convolution whose bias, residual and ReLU end in ``relu``, and the residual."""
+def _measure(node: Node, depth: dict[Node, int]) -> int:
+    """How many calls lead to ``node`` on the longest way from an input, also written down in ``depth``."""
+    if node not in depth:
+        depth[node] = max((_measure(source, depth) + 1 for source in node.all_input_nodes), default=0)
+    return depth[node]
+
+
+def _chain(module: GraphModule, relu: Node, depth: Mapping[Node, int]) -> tuple[Convolution, Node | None] | None:
+    """The convolution whose bias, residual and ReLU end in ``relu``, and the residual. None for any other call."""
+    if relu.target is not aten.relu.default:
+        return None
     before = arguments(relu)["self"]
     if only_user(before) is not relu:
         return None
     if (conv := _fusable(module, before, before)) is not None:
         return conv, None
     terms = _terms(before)
-    depth = _depths(module) if terms else {}
     for end, residual in (terms, terms[::-1]) if terms else ():
         conv = _fusable(module, end, before)
         if conv is not None and only_user(end) is before and depth[residual] <= depth[conv.x]:
@@ -60,14 +69,6 @@ def _terms(total: Node) -> tuple[Node, Node] | None:
         return None
     alike = value(one).shape == value(other).shape and value(one).dtype == value(other).dtype
     return (one, other) if alike else None
-
-
-def _depths(module: GraphModule) -> dict[Node, int]:
-    """How many calls lead to each node on the longest way from an input."""
-    depth: dict[Node, int] = {}
-    for node in module.graph.nodes:
-        depth[node] = max((depth[source] + 1 for source in node.all_input_nodes), default=0)
-    return depth
 
 
 def _fusable(module: GraphModule, node: Node, end: Node) -> Convolution | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Layer:
     @property
     def sparse(self) -> bool:
         """The result is some of the channels of a wider tensor: there is memory between its pixels."""
-        return self.out.stride[3] > self.out.shape[1]
+        return self.out.stride[0] > prod(self.out.shape[1:])
 
     @property
     def digest(self) -> str:

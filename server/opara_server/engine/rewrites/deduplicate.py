@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from opara_server.engine.rewrites.edit import is_result
 from opara_server.engine.rewrites.weights import Weights
 
 
@@ -29,7 +30,7 @@ def deduplicate(module: GraphModule, _weights: Weights) -> int:
 
 def _pure(node: Node) -> bool:
     """Not chance, nothing that writes, and none of the module's results: those must not be one tensor."""
-    if node.op != "call_function" or any(user.op == "output" for user in node.users):
+    if node.op != "call_function" or is_result(node):
         return False
     if node.target is getitem:
         return True

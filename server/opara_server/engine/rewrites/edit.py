@@ -46,6 +46,11 @@ def only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def is_result(node: Node) -> bool:
+    """Whether the module returns it. Such a tensor must be one of its own, not a part or a view of others."""
+    return any(user.op == "output" for user in node.users)
+
+
 def constant(module: GraphModule, node: object) -> Tensor | None:
     """The weight that ``node`` stands for; None for anything else, and for a weight that the program writes to."""
     if not isinstance(node, Node) or node.op != "get_attr" or any(_writes(user, node) for user in node.users):

@@ -8,7 +8,7 @@ seem to touch all of them, and the convolutions would wait for it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -60,7 +60,7 @@ class Explicit:
 
     def inside(self, whole: Tensor) -> Choice | None:
         """The plan with which it writes some of the channels of ``whole``."""
-        return self._fastest(replace(form(value(self.node)), stride=form(whole).stride), True)
+        return self._fastest(form(whole[:, : value(self.node).shape[1]]), True)
 
     def _fastest(self, out: Form, compiled: bool) -> Choice | None:
         x = value(self.x)
@@ -120,7 +120,9 @@ def _joins_channels(node: Node) -> bool:
 def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
     """Returns how many convolutions write into what was ``cat``: all of its parts, or none."""
     parts, whole = arguments(cat)["tensors"], value(cat)
-    if not _joins_channels(cat) or not is_channels_last(whole) or any(only_user(part) is not cat for part in parts):
+    if not _joins_channels(cat) or not is_channels_last(whole):
+        return 0
+    if any(only_user(part) is not cat or value(part).dtype != whole.dtype for part in parts):
         return 0
     begins = list(accumulate((value(part).shape[1] for part in parts), initial=0))
     if any(begin * whole.element_size() % ALIGNED for begin in begins):
@@ -134,7 +136,7 @@ def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
         slot = Insert(module, explicit.node).call(aten.slice.Tensor, buffer, 1, begin, end)
         explicit.insert(module, weights, plan, slot)
     cat.replace_all_uses_with(buffer)
-    for node in (cat, *parts):
+    for node in dict.fromkeys((cat, *parts)):
         module.graph.erase_node(node)
     return len(parts)
 
@@ -174,15 +176,17 @@ def _buffer(insert: Insert, like: Tensor) -> Node:
 
 
 def _explicit(module: GraphModule, node: Node) -> Explicit | None:
-    """``node``, where it is a convolution of constant weights on channels_last tensors."""
+    """``node``, where it is a convolution of constant weights and all of its tensors are channels_last."""
     if node.target is CONVOLUTION_RELU:
         found = _fused(module, node)
     elif (conv := convolution(node)) is not None and conv.groups == 1:
         found = _alone(module, conv)
     else:
         return None
-    known = found is not None and is_channels_last(value(node)) and is_channels_last(value(found.x))
-    return found if known else None
+    if found is None:
+        return None
+    images = [node, found.x, *([] if found.residual is None else [found.residual])]
+    return found if all(is_channels_last(value(image)) for image in images) else None
 
 
 def _fused(module: GraphModule, node: Node) -> Explicit | None:

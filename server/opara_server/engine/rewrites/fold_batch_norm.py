@@ -69,6 +69,8 @@ def _foldable(module: GraphModule, conv: Node, reader: Node) -> bool:
     of = arguments(conv)
     if of.get("transposed"):  # their weights hold the outputs in the second dimension, per group
         return False
+    if value(conv).dim() != value(of["weight"]).dim():  # no batch: the second dimension is not the outputs'
+        return False
     return constant(module, of["weight"]) is not None and _known(module, of["bias"])
 
 

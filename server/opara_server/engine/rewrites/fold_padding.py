@@ -46,9 +46,10 @@ def _padded(module: GraphModule, pad: Node, user: Node, border: tuple[int, int],
     if number == -inf and user.target is aten.max_pool2d.default:
         given = arguments(user)
         kernel, padding = given["kernel_size"], _sum(given["padding"], border)
-        if any(2 * p > k for p, k in zip(padding, [kernel[0], kernel[-1]], strict=True)):  # PyTorch refuses it
+        refused = any(2 * p > k for p, k in zip(padding, [kernel[0], kernel[-1]], strict=True))  # by PyTorch
+        if refused or given["ceil_mode"]:  # then a last window may begin in the padding, but not in a pooling's own
             return None
-        return insert.call(user.target, x, kernel, given["stride"], padding, given["dilation"], given["ceil_mode"])
+        return insert.call(user.target, x, kernel, given["stride"], padding, given["dilation"])
     return None
 
 

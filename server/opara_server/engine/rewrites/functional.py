@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import getitem
+
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
@@ -55,7 +57,18 @@ def _idle(copy: Node) -> bool:
     source = copy.args[0]
     return (
         isinstance(source, Node)
-        and source.op == "call_function"
+        and _owner(source).op == "call_function"
         and value(source).stride() == value(copy).stride()
         and value(source).dtype == value(copy).dtype
     )
+
+
+def _owner(node: Node) -> Node:
+    """Whose memory ``node`` is a view of."""
+    while node.target is getitem or _is_view(node.target):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_view(target: object) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and any(r.alias_info is not None for r in target._schema.returns)

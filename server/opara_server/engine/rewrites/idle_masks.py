@@ -25,6 +25,8 @@ def idle_masks(module: GraphModule, _weights: Weights) -> int:
             count += 1
     for total in calls(module, aten.add.Tensor):
         one, other = arguments(total)["self"], arguments(total)["other"]
+        if arguments(total)["alpha"] != 1:
+            continue
         for kept, added in ((one, other), (other, one)):
             if isinstance(added, Node) and _alike(kept, total) and _is_all(module, added, 0):
                 total.replace_all_uses_with(kept)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, refresh, value
+from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, is_result, value
 from opara_server.engine.rewrites.weights import Weights
 
 LIMIT_BYTES = 1 << 30  # of a joined table, which takes memory besides the model's own
@@ -39,14 +39,13 @@ def merge_embeddings(module: GraphModule, weights: Weights) -> int:
         if len(group) > 1 and _fits(group):
             _merge(module, weights, group)
             count += len(group) - 1
-    refresh(module)
     return count
 
 
 def _look_up(module: GraphModule, node: Node) -> LookUp | None:
     given = arguments(node)
     table, column = constant(module, given["weight"]), given["indices"]
-    if table is None or table.dim() != 2 or any(user.op == "output" for user in node.users):
+    if table is None or table.dim() != 2 or is_result(node):
         return None
     if column.target is getitem and column.args[0].target is aten.unbind.int:
         ids, dim, index = column.args[0].args[0], arguments(column.args[0])["dim"], column.args[1]
@@ -91,8 +90,9 @@ def _numbers(numbers: list[int], like: LookUp) -> Tensor:
 
 
 def _joined(module: GraphModule, user: Node, found: Node, parts: Sequence[Node]) -> Node | None:
-    """What stacks all parts in their order, or joins them side by side, made of ``found`` as a whole."""
-    if user.target not in {aten.stack.default, aten.cat.default}:
+    """What stacks all parts in their order, or joins them side by side, made of ``found`` as a whole; no result of the
+    module's."""
+    if user.target not in {aten.stack.default, aten.cat.default} or is_result(user):
         return None
     tensors, dim = list(arguments(user)["tensors"]), arguments(user)["dim"]
     start = tensors.index(parts[0])

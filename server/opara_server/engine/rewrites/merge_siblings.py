@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, refresh, value
+from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, is_result, value
 from opara_server.engine.rewrites.weights import Weights
 
 Siblings = Sequence[Node]
@@ -32,14 +32,13 @@ def merge_linears(module: GraphModule, weights: Weights) -> int:
         if len(siblings) > 1:
             _share(module, siblings, _merged(module, weights, siblings))
             count += len(siblings) - 1
-    refresh(module)
     return count
 
 
 def _mergeable(module: GraphModule, node: Node, weight: Node, bias: Node | None) -> bool:
     """Its weights are known, and its result is none of the module's: a part of a tensor is no output."""
     known = constant(module, weight) is not None and (bias is None or constant(module, bias) is not None)
-    return known and all(user.op != "output" for user in node.users)
+    return known and not is_result(node)
 
 
 def _share(module: GraphModule, siblings: Siblings, merged: Node) -> None:
@@ -67,5 +66,6 @@ def _rows(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _biases(tensors: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    pairs = zip(tensors, biases, strict=True)
-    return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+    """A bias may be one number for all columns."""
+    known = [w.new_zeros(()) if bias is None else bias for w, bias in zip(tensors, biases, strict=True)]
+    return torch.cat([bias.expand(len(weight)) for weight, bias in zip(tensors, known, strict=True)])

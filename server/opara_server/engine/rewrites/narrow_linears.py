@@ -47,7 +47,8 @@ class _Product:
 def _product(node: Node) -> _Product | None:
     given = arguments(node)
     if node.target is aten.linear.default:
-        return _Product(given["input"], given["weight"], False, given["bias"]) if value(node).dim() > 1 else None
+        matrices = value(node).dim() > 1 and value(given["weight"]).dim() == 2
+        return _Product(given["input"], given["weight"], False, given["bias"]) if matrices else None
     if node.target is aten.mm.default:
         return _Product(given["self"], given["mat2"], True, None)
     plain = given["alpha"] == given["beta"] == 1

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 
 from opara_server.engine.rewrites.channels import Wide, keeps_channels, same, widened
 from opara_server.engine.rewrites.convolutions import Convolution, convolution
-from opara_server.engine.rewrites.edit import Insert, arguments, aten, constant, is_channels_last, refresh, value
+from opara_server.engine.rewrites.edit import Insert, arguments, aten, constant, is_channels_last, is_result, value
 from opara_server.engine.rewrites.weights import Weights
 
 ALIGNED_BYTES = 16  # 8 channels of float16 or bfloat16, 4 of float32
@@ -27,7 +27,6 @@ def pad_channels(module: GraphModule, weights: Weights) -> int:
     padding = _Padding(module, weights)
     for node in list(module.graph.nodes):
         padding.visit(node)
-    refresh(module)
     return padding.count
 
 
@@ -137,7 +136,7 @@ def _wanted(module: GraphModule) -> set[Node]:
 def _paddable(module: GraphModule, node: Node) -> Convolution | None:
     """A convolution of all channels or of each by itself, with known weights, whose result is none of the module's."""
     conv = convolution(node)
-    if conv is None or not is_channels_last(value(node)) or any(user.op == "output" for user in node.users):
+    if conv is None or not is_channels_last(value(node)) or is_result(node):
         return None
     weight = constant(module, conv.weight)
     if weight is None or (conv.bias is not None and constant(module, conv.bias) is None):

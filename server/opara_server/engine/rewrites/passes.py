@@ -51,7 +51,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
 
 def apply(module: GraphModule, names: Sequence[str], weights: Weights | None = None) -> GraphModule:
     """A copy of ``module``, which comes from ``functional``, after the passes ``names``, in that order. It has the
-    module's own weights, not copies of them.
+    module's own weights, not copies of them. What its metadata says of results is true before and after each pass.
 
     ``weights``: shared by the programs of one model, so that new weights exist once for all of them.
     Raises KeyError for a name that PASSES does not have.
@@ -64,5 +64,7 @@ def apply(module: GraphModule, names: Sequence[str], weights: Weights | None = N
         for name, rewrite in passes.items():
             count = rewrite(module, weights)
             tidy(module)
+            if count:
+                refresh(module)
             log.info("%s: %d times", name, count)
     return module
