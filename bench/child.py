@@ -24,7 +24,8 @@ MANY_THREADS = 4  # for a compiler: most of them wait most of the time
 class Job:
     """What one process is to do. ``cache``: where Inductor keeps what it compiles for this cell group; ``threads``: how
     many processors it may take while it compiles; ``gpu``: the one it sees, as CUDA_VISIBLE_DEVICES names it, empty for
-    whatever this process sees; ``compile_until``: on time.time(), what is late by then is left out."""
+    whatever this process sees; ``compile_until``: on time.time(), what is late by then is left out; ``processors``:
+    those it may use at all (none given: those of this process)."""
 
     cell: CellKey
     systems: tuple[str, ...]
@@ -38,6 +39,7 @@ class Job:
     threads: int
     gpu: str
     compile_until: float | None
+    processors: tuple[int, ...] = ()
 
     def command(self) -> list[str]:
         return [
@@ -78,6 +80,8 @@ class Child:
                 text=True,
                 start_new_session=True,  # so that compilers it started can be ended with it
             )
+        if job.processors:  # whatever it starts inherits them
+            os.sched_setaffinity(self._process.pid, job.processors)
 
     def limit(self, seconds: float | None) -> None:
         """Killed with all its own processes once these are over (None: never); no earlier limit counts any more."""
@@ -98,6 +102,10 @@ class Child:
         with suppress(BrokenPipeError):
             self._process.communicate("go\n")
         return self._failure()
+
+    def cut_off(self) -> None:
+        """End it as at its limit, from another thread than the one that waits for it."""
+        self._time_out()
 
     def close(self) -> None:
         """End the process and whatever it started, if anything of it is left."""

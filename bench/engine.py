@@ -3,7 +3,8 @@
     python -m bench.engine --time-limit-s 540
 
 Each cell group (a model at one dtype and batch size) is measured in a process of its own, by ``bench.cell``, on one
-GPU, and saved as one JSON file. Many compile side by side; then each GPU measures one after the other. What is there
+GPU, and saved as one JSON file. Each GPU has its share of the cells and of the processors: on these many cells compile
+side by side; then one after the other is measured. What is there
 already, from the same machine and versions, is not measured again: a run can be cut off and gone on with. Afterwards
 ``bench.report`` makes tables and plots of all that is there.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +25,10 @@ from bench.cells import Cell, CellKey, is_current, load_cell, load_cells
 from bench.child import Job
 from bench.environment import environment
 from bench.goals import goals_table, ratios_table
-from bench.gpus import cells_at_once, gpus_for, processors
-from bench.planning import next_group
+from bench.gpus import Lane, cells_at_once, lanes_for
+from bench.planning import next_group, share_out
 from bench.report import write_report
-from bench.running import run_group
+from bench.running import Crew, run_group
 from bench.selection import choose_cells, systems_for
 from bench.systems import SYSTEMS
 
@@ -45,7 +47,7 @@ def main(
     cache: Annotated[Path, typer.Option(help="Of what Inductor compiled, and of logs.")] = Path(".opara-cache/bench"),
     time_limit_s: Annotated[float, typer.Option(help="Start no cell that would not be done by then. 0: none.")] = 0.0,
     gpus: Annotated[int, typer.Option(min=0, help="How many measure. 0: all of the first one's kind.")] = 0,
-    jobs: Annotated[int, typer.Option(min=0, help="Cells that compile at once. 0: what the machine has room for.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Cells per GPU that compile at once. 0: as there is room for.")] = 0,
     seconds: Annotated[float, typer.Option(help="Of timing, per system and cell.")] = 0.3,
     counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system and cell.")] = 0.15,
     tuning_budget_s: Annotated[float, typer.Option(help="Of this engine, per cell.")] = 60.0,
@@ -60,14 +62,14 @@ def main(
     try:
         cells = choose_cells(only or (), _split(models), _split(dtypes), [int(size) for size in _split(batches)])
         wanted = {cell: systems_for(cell, _split(systems), SYSTEMS) for cell in cells}
-        measuring = gpus_for(device, gpus)
+        lanes = lanes_for(device, gpus)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     here = environment() | {"device": device}
     todo = [cell for cell in cells if force or not is_current(load_cell(output, cell), here, wanted[cell])]
     console.print(f"{len(cells)} cells, {len(cells) - len(todo)} of them there already")
 
-    def job(cell: CellKey, gpu: str, together: int, compile_until: float | None) -> Job:
+    def job(cell: CellKey, lane: Lane, together: int, compile_until: float | None) -> Job:
         return Job(
             cell=cell,
             systems=_with_earlier(wanted[cell], load_cell(output, cell)),
@@ -78,25 +80,28 @@ def main(
             counter_seconds=counter_seconds,
             tuning_budget_s=tuning_budget_s,
             studies=studies or (cell.dtype, cell.batch) == ("float16", 1),
-            threads=max(1, processors() // together),
-            gpu=gpu,
+            threads=max(1, len(lane.processors) // together),
+            gpu=lane.gpu,
             compile_until=compile_until,
+            processors=lane.processors,
         )
 
-    at_once = jobs or cells_at_once(device, len(measuring))
-    while todo:
-        group = next_group(todo, load_cells(output).values(), at_once, len(measuring), _left(deadline))
-        if not group:
-            break
-        until = deadline - group.cost.alone if deadline else None
-        jobs_by_gpu = [
-            [job(cell, gpu, len(group), until) for cell in share]
-            for gpu, share in zip(measuring, group.shares, strict=True)
-        ]
-        run_group(jobs_by_gpu, deadline, here, console.print)
-        todo = todo[len(group) :]
-    for cell in todo:
-        console.print(f"{cell}: not run, no time left")
+    def work(lane: Lane, share: list[CellKey]) -> None:
+        at_once = jobs or cells_at_once(device, len(lane.processors))
+        while share:
+            group = next_group(share, load_cells(output).values(), at_once, _left(deadline))
+            if not group.cells:
+                break
+            until = deadline - group.cost.alone if deadline else None
+            started = [job(cell, lane, len(group.cells), until) for cell in group.cells]
+            run_group(crew, started, deadline, here, console.print)
+            share = share[len(group.cells) :]
+        for cell in share:
+            console.print(f"{cell}: not run, no time left")
+
+    shares = share_out(todo, load_cells(output).values(), len(lanes))
+    with ThreadPoolExecutor(len(lanes)) as pool, Crew() as crew:  # an interruption ends the crew, then the lanes end
+        list(pool.map(work, lanes, shares))
     known = load_cells(output)
     console.print(f"\n{ratios_table({cell: known[cell] for cell in cells if cell in known})}\n\n{goals_table(known)}\n")
     write_report(output, reports)

@@ -1,8 +1,9 @@
-"""Which GPUs take part, and how many cells may compile at once."""
+"""Which GPUs and processors take part, and how many cells may compile at once."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 
@@ -27,14 +28,30 @@ def gpus_for(device: str, count: int) -> list[str]:
     return [names[number].strip() for number in alike[: count or None]]
 
 
-def cells_at_once(device: str, gpus: int) -> int:
-    """As many as processors and GPU memory have room for."""
-    cells = processors() // CORES_PER_CELL
+@dataclass(frozen=True)
+class Lane:
+    """A GPU, and the processors that work for it and nothing else: what one GPU measures, another's cells that still
+    compile do not disturb."""
+
+    gpu: str
+    processors: tuple[int, ...]
+
+
+def lanes_for(device: str, count: int) -> list[Lane]:
+    """One per GPU of ``gpus_for``, which see, with equal shares of the processors."""
+    gpus, processors = gpus_for(device, count), sorted(os.sched_getaffinity(0))
+    each, left = divmod(len(processors), len(gpus))
+    if not each:
+        raise ValueError(f"{len(gpus)} GPUs, but {len(processors)} processors")
+    ends = [each * (number + 1) + min(number + 1, left) for number in range(len(gpus))]
+    return [
+        Lane(gpu, tuple(processors[begin:end])) for gpu, begin, end in zip(gpus, [0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def cells_at_once(device: str, processors: int) -> int:
+    """As many as these processors and the memory of one GPU have room for."""
+    cells = processors // CORES_PER_CELL
     if device == "cuda":
-        cells = min(cells, gpus * torch.cuda.get_device_properties(0).total_memory // BYTES_PER_CELL)
+        cells = min(cells, torch.cuda.get_device_properties(0).total_memory // BYTES_PER_CELL)
     return max(1, cells)
-
-
-def processors() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))

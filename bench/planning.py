@@ -1,8 +1,8 @@
-"""Which cells are measured next, on which GPU, and whether there is time for them. No torch."""
+"""Which cells are measured where and when, and whether there is time for them. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.cells import Cell, CellKey
@@ -14,10 +14,14 @@ END_SECONDS = 3.0  # of a process, after its own clock has stopped
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall seconds of a cell group: until it has compiled, and alone on its GPU."""
+    """Wall seconds of cell groups: until they have compiled, and alone on their GPU."""
 
     compiling: float
     alone: float
+
+    def with_cell(self, other: Cost) -> Cost:
+        """Both, compiled side by side and measured one after the other."""
+        return Cost(max(self.compiling, other.compiling), self.alone + other.alone)
 
 
 UNKNOWN = Cost(150.0, 25.0)  # a cell like none before, among many that compile side by side
@@ -25,35 +29,52 @@ UNKNOWN = Cost(150.0, 25.0)  # a cell like none before, among many that compile 
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that all compile side by side; then each GPU measures its share, one after the other. ``cost``: with
-    caution, the longest compilation's and the longest share's."""
+    """Cells that compile side by side and are then measured one after the other. ``cost``: with caution."""
 
-    shares: tuple[tuple[CellKey, ...], ...]
+    cells: tuple[CellKey, ...]
     cost: Cost
 
-    def __len__(self) -> int:
-        return sum(map(len, self.shares))
 
-
-def next_group(
-    todo: Sequence[CellKey], known: Iterable[Cell], jobs: int, gpus: int, seconds_left: float | None
-) -> Group:
-    """The first cells of ``todo``, ``jobs`` at most, that will be done in time by what cells have cost before; each
-    goes to the GPU that would be done first."""
+def share_out(cells: Sequence[CellKey], known: Iterable[Cell], lanes: int) -> list[list[CellKey]]:
+    """For each lane its cells, in the order given, so that the last lane is done as early as can be. Cells that compile
+    for long come together, and keep no others waiting."""
     measured = [cell for cell in known if cell.seconds]
-    shares: list[list[CellKey]] = [[] for _ in range(gpus)]
-    alone = [0.0] * gpus
+    costs = {cell: expected_cost(cell, measured) for cell in cells}
+    ordered = sorted(cells, key=lambda cell: costs[cell].compiling, reverse=True)
+    ends = {  # of a lane that has ordered[first : last + 1]
+        costs[ordered[first]].compiling + sum(costs[cell].alone for cell in ordered[first : last + 1])
+        for first in range(len(ordered))
+        for last in range(first, len(ordered))
+    }
+    tried = (_filled(ordered, costs, end) for end in sorted(ends))
+    shares = next((found for found in tried if len(found) <= lanes), [])
+    return [[cell for cell in cells if cell in share] for share in (*shares, *[()] * (lanes - len(shares)))]
+
+
+def _filled(ordered: Sequence[CellKey], costs: Mapping[CellKey, Cost], end: float) -> list[list[CellKey]]:
+    """Each lane with as many of the next cells as are done by ``end``, one at least."""
+    shares: list[list[CellKey]] = []
     total = Cost(0.0, 0.0)
+    for cell in ordered:
+        total = total.with_cell(costs[cell])
+        if not shares or total.compiling + total.alone > end:
+            shares.append([])
+            total = costs[cell]
+        shares[-1].append(cell)
+    return shares
+
+
+def next_group(todo: Sequence[CellKey], known: Iterable[Cell], jobs: int, seconds_left: float | None) -> Group:
+    """The first cells of ``todo``, ``jobs`` at most, that will be done in time by what cells have cost before."""
+    measured = [cell for cell in known if cell.seconds]
+    group = Group((), Cost(0.0, 0.0))
     for cell in todo[:jobs]:
-        cost = expected_cost(cell, measured)
-        gpu = alone.index(min(alone))
-        longer = Cost(max(total.compiling, CAUTION * cost.compiling), CAUTION * max(*alone, alone[gpu] + cost.alone))
-        if seconds_left is not None and longer.compiling + longer.alone > seconds_left:
+        expected = expected_cost(cell, measured)
+        cost = group.cost.with_cell(Cost(CAUTION * expected.compiling, CAUTION * expected.alone))
+        if seconds_left is not None and cost.compiling + cost.alone > seconds_left:
             break
-        total = longer
-        alone[gpu] += cost.alone
-        shares[gpu].append(cell)
-    return Group(tuple(map(tuple, shares)), total)
+        group = Group((*group.cells, cell), cost)
+    return group
 
 
 def expected_cost(cell: CellKey, measured: Iterable[Cell]) -> Cost:

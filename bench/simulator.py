@@ -10,6 +10,7 @@ other is measured. What is there is not measured again: a run can be cut off and
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import typer
 
 from bench.cells import CellKey
 from bench.child import Child, Job
-from bench.gpus import cells_at_once, processors
+from bench.gpus import cells_at_once
 from bench.prediction import load, record_path, report
 from bench.selection import ALL_MODELS, REQUIRED_MODELS
 from opara_server.engine.options import ATEN, FUSED
@@ -74,7 +75,8 @@ def main(
     cells = [CellKey(model, dtype, int(batch)) for batch in batches.split(",") for model in chosen]
     missing = {cell: tuple(name for name in names if not _path(data, cell, name).exists()) for cell in cells}
     todo = [cell for cell in cells if missing[cell]]
-    at_once = jobs or cells_at_once(device, 1)
+    processors = len(os.sched_getaffinity(0))
+    at_once = jobs or cells_at_once(device, processors)
     for first in range(0, len(todo), at_once):
         together = todo[first : first + at_once]
         made = [
@@ -88,7 +90,7 @@ def main(
                 counter_seconds=0.0,
                 tuning_budget_s=0.0,
                 studies=False,
-                threads=max(1, processors() // len(together)),
+                threads=max(1, processors // len(together)),
                 gpu="",
                 compile_until=None,
                 schedules=schedules,

@@ -22,4 +22,4 @@ class Script(Job):
 
 def script(folder: Path, code: str) -> Script:
     """Nothing is read or written but in ``folder``."""
-    return Script(SCRIPTED, (), "cpu", folder, folder / "cache", 1.0, 1.0, 1.0, False, 1, "", None, code)
+    return Script(SCRIPTED, (), "cpu", folder, folder / "cache", 1.0, 1.0, 1.0, False, 1, "", None, (), code)

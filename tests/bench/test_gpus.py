@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.gpus import cells_at_once, gpus_for
+from bench.gpus import Lane, cells_at_once, gpus_for, lanes_for
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], visible: str | None = None) -> None:
@@ -46,9 +46,18 @@ def test_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
         gpus_for("cuda", 2)
 
 
-@pytest.mark.parametrize(("cores", "gpus", "cells"), [(64, 4, 32), (128, 1, 10), (16, 1, 8), (1, 1, 1)])
-def test_cells_compile_where_there_is_room(cores: int, gpus: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, ["H200"] * gpus)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(cores)))
-    assert cells_at_once("cuda", gpus) == cells
-    assert cells_at_once("cpu", 1) == max(1, cores // 2)
+def test_gpus_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, ["H200"] * 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {7, *range(5), 9})
+    assert lanes_for("cuda", 0) == [Lane("0", (0, 1, 2)), Lane("1", (3, 4)), Lane("2", (7, 9))]
+    assert lanes_for("cpu", 0) == [Lane("", (0, 1, 2, 3, 4, 7, 9))]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {0, 1})
+    with pytest.raises(ValueError, match="3 GPUs, but 2 processors"):
+        lanes_for("cuda", 0)
+
+
+@pytest.mark.parametrize(("cores", "cells"), [(16, 8), (64, 10), (1, 1)])
+def test_cells_compile_where_there_is_room(cores: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, ["H200"])
+    assert cells_at_once("cuda", cores) == cells
+    assert cells_at_once("cpu", cores) == max(1, cores // 2)

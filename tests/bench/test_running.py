@@ -1,8 +1,10 @@
-"""Groups of cells: all compile before any measures, each GPU measures its own, and what goes wrong is told."""
+"""Groups of cells: all compile before any is measured, and what goes wrong is told."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import pytest
 
 from bench.cells import Cell, CellKey, SystemResult, load_cell, save_cell
 from bench.child import LATE, READY
-from bench.running import run_group, summary
+from bench.running import Crew, run_group, summary
 from tests.bench.scripts import SCRIPTED, Script, script
 from tests.bench.synthetic import cell
 
+SORTED = ("compiling", "sleeping")
 READ = f"print({READY!r}, flush=True); input()"
 
 
@@ -21,33 +24,48 @@ def named(job: Script, name: str) -> Script:
     return replace(job, cell=CellKey(name, "float32", 1), cache=job.cache / name)
 
 
-def test_all_compile_before_any_measures_and_gpus_measure_at_once(tmp_path: Path) -> None:
-    """Whoever measures waits for the one on the other GPU, and looks for who has measured before it on its own."""
+def test_all_compile_before_any_measures(tmp_path: Path) -> None:
+    """Whoever measures looks for all others' compiled work, and for who has measured before it."""
     code = f"""
-import os, pathlib, sys, time
-own, other, before = (pathlib.Path({str(tmp_path)!r}, name) for name in {{names}})
+import pathlib
+own, before = (pathlib.Path({str(tmp_path)!r}, name) for name in {{names}})
 pathlib.Path(own.with_suffix(".compiled")).touch()
 {READ}
-assert len(list(own.parent.glob("*.compiled"))) == 3
+assert len(list(own.parent.glob("*.compiled"))) == 2
 own.touch()
-while not other.exists():
-    time.sleep(0.01)
 assert before.exists()
 """
-    made = {
-        name: named(script(tmp_path, code.replace("{names}", str(names))), name)
-        for name, names in {"a": ("a", "b", "a"), "b": ("b", "a", "b"), "c": ("c", "a", "b")}.items()
-    }
+    made = [
+        named(script(tmp_path, code.replace("{names}", str(names))), names[0]) for names in (("a", "a"), ("b", "a"))
+    ]
     told: list[str] = []
-    run_group([[made["a"]], [made["b"], made["c"]]], time.time() + 30, {}, told.append)
-    assert sorted(told) == [f"{name} float32 ×1: failed, left no result" for name in "abc"]  # no error of theirs
+    with Crew() as crew:
+        run_group(crew, made, time.time() + 30, {}, told.append)
+    assert told == [f"{name} float32 ×1: failed, left no result" for name in "ab"]  # no error of theirs
+
+
+def test_an_interruption_ends_what_every_lane_has_started(tmp_path: Path) -> None:
+    """And leaves no trace of it."""
+    told: list[str] = []
+    sleeping = named(script(tmp_path, f"import time; {READ}; time.sleep(60)"), "sleeping")
+    compiling = named(script(tmp_path, "import time; time.sleep(60)"), "compiling")
+    with ThreadPoolExecutor(2) as pool, suppress(KeyboardInterrupt), Crew() as crew:
+        for job in (sleeping, compiling):
+            pool.submit(run_group, crew, [job], None, {}, told.append)
+        time.sleep(0.5)  # until they have started
+        raise KeyboardInterrupt
+    assert sorted(told) == [f"{name} float32 ×1: not run, cut off by the time limit" for name in SORTED]
+    assert list(tmp_path.glob("*.json")) == []
+    with pytest.raises(InterruptedError):
+        crew.start(sleeping)
 
 
 @pytest.mark.parametrize("code", ["import time; time.sleep(60)", f"raise SystemExit({LATE})"])
 def test_what_has_not_compiled_in_time_keeps_nobody_waiting(code: str, tmp_path: Path) -> None:
     told: list[str] = []
     late = replace(named(script(tmp_path, code), "late"), compile_until=time.time() - 29.9)
-    run_group([[late, script(tmp_path, READ)]], None, {}, told.append)
+    with Crew() as crew:
+        run_group(crew, [late, script(tmp_path, READ)], None, {}, told.append)
     assert told == [
         "late float32 ×1: not run, cut off by the time limit",
         "some float32 ×1: failed, left no result",
@@ -63,7 +81,8 @@ def test_what_is_missing_is_told() -> None:
 
 def test_a_cell_that_is_cut_off_was_not_run(tmp_path: Path) -> None:
     told: list[str] = []
-    run_group([[script(tmp_path, "import time; time.sleep(60)")]], time.time() + 0.05, {}, told.append)
+    with Crew() as crew:
+        run_group(crew, [script(tmp_path, "import time; time.sleep(60)")], time.time() + 0.05, {}, told.append)
     assert told == ["some float32 ×1: not run, cut off by the time limit"]
     assert list(tmp_path.glob("*.json")) == []
 
@@ -73,12 +92,9 @@ def test_what_was_saved_before_a_crash_counts(tmp_path: Path) -> None:
     save_cell(tmp_path / "made", done)
     (made,) = (tmp_path / "made").iterdir()
     told: list[str] = []
-    run_group(
-        [[script(tmp_path, f"import shutil; shutil.copy({str(made)!r}, {str(tmp_path)!r}); 1 / 0")]],
-        None,
-        {},
-        told.append,
-    )
+    code = f"import shutil; shutil.copy({str(made)!r}, {str(tmp_path)!r}); 1 / 0"
+    with Crew() as crew:
+        run_group(crew, [script(tmp_path, code)], None, {}, told.append)
     assert load_cell(tmp_path, SCRIPTED) == done
     assert told == [
         "some float32 ×1 (40 + 10 s): eager 800.0, sequential 400.0, opara 250.0, graph_default 200.0, ours 100.0"
@@ -88,5 +104,6 @@ def test_what_was_saved_before_a_crash_counts(tmp_path: Path) -> None:
 def test_a_process_that_leaves_nothing_has_failed(tmp_path: Path) -> None:
     save_cell(tmp_path, replace(cell("googlenet"), key=SCRIPTED))  # of an earlier run
     told: list[str] = []
-    run_group([[script(tmp_path, "pass")]], None, {"gpu": "here"}, told.append)
+    with Crew() as crew:
+        run_group(crew, [script(tmp_path, "pass")], None, {"gpu": "here"}, told.append)
     assert load_cell(tmp_path, SCRIPTED) == Cell(SCRIPTED, {"gpu": "here"}, failed="left no result")

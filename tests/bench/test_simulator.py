@@ -86,7 +86,7 @@ def test_what_fails_or_is_late_is_told_and_keeps_nobody_waiting(tmp_path: Path) 
 
 def test_a_process_is_told_what_to_measure(tmp_path: Path) -> None:
     cell = CellKey("googlenet", "float16", 8)
-    job = ScheduleJob(cell, ("a", "b"), "cuda", tmp_path, tmp_path, 0.1, 0.0, 0.0, False, 2, "", None, 30)
+    job = ScheduleJob(cell, ("a", "b"), "cuda", tmp_path, tmp_path, 0.1, 0.0, 0.0, False, 2, "", None, (), 30)
     words = " ".join(job.command()[1:])
     assert words == (
         "-m bench.schedule_times googlenet float16 8 --lowering a --lowering b "
