@@ -36,8 +36,9 @@ class SystemResult:
     ``median_us``: device time of one run, of runs in turns; ``spread``: its uncertainty as a share of it;
     ``host_us``: from the call until the device is done, for a caller who waits. ``longest_path_us``: sum of the kernels
     along the longest path of the system's own operators. SM figures: shares (0..1) during back-to-back runs.
-    ``peak_bytes``: activations, outputs and workspaces during a run; ``held_bytes``: what the system keeps beside the
-    module's weights. ``error``: the error norm against float64. ``tuning_seconds``: wall time until it was ready.
+    ``peak_bytes``: activations, outputs and workspaces during a run, as measured when it was captured; ``held_bytes``:
+    what the system keeps beside the module's weights. ``error``: the error norm against float64. ``tuning_seconds``:
+    wall time until it was ready.
     """
 
     failed: str | None = None

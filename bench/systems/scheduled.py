@@ -11,7 +11,6 @@ from opara_server.engine.build import compile_model
 from opara_server.engine.capture import capture as capture_schedule
 from opara_server.engine.compiled import CompiledModel, Progress
 from opara_server.engine.device import open_device
-from opara_server.engine.memory import memory_bytes
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import fold
@@ -34,7 +33,7 @@ def published(policy: str) -> Callable[[Subject], Capture]:
                 policy=policy,
                 lowering=program.lowering,
                 longest_path_us=program.graph.longest_path(profile.durations),
-                peak_bytes=memory_bytes(program.graph, fold(program.graph, schedule, device.max_streams)),
+                peak_bytes=graph.peak_bytes,
                 detail=f"{schedule.synchronisations} synchronisations",
                 trace=graph.trace,
             )
@@ -67,7 +66,7 @@ def _prepared(model: CompiledModel, batch: int) -> Prepared:
         policy=plan.policy,
         lowering=plan.lowering,
         longest_path_us=plan.longest_path_us,
-        peak_bytes=plan.peak_bytes,
+        peak_bytes=graph.peak_bytes,
         detail=model.plan.fallback_reason,
         trace=graph.trace,
     )

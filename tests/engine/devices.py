@@ -24,6 +24,7 @@ class SpoiledGraph:
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self.arena = graph.arena
+        self.peak_bytes = graph.peak_bytes
         self.replays = 0
         self.closed = False
         self._graph = graph

@@ -18,6 +18,7 @@ from opara_server.engine.export import export_dynamic
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.launch import LaunchList, launch_list
 from opara_server.engine.lower_aten import lower
+from opara_server.engine.memory import memory_bytes
 from opara_server.engine.policies import POLICIES, make_schedule, prioritise
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Call, Placed, Program, Ref
@@ -134,6 +135,8 @@ def test_explicit_buffers_share_memory_and_give_the_same_on_every_schedule(seed:
         capture(program, make_schedule(program.graph, Profile.uniform(40), policy), device) for policy in POLICIES
     ]
     assert graphs[0].arena.nbytes < 30 * program.inputs[0].nbytes
+    need = [memory_bytes(program.graph, make_schedule(program.graph, Profile.uniform(40), policy)) for policy in POLICIES]
+    assert [graph.peak_bytes for graph in graphs] == need
     for _ in range(20):
         program.inputs[0].normal_()
         (expected,) = program.run_in_order()

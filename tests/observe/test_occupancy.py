@@ -14,6 +14,7 @@ class Graph:
     inputs: tuple[torch.Tensor, ...] = ()
     outputs: tuple[torch.Tensor, ...] = ()
     arena = torch.empty(0, dtype=torch.uint8)
+    peak_bytes: int | None = None
 
     def __init__(self, trace: Trace | Exception) -> None:
         self._trace = trace

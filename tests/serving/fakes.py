@@ -86,6 +86,7 @@ class FakeGraph:
         self.inputs = tuple(_static(bucket, spec) for spec in inputs)
         self.outputs = tuple(_static(bucket, spec) for spec in outputs)
         self.arena = torch.empty(0, dtype=torch.uint8)
+        self.peak_bytes: int | None = None
 
     def replay(self) -> None:
         assert self._device.bound == 1

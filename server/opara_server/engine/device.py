@@ -32,12 +32,15 @@ class Stamp(Protocol):
 class CapturedGraph(Protocol):
     """A schedule, ready to run again and again on static inputs and outputs.
 
-    ``arena``: the memory of its explicit buffers, uint8, which nobody reads between two replays.
+    ``arena``: the memory of its explicit buffers, uint8, which nobody reads between two replays. ``peak_bytes``: what a
+    run has in use at most, as measured when it was captured: explicit buffers, activations, outputs, and what libraries
+    take for the moment; None where the device does not measure it.
     """
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
     arena: torch.Tensor
+    peak_bytes: int | None
 
     def replay(self) -> None:
         """Enqueue one run. On cuda it returns before the device is done, on cpu afterwards."""

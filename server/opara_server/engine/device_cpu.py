@@ -154,6 +154,7 @@ class CpuGraph:
     ) -> None:
         self.inputs = program.inputs
         self.arena = arena
+        self.peak_bytes: int | None = None
         self._program = program
         self._prepared = program.prepare(launches.arena, arena)
         self._streams = [[x for x in launches.launches if x.stream == s] for s in range(launches.streams)]

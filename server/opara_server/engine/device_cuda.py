@@ -176,12 +176,15 @@ class CudaGraph:
             with _refusing_synchronisation():
                 _issue(program, prepared, launches, streams)
             torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
             with _without_garbage_collection():
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
                 try:
                     self.outputs = _issue(program, prepared, launches, streams)
                 finally:
                     self._graph.capture_end()
+        self.peak_bytes: int | None = launches.arena.size + torch.cuda.max_memory_allocated() - before
         self.pool: tuple[int, int] = self._graph.pool()
         torch.cuda.synchronize()
 
