@@ -14,6 +14,7 @@ REQUIRED_MODELS = (*PAPER_MODELS, "hrnet_w18_small_v2")
 OTHER_MODELS = ("squeezenet", "densenet121", "resnet50", "randwire", "two_tower", "vit_b16")
 ALL_MODELS = (*REQUIRED_MODELS, *OTHER_MODELS)
 REQUIRED_SIZES = (("float16", 1), ("float16", 8), ("float16", 32), ("float32", 1))
+FIGURES_8_AND_9 = tuple(CellKey("inception_v3", "float16", batch) for batch in (2, 4, 16))  # beside the required sizes
 
 TITLES = {
     "googlenet": "GoogLeNet",
@@ -40,7 +41,7 @@ def choose_cells(
 ) -> list[CellKey]:
     """``only``: cells as model:dtype:batch, and nothing else counts. ``models``: "all" for every one; default: the
     required ones. Without ``dtypes`` and ``batches`` the required sizes, else the product of what is given, all of what
-    is not.
+    is not. Without any of these also what else the paper's figures show.
 
     Raises ValueError on a cell or dtype that cannot be.
     """
@@ -51,6 +52,8 @@ def choose_cells(
         sizes = product(dtypes or DTYPES, batches or BATCHES) if dtypes or batches else REQUIRED_SIZES
         # small sizes of every model first: a run that is cut short has the most telling cells
         cells = [CellKey(model, dtype, batch) for (dtype, batch), model in product(list(sizes), chosen)]
+        if not (models or dtypes or batches):
+            cells.extend(FIGURES_8_AND_9)
     if bad := [cell for cell in cells if cell.dtype not in DTYPES or cell.batch < 1]:
         raise ValueError(f"{bad[0]}: dtypes are {', '.join(DTYPES)}, batch sizes positive")
     return list(dict.fromkeys(cells))

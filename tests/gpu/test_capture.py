@@ -135,7 +135,9 @@ def test_explicit_buffers_share_memory_and_give_the_same_on_every_schedule(seed:
         capture(program, make_schedule(program.graph, Profile.uniform(40), policy), device) for policy in POLICIES
     ]
     assert graphs[0].arena.nbytes < 30 * program.inputs[0].nbytes
-    need = [memory_bytes(program.graph, make_schedule(program.graph, Profile.uniform(40), policy)) for policy in POLICIES]
+    need = [
+        memory_bytes(program.graph, make_schedule(program.graph, Profile.uniform(40), policy)) for policy in POLICIES
+    ]
     assert [graph.peak_bytes for graph in graphs] == need
     for _ in range(20):
         program.inputs[0].normal_()
