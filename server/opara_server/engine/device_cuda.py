@@ -13,11 +13,10 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
-from pathlib import Path
 
 import torch
 
+from opara_server.engine.cuda_fingerprint import fingerprint
 from opara_server.engine.cuda_streams import STREAMS, driver_version
 from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
 from opara_server.engine.errors import CaptureError, first_line
@@ -27,7 +26,6 @@ from opara_server.engine.profiler import profile_cuda, trace_cuda
 from opara_server.engine.program import Environment, Program
 from opara_server.engine.schedule import MAX_STREAMS
 from opara_server.engine.simulate import Latency
-from opara_server.engine.tensors import float32_precision
 from opara_server.engine.trace import Trace
 
 OCCUPIED_CYCLES = 400_000  # of an SM: 200 µs or more
@@ -116,20 +114,7 @@ class CudaDevice:
             torch.backends.cudnn.benchmark = chosen_before
 
     def fingerprint(self) -> dict[str, str]:
-        properties = self._properties
-        driver = driver_version()
-        return {
-            "gpu": self.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": str(properties.multi_processor_count),
-            "memory": str(properties.total_memory),  # a MIG slice differs from its GPU in these two
-            "torch": torch.__version__,
-            "cuda": str(torch.version.cuda),
-            "cudnn": str(torch.backends.cudnn.version()),
-            "triton": _version("triton"),
-            "driver": f"{driver} {_driver()}",
-            "float32": " ".join(float32_precision()),
-        }
+        return fingerprint(self._properties, driver_version())
 
     def held_bytes(self) -> int:
         pools = {graph.pool for graph in self._graphs}
@@ -251,18 +236,3 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
-def _driver() -> str:
-    """The driver's own version, which CUDA does not tell; empty where Linux does not."""
-    try:
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except OSError:
-        return ""
