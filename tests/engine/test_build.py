@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.build import compile_model
+from opara_server.engine.compiled import EXPORTING
 from opara_server.engine.errors import CaptureError, DeviceError, ModelError, VerificationError
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.spec import TensorSpec
@@ -74,6 +77,34 @@ def test_progress_only_grows() -> None:
     assert shares[0] == 0
     assert shares[-1] <= 1
     assert "capturing and verifying batch size 1" in [what for what, _ in told]
+
+
+def test_nothing_is_exported_for_a_saved_plan(tmp_path: Path) -> None:
+    options = replace(TWO_BUCKETS, cache_dir=tmp_path)
+    told: list[str] = []
+    for exports in (True, False):
+        told.clear()
+        model = compile_model("small", Branches().eval(), ROW, "cpu", options, lambda what, _share: told.append(what))
+        assert (EXPORTING in told) is exports
+        assert "capturing and verifying batch size 4" in told
+        model.close()
+
+
+def only_when_unwatched(x: Tensor) -> Tensor:
+    if torch.utils._python_dispatch._get_current_dispatch_mode():
+        raise RuntimeError("watched")
+    return torch.relu(x)
+
+
+def test_without_a_look_at_its_calls_a_module_has_no_plan_but_serves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Function(only_when_unwatched)
+    model = compiled(module, cache_dir=tmp_path)
+    assert "small: no plan is kept: watched" in caplog.text
+    assert not list(tmp_path.iterdir())
+    assert_right(model, module)
+    model.close()
 
 
 def test_what_is_slower_when_it_serves_gives_way(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from opara_server.engine.choice import UNREADABLE, Choice, Runnable, read_choice
 from opara_server.engine.choose import Search, saved_plan
 from opara_server.engine.compiled import EXPORTING, MEASURING, CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
-from opara_server.engine.digests import graph_digest, sources_digest, tensors_digest
+from opara_server.engine.digests import calls_digest, sources_digest, tensors_digest
 from opara_server.engine.errors import CaptureError, LoweringError, TuningError, VerificationError, first_line
 from opara_server.engine.export import export_all
 from opara_server.engine.flat_module import FlatModule
@@ -36,7 +36,7 @@ from opara_server.version import VERSION
 log = logging.getLogger(__name__)
 
 GLANCE_SECONDS = 0.05  # of timing, per graph, where it was measured well before
-PLAN_FORMAT = 3  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
+PLAN_FORMAT = 4  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 
 
 def compile_model(
@@ -96,15 +96,15 @@ class _Build:
         self._untuned = False
 
     def run(self) -> CompiledModel:
-        self.progress(EXPORTING, 0.0)
-        choices, reused = self._choices()
-        try:
-            graphs, plan = self._finish_all(choices, reused=reused)
-        except (CaptureError, VerificationError) as error:
-            if not reused:
-                raise
-            log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
-            choices, reused = self._tuned(self._exports), False
+        choices, reused = self._kept(), True
+        if choices:
+            try:
+                graphs, plan = self._finish_all(choices, reused=True)
+            except (CaptureError, VerificationError) as error:
+                log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
+                choices = None
+        if not choices:
+            choices, reused = self._found(), False
             graphs, plan = self._finish_all(choices, reused=False)
         behind = SearchBehind(self) if self._untuned else None
         if not (reused or behind):
@@ -129,20 +129,27 @@ class _Build:
         reason = self.fallback_reason
         return graphs, Plan(self.name, self.device.kind, self.device.name, tuple(reversed(plans)), reason)
 
-    def _choices(self) -> tuple[dict[int, Choice], bool]:
-        """What is to run for each batch size, and whether that is from a saved plan. Raises CaptureError."""
+    def _kept(self) -> dict[int, Choice] | None:
+        """What a saved plan says is to run for each batch size."""
+        if not self.options.cache_dir:
+            return None
         try:
-            exports = export_all(self.flat.module, {bucket: self._inputs(bucket) for bucket in self.buckets})
-            self._exports = exports
-            if self.options.cache_dir:
-                self._store, self._saved_under = PlanStore(self.options.cache_dir), self._key(exports)
-                kept = self._restored(self._store.load(self.name, self._saved_under))
-                if kept:
-                    return kept, True
+            self._saved_under = self._key()
+        except Exception as error:  # noqa: BLE001 - a module may raise anything where its calls are looked at
+            log.warning("%s: no plan is kept: %s", self.name, first_line(error))
+            return None
+        self._store = PlanStore(self.options.cache_dir)
+        return self._restored(self._store.load(self.name, self._saved_under))
+
+    def _found(self) -> dict[int, Choice]:
+        """What is to run for each batch size, searched for. Raises CaptureError."""
+        self.progress(EXPORTING, 0.0)
+        try:
+            self._exports = export_all(self.flat.module, {bucket: self._inputs(bucket) for bucket in self.buckets})
             if self.options.tune_behind:
                 self._untuned = True
-                return self._searched(exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN)), False
-            return self._tuned(exports), False
+                return self._searched(self._exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN))
+            return self._tuned(self._exports)
         except LoweringError as error:
             self.fallback_reason = str(error)
             log.warning("%s runs as one sequential graph: %s", self.name, error)
@@ -150,7 +157,7 @@ class _Build:
         whole = {b: lower_whole(self.flat, weights, self._inputs(b)) for b in self.buckets}
         search = Search(Lowerings(self.name, {}), self.device, self.options, len(whole))
         with self.device.tuning():
-            return {bucket: search.choose([whole[bucket]]) for bucket in self._announced(MEASURING, 0.1, 0.7)}, False
+            return {bucket: search.choose([whole[bucket]]) for bucket in self._announced(MEASURING, 0.1, 0.7)}
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
         """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators."""
@@ -223,13 +230,17 @@ class _Build:
     def finish(self, choice: Choice, *, reused: bool = False) -> tuple[CapturedGraph, Choice]:
         """The graph that will serve: the best that is right, and still faster than the simplest, measured once more.
 
-        The simplest beside a ``reused`` choice is only to notice that something is badly wrong. It is not tuned, which
-        would take seconds, and its time does not count as sequential's.
+        A ``reused`` choice is right or it is searched for anew: raises CaptureError, VerificationError. The simplest
+        beside it is only to notice that something is badly wrong. It is not tuned, which would take seconds, and its
+        time does not count as sequential's. Where it is faster all the same, it serves until the next start, and the
+        saved plan stays: most likely the device has other work just now, beside which no search would find better.
         """
         while choice.winner != 0:
             try:
                 graph = self._verified(self._tuned_graph(choice.best))
             except (CaptureError, VerificationError) as error:
+                if reused:
+                    raise
                 log.warning("%s: %s failed, the next best runs instead: %s", self.name, choice.chosen.label, error)
                 reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
                 choice = choice.falling_back(reason)
@@ -263,16 +274,16 @@ class _Build:
         log.debug("%s: error %.1e against float64", self.name, error)
         return graph
 
-    def _key(self, exports: Mapping[int, ExportedProgram]) -> Json:
-        """Everything a measurement depends on."""
+    def _key(self) -> Json:
+        """Everything a measurement depends on. Raises whatever the module does where its calls are looked at."""
         return {
             "format": PLAN_FORMAT,
             "engine": [VERSION, sources_digest()],
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
             "buckets": self.buckets,
-            "graphs": sorted({graph_digest(exported) for exported in exports.values()}),
-            "weights": tensors_digest(tensor for _, tensor in self._weights()),
+            "calls": [calls_digest(self.flat.module, self._inputs(bucket)) for bucket in self.buckets],
+            "weights": tensors_digest(self._weights()),
             "options": {
                 "policy": self.options.policy,
                 "lowering": self.options.lowering,

@@ -12,7 +12,7 @@ from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
-EXPORTING = "exporting"  # the first that it says
+EXPORTING = "exporting"  # the first that it says where there is no saved plan
 MEASURING = "measuring"  # how it begins what it says before the device is needed idle
 
 

@@ -1,29 +1,70 @@
-"""Fingerprints of what a saved plan depends on: an exported graph, and tensors."""
+"""Fingerprints of what a saved plan depends on: the calls that a module makes, the engine's own code, and tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+from weakref import ref
 
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def graph_digest(exported: ExportedProgram) -> str:
-    """Of its calls with their arguments, of what comes in and goes out, and of the constants it found in the code."""
-    digest = sha256()
-    for name, module in exported.graph_module.named_modules():
-        if isinstance(module, GraphModule):
-            digest.update(f"{name}:{module.code}".encode())
-    digest.update(f"{exported.graph_signature}{exported.range_constraints}".encode())
-    for name, constant in sorted(exported.constants.items()):
-        content = tensors_digest([constant]) if isinstance(constant, Tensor) else repr(constant)
-        digest.update(f"{name}:{content}".encode())
-    return digest.hexdigest()
+def calls_digest(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """Of every call of PyTorch's operators that ``module(*inputs)`` makes, with its arguments, and of what it returns:
+    its graph at inputs of these shapes, whatever their values. ``inputs`` may be overwritten.
+
+    Other than an export it follows what depends on data. That shows, since data is read by a call, too; and a module
+    that cannot be exported has no saved plan. Raises whatever the module does under a dispatch mode of PyTorch's.
+    """
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    calls = _Calls([*weights, *((f"input {number}", tensor) for number, tensor in enumerate(inputs))])
+    with calls:
+        results = module(*inputs)
+    leaves, structure = pytree.tree_flatten(results)
+    calls.write(f"{structure}", leaves)
+    return calls.digest.hexdigest()
+
+
+class _Calls(TorchDispatchMode):
+    """Writes down the calls made while it is entered. A tensor is told by where it is from: by the name of a weight or
+    an input, or the number of the result that it is, and one that the code itself holds by its content."""
+
+    def __init__(self, known: Iterable[tuple[str, Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.digest = sha256()
+        self._names: dict[int, tuple[ref[Tensor], str]] = {}  # by id, as long as the tensor lives
+        self._results = 0
+        for name, tensor in known:
+            self._name(tensor, name)
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.write(f"{func}", args, kwargs)  # now: the call may change the content of what it is given
+        results = func(*args, **kwargs)
+        for result in pytree.tree_leaves(results):
+            if isinstance(result, Tensor) and not self._known(result):
+                self._name(result, f"result {self._results}")
+                self._results += 1
+        return results
+
+    def write(self, *said: Any) -> None:
+        self.digest.update(repr(pytree.tree_map_only(Tensor, self._told, said)).encode())
+
+    def _told(self, tensor: Tensor) -> str:
+        return self._known(tensor) or tensors_digest([("held", tensor)])
+
+    def _known(self, tensor: Tensor) -> str:
+        living, name = self._names.get(id(tensor), (None, ""))
+        return name if living is not None and living() is tensor else ""
+
+    def _name(self, tensor: Tensor, name: str) -> None:
+        self._names[id(tensor)] = ref(tensor), name
 
 
 @cache
@@ -36,11 +77,11 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def tensors_digest(tensors: Iterable[Tensor]) -> str:
-    """Of their bytes, shapes, strides and dtypes."""
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Of their names, bytes, shapes, strides and dtypes."""
     digest = sha256()
-    for given in tensors:
-        tensor = given.resolve_conj().resolve_neg()
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, given in tensors:
+        tensor = given.detach().resolve_conj().resolve_neg()
+        digest.update(f"{name}:{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
