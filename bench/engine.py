@@ -27,7 +27,7 @@ from bench.environment import environment
 from bench.goals import goals_table, ratios_table
 from bench.gpus import Lane, cells_at_once, lanes_for
 from bench.planning import next_group, share_out
-from bench.report import write_report
+from bench.report import write_readme, write_report
 from bench.running import Crew, run_group
 from bench.selection import choose_cells, systems_for
 from bench.systems import SYSTEMS
@@ -105,6 +105,7 @@ def main(
     known = load_cells(output)
     console.print(f"\n{ratios_table({cell: known[cell] for cell in cells if cell in known})}\n\n{goals_table(known)}\n")
     write_report(output, reports)
+    write_readme(output, reports)
     console.print(f"tables and plots are in {reports}")
 
 

@@ -1,4 +1,5 @@
-"""Tables and plots of all cells that were measured: ``engine.md``, ``engine_cells.md`` and SVG files. No torch.
+"""Tables and plots of all cells that were measured: ``engine.md``, ``engine_cells.md``, SVG files and README's table.
+No torch.
 
 python -m bench.report
 """
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench import figures, tables
+from bench import figures, readme, tables
 from bench.cells import Cell, load_cells
 from bench.goals import goals_table
 from bench.plots import draw_all
@@ -19,6 +20,7 @@ from bench.selection import DTYPES, REQUIRED_MODELS
 from bench.tables import Cells
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
 TOLD = ("gpu", "multiprocessors", "cpu", "cores", "torch", "cuda", "cudnn", "triton", "opara")
 
 HOW = """\
@@ -38,6 +40,13 @@ def main(
 ) -> None:
     """Write tables and plots of what was measured."""
     write_report(cells, out)
+    write_readme(cells, out)
+
+
+def write_readme(cells_folder: Path, out: Path) -> None:
+    """Where ``out`` is the repository's own."""
+    if out.resolve() == RESULTS.resolve():
+        README.write_text(readme.updated(README.read_text(), load_cells(cells_folder)))
 
 
 def write_report(cells_folder: Path, out: Path) -> None:
