@@ -14,16 +14,17 @@ from rich.text import Text
 
 from opara_server.engine.options import ATEN
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
+from opara_server.observe.logs import news_only
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """Takes what is being done and the share done, from any thread: a log line per step, or on a terminal a bar, which
-    goes away when all is done. stdout is left alone."""
+    """Takes what is being done and the share done, from any thread: a log line for what is new, or on a terminal a bar,
+    which goes away when all is done. stdout is left alone."""
     if not console.is_terminal:
-        yield lambda what, share: log.info("%3.0f %% %s", 100 * share, what)
+        yield news_only(lambda what, share: log.info("%3.0f %% %s", 100 * share, what))
         return
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:

@@ -8,8 +8,10 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
-from opara_server.observe.logs import set_up
+from opara_server.observe.logs import news_only, set_up
+from opara_server.report import progress_on
 
 log = logging.getLogger("opara_server.test")
 
@@ -64,3 +66,27 @@ def test_the_level_holds_and_setting_up_twice_does_not_double_lines() -> None:
     log.info("quiet")
     log.warning("loud")
     assert len(out.getvalue().splitlines()) == 1
+
+
+def test_only_news_is_told_and_of_one_text_not_too_often() -> None:
+    told: list[tuple[str, float]] = []
+    now = 0.0
+    report = news_only(lambda what, share: told.append((what, share)), every_s=10.0, now=lambda: now)
+    for second in range(25):
+        now = float(second)
+        report("compiling", 0.001 * second)
+    report("compiling", 0.024)
+    now = 100.0
+    report("compiling", 0.0241)  # the same percentage
+    report("measuring", 0.5)
+    report("measuring", 0.6)
+    report("compiling", 0.6)
+    assert told == [("compiling", 0.0), ("compiling", 0.01), ("compiling", 0.02), *told[3:]]
+    assert told[3:] == [("measuring", 0.5), ("compiling", 0.6)]
+
+
+def test_progress_that_stands_still_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), progress_on(Console(file=io.StringIO())) as progress:
+        for _ in range(20):
+            progress("googlenet: searching", 0.1)
+    assert caplog.messages == [" 10 % googlenet: searching"]

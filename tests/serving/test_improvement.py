@@ -27,10 +27,12 @@ class Search:
         self.plan = plan
         self.go = threading.Event()
         self.error: Exception | None = None
+        self.reports = 0
 
     def search(self, progress: Progress) -> SavedPlan:
         while not self.go.wait(0.005):
             progress("compiling", 0.5)
+            self.reports += 1
         if self.error is not None:
             raise self.error
         return SavedPlan(self.plan, {}, {})
@@ -108,6 +110,14 @@ def test_batch_sizes_switched_before_a_failure_are_told_of(tmp_path: Path, caplo
         plan = server.registry.describe("a").plan
         assert plan is not None
         assert {bucket.batch_size: bucket.policy == "improved" for bucket in plan.buckets} == {1: False, 4: True}
+
+
+def test_a_search_that_goes_on_and_on_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    compiler = Behind()
+    with caplog.at_level(logging.INFO), serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        wait_for(lambda: compiler.search.reports > 5)
+    assert caplog.messages.count("behind serving: compiling (50 %)") == 1
 
 
 def test_a_server_that_stops_does_not_wait_for_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

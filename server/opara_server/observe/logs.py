@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Literal, TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -57,3 +60,20 @@ def set_up(style: Literal["text", "json"], level: str, stream: TextIO | None = N
     root.addHandler(handler)
     root.setLevel(level.upper())
     return handler
+
+
+def news_only(
+    tell: Callable[[str, float], None], every_s: float = 10.0, now: Callable[[], float] = time.monotonic
+) -> Callable[[str, float], None]:
+    """Of progress that is reported again and again only what is new goes to ``tell``: another text at once, of the same
+    text another percentage, every ``every_s`` seconds at most."""
+    said, said_at = ("", 0), -inf
+
+    def report(what: str, share: float) -> None:
+        nonlocal said, said_at
+        news = what, round(100 * share)
+        if what != said[0] or (news != said and now() - said_at >= every_s):
+            said, said_at = news, now()
+            tell(what, share)
+
+    return report

@@ -13,6 +13,7 @@ from opara_server.engine.errors import EngineError
 from opara_server.engine.plan import Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.observe import occupancy
+from opara_server.observe.logs import news_only
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.executor import Executor, Worker
 from opara_server.serving.staging import Compiled
@@ -36,6 +37,7 @@ class Improvement:
         self._metrics = metrics
         self._done = done
         self._served = compiled.plan
+        self._told = news_only(self._log)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name=f"opara-search-{self._worker.name}", daemon=True).start()
@@ -59,7 +61,10 @@ class Improvement:
     def _report(self, doing: str, share: float) -> None:
         if self._executor.stopping:
             raise StoppedError
-        log.info("behind serving: %s (%d %%)", doing, 100 * share, extra={"model": self._worker.name})
+        self._told(doing, share)
+
+    def _log(self, doing: str, share: float) -> None:
+        log.info("behind serving: %s (%.0f %%)", doing, 100 * share, extra={"model": self._worker.name})
 
     def _switch(self, found: SavedPlan, bucket: int) -> None:
         """Executor's thread. The model stands still for as long as this takes; its requests wait."""
