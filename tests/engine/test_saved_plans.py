@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from opara_server.engine import build
+from opara_server.engine.device import CapturedGraph
+from opara_server.engine.launch import LaunchList
+from opara_server.engine.program import Program
 from opara_server.engine.program_json import content_digest
 from tests.engine.compiling import assert_right, compiled, on_several_streams, streams_are_fast
-from tests.engine.devices import ScriptedDevice
+from tests.engine.devices import ScriptedDevice, nothing
 from tests.engine.models import ROW, Branches
 
 
@@ -39,34 +44,124 @@ def test_a_saved_plan_is_reused_and_keeps_all_measurements(tmp_path: Path) -> No
         model.close()
 
 
-def test_a_reused_plan_is_verified_again(tmp_path: Path) -> None:
-    module = Branches()
-    compiled(module, cache_dir=tmp_path).close()
-    model = compiled(module, cache_dir=tmp_path, device=ScriptedDevice(streams_are_fast, spoil=on_several_streams))
+def quick(folder: Path) -> dict[str, Any]:
+    """To be compiled in no time, with a plan that is kept."""
+    return {"cache_dir": folder, "policy": "nimble"}
+
+
+class Changed(ScriptedDevice):
+    """The first graph of several streams is not what it was when the plan was saved."""
+
+    def __init__(self, refuses: bool) -> None:
+        super().__init__(streams_are_fast)
+        self._refuses = refuses
+        self._met = False
+
+    def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:
+        met_before, self._met = self._met, self._met or launches.streams > 1
+        changes = self._met and not met_before
+        self.refused = [launches.streams] if changes and self._refuses else []
+        self.spoil = on_several_streams if changes else lambda _streams: nothing
+        return super().capture(program, launches, passing=passing)
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["wrong numbers", "cannot be captured"])
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+def test_a_saved_plan_that_runs_no_more_is_searched_for_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, refuses: bool, behind: bool
+) -> None:
+    module, options = Branches(), quick(tmp_path)
+    compiled(module, **options).close()
+    model = compiled(module, **options, device=Changed(refuses), tune_behind=behind)
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "ignoring the saved plan of small: " in warned
+    assert ("streams are too many" if refuses else "error") in warned
+    assert not any(bucket.reused for bucket in model.plan.buckets)
+    assert (model.behind is not None) == behind
+    parallel = [bucket.streams > 1 for bucket in model.plan.buckets]
+    assert parallel == [not behind] * 2
+    assert_right(model, module)
+    model.close()
+    assert compiled(module, **options).plan.reused
+
+
+def test_a_saved_plan_that_is_slow_today_waits_for_a_better_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, options = Branches(), quick(tmp_path)
+    compiled(module, **options).close()
+    (file,) = tmp_path.iterdir()
+    saved = file.read_bytes()
+    model = compiled(module, **options, device=ScriptedDevice(lambda streams, _replay: 100.0 * streams))
     assert [bucket.policy for bucket in model.plan.buckets] == ["sequential"] * 2
+    assert caplog.text.count("is slower than sequential") == 2
+    model.close()
+    assert file.read_bytes() == saved
+    model = compiled(module, **options)
+    assert all(bucket.streams > 1 for bucket in model.plan.buckets)
     model.close()
 
 
-def test_other_conditions_other_plans(tmp_path: Path) -> None:
-    other_weights = Branches()
+def other_weights() -> nn.Module:
+    module = Branches()
     with torch.no_grad():
-        next(other_weights.parameters())[0, 0] += 1e-6
-    one: dict[str, Any] = {"batch_sizes": (2,), "policy": "nimble"}
-    variants: list[tuple[nn.Module, dict[str, Any]]] = [
-        (Branches(), one),
-        (other_weights, one),
-        (Branches(3), one),
-        (Branches(), one | {"batch_sizes": (2, 3)}),
-        (Branches(), one | {"policy": "opara"}),
-        (Branches(), one | {"tolerance": 1e-3}),
-        (Branches(), one | {"channels_last": True}),
-        (Branches(), one | {"specs": (replace(ROW[0], low=0.0, high=1.0),)}),
-    ]
-    for number, (module, options) in enumerate(variants):
-        model = compiled(module, cache_dir=tmp_path, **options)
+        next(module.parameters())[0, 0] += 1e-6
+    return module
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"module": other_weights()},
+        {"module": Branches(3)},
+        {"module": Branches().double(), "specs": (replace(ROW[0], dtype="float64"),)},
+        {"specs": (replace(ROW[0], low=0.0, high=1.0),)},
+        {"specs": (replace(ROW[0], name="y"),)},
+        {"batch_sizes": (2, 3)},
+        {"policy": "opara"},
+        {"lowering": "aten"},
+        {"tuning_budget_s": 3.0},
+        {"tolerance": 1e-3},
+        {"channels_last": True},
+        {"priorities": True},
+    ],
+    ids=" ".join,
+)
+def test_another_model_or_other_options_are_another_plan(tmp_path: Path, other: dict[str, Any]) -> None:
+    one: dict[str, Any] = {"module": Branches(), "batch_sizes": (2,), "policy": "nimble"}
+    for number, given in enumerate((one, one | other)):
+        model = compiled(**given, cache_dir=tmp_path)
         assert not model.plan.reused
         assert len(list(tmp_path.iterdir())) == number + 1
         model.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [("VERSION", "99"), ("PLAN_FORMAT", 99), ("sources_digest", lambda: "99")])
+def test_another_engine_makes_another_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    module, options = Branches(), quick(tmp_path)
+    compiled(module, **options).close()
+    monkeypatch.setattr(build, name, value)
+    assert not compiled(module, **options).plan.reused
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_device_has_another_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is that its fingerprint tells; tests/engine/test_cuda_fingerprint.py: what a GPU's tells."""
+    module, options = Branches(), quick(tmp_path)
+    compiled(module, **options).close()
+    monkeypatch.setattr(ScriptedDevice, "fingerprint", lambda _device: {"gpu": "another"})
+    assert not compiled(module, **options).plan.reused
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_settings_that_no_measurement_depends_on_make_no_other_plan(tmp_path: Path) -> None:
+    module, options = Branches(), quick(tmp_path)
+    compiled(module, **options, batch_sizes=(1, 4)).close()
+    model = compiled(module, **options, batch_sizes=(4, 1), tune_behind=True)
+    assert model.plan.reused
+    model.close()
 
 
 def change(file: Path, name: str, damage: Callable[[Any], None]) -> None:
@@ -104,16 +199,16 @@ def forget_a_wait(choices: Any) -> None:
 def test_a_damaged_plan_is_measured_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Any], None]
 ) -> None:
-    module = Branches()
-    compiled(module, cache_dir=tmp_path).close()
+    module, options = Branches(), quick(tmp_path)
+    compiled(module, **options).close()
     (file,) = tmp_path.iterdir()
     change(file, name, damage)
-    model = compiled(module, cache_dir=tmp_path)
+    model = compiled(module, **options)
     assert not model.plan.reused
     assert "ignoring the saved plan" in caplog.text
     assert_right(model, module)
     model.close()
-    assert compiled(module, cache_dir=tmp_path).plan.reused  # the good one has replaced it
+    assert compiled(module, **options).plan.reused  # the good one has replaced it
 
 
 class Folds(nn.Module):
