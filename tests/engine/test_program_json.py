@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from opara_server.engine.export import export_static
@@ -128,6 +130,33 @@ def test_kernels_keep_their_machine_code(early: bool) -> None:
     again = reread(data, writer, {}, static_inputs(ROW, 4, CPU, channels_last=False))
     assert again.bodies == ((call,),)
     assert len(writer.tensors) == 1
+
+
+def test_long_texts_are_there_once_for_all_calls_and_batch_sizes() -> None:
+    """Such as the machine code that cuDNN's plans hold: a file's JSON must not grow beyond what safetensors reads."""
+    texts = [letter * 20_000 for letter in "ab"]
+    program = lowered(Function(lambda x: x + 1), ZOO["chain"], 4)
+    target, result = program.bodies[0][0].target, program.bodies[0][0].result
+    calls = tuple(Call(target, (Ref(0), text), {"more": [(text, "short")]}, result) for text in (*texts, *texts))
+    program = replace(program, bodies=(calls,))
+    writer = ProgramWriter([])
+    data = [json.loads(json.dumps(writer.write(program), allow_nan=False)) for _ in range(2)]
+    assert len(json.dumps(data)) < 20_000
+    assert sorted(bytes(kept.tolist()).decode() for kept in writer.tensors.values()) == texts
+    reader = ProgramReader({}, writer.tensors, CPU)
+    again = [reader.read(one, static_inputs(ROW, 4, CPU, channels_last=False)) for one in data]
+    assert [one.bodies for one in again] == [(calls,)] * 2
+    assert len({id(call.args[1]) for one in again for call in one.bodies[0]}) == len(texts)
+
+
+@given(st.text())
+@example("é" * 2000)
+def test_every_text_is_read_as_it_was_written(text: str) -> None:
+    program = program_of((torch.ops.aten.relu.default, [0]))
+    calls = (replace(program.bodies[0][0], kwargs={"text": text}),)
+    writer = ProgramWriter([])
+    data = writer.write(replace(program, bodies=(calls,)))
+    assert reread(data, writer, {}, program.inputs).bodies == (calls,)
 
 
 def test_a_model_whose_weights_are_used_whole() -> None:

@@ -1,7 +1,8 @@
 """Programs as JSON and tensors, so that a plan can be run again without lowering and compiling anything.
 
 JSON holds the operator graph, the calls and where values lie; tensors are named by their content, so that what the
-programs of several batch sizes have in common is there once. The model's own weights are told by name, not saved.
+programs of several batch sizes have in common is there once, and so are long texts. The model's own weights are told by
+name, not saved.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from opara_server.engine.tensors import dtype_name, torch_dtype
 FUNCTIONS: dict[str, Callable[..., Any]] = {"getitem": getitem, "as_strided": torch.as_strided}
 NAMES = {function: name for name, function in FUNCTIONS.items()}
 
+LONG = 256  # characters: such texts, as cuDNN's plans, would fill the JSON, which safetensors reads up to 100 MB of
+
 Json = dict[str, Any]
 
 
@@ -36,7 +39,7 @@ class UnsavableError(LoweringError):
 
 class ProgramWriter:
     """Collects programs of one model. ``tensors``: what they need besides the model's ``weights``, by content: bytes of
-    storages and of machine code, uint8 vectors."""
+    storages, of machine code and of long texts, uint8 vectors."""
 
     def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """``weights``: by name; a name may come more than once, with copies of one weight."""
@@ -79,8 +82,8 @@ class ProgramWriter:
     def _call(self, call: Call) -> Json:
         return {
             "target": self._target(call.target),
-            "args": _encode(call.args),
-            "kwargs": {name: _encode(value) for name, value in call.kwargs.items()},
+            "args": self._encode(call.args),
+            "kwargs": {name: self._encode(value) for name, value in call.kwargs.items()},
             "result": call.result,
         }
 
@@ -89,10 +92,9 @@ class ProgramWriter:
             return {"operator": str(target)}
         if isinstance(target, KernelLaunch):
             code = target.code
-            kept = torch.frombuffer(bytearray(code.cubin), dtype=torch.uint8)
             about = {name: value for name, value in asdict(code).items() if name != "cubin"}
             return {
-                "kernel": {**about, "cubin": self._keep(kept)},
+                "kernel": {**about, "cubin": self._keep_bytes(code.cubin)},
                 "grid": target.grid,
                 "types": target.types,
                 "early": target.early,
@@ -115,6 +117,23 @@ class ProgramWriter:
         name, weight = known
         offset = int(tensor.storage_offset() - weight.storage_offset())  # elsewhere it may lie in another storage
         return {"weight": name, "weight_stride": weight.stride(), **layout, "offset": offset}
+
+    def _encode(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._encode(item) for item in value]
+        if isinstance(value, tuple):
+            return {"tuple": [self._encode(item) for item in value]}
+        if isinstance(value, str):
+            return value if len(value) <= LONG else {"text": self._keep_bytes(value.encode())}
+        if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        for kind, (name, encode) in _ENCODERS.items():
+            if isinstance(value, kind):
+                return {name: encode(value)}
+        raise UnsavableError(f"an argument of type {type(value).__name__}")
+
+    def _keep_bytes(self, data: bytes) -> str:
+        return self._keep(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
     def _keep(self, data: Tensor) -> str:
         digest = content_digest(data)
@@ -146,6 +165,7 @@ class ProgramReader:
         self._device = device
         self._there: dict[str, Tensor] = {}
         self._codes: dict[str, KernelCode] = {}
+        self._texts: dict[str, str] = {}
 
     def read(self, data: Json, inputs: Sequence[Tensor]) -> Program:
         """The program, bound to these static inputs. Raises ValueError, KeyError, TypeError, AttributeError or
@@ -223,23 +243,15 @@ class ProgramReader:
         ((kind, held),) = value.items()
         if kind == "device":  # of the same kind, as the fingerprint says, but not of the same number
             return self._device if held == self._device.type else torch.device(held)
+        if kind == "text":
+            if held not in self._texts:
+                self._texts[held] = self._tensors[held].numpy().tobytes().decode()
+            return self._texts[held]
         return _DECODERS[kind](held) if kind != "tuple" else tuple(self._decode(item) for item in held)
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_encode(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    for kind, (name, encode) in _ENCODERS.items():
-        if isinstance(value, kind):
-            return {name: encode(value)}
-    raise UnsavableError(f"an argument of type {type(value).__name__}")
 
 
 _ENCODERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     Ref: ("ref", lambda ref: ref.value),
-    tuple: ("tuple", lambda items: [_encode(item) for item in items]),
     float: ("float", repr),
     complex: ("complex", lambda number: [number.real, number.imag]),
     torch.dtype: ("dtype", dtype_name),
