@@ -123,13 +123,42 @@ def test_a_child_ends_with_its_parent_and_tidies_up(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "request.json").write_text("{}")
     program = "import time; from opara_server.engine import tuning_child as child;"
-    program += f"child.Request.loads = lambda text: time.sleep(60); child.main(child.Path({str(folder)!r}))"
+    program += f"child.Request.loads = lambda text: time.sleep(60); child.run(child.Path({str(folder)!r}))"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(30) == 1
     assert not folder.parent.exists()
     assert tmp_path.exists()
+
+
+def test_a_child_whose_parent_is_gone_says_nothing_more(tmp_path: Path) -> None:
+    """What it does fails while it tidies up: its files are going."""
+    folder = tmp_path / f"{FOLDER}x" / "0"
+    folder.mkdir(parents=True)
+    program = f"""
+import shutil, threading, time
+from pathlib import Path
+from opara_server.engine import tuning_child as child
+
+removing, remove = threading.Event(), shutil.rmtree
+
+def slowly(*arguments, **options):
+    removing.set()
+    time.sleep(0.5)
+    remove(*arguments, **options)
+
+def read(path):
+    removing.wait()
+    raise FileNotFoundError(path)
+
+shutil.rmtree = slowly
+Path.read_text = read
+child.run(Path({str(folder)!r}))
+"""
+    child = subprocess.run([sys.executable, "-c", program], input=b"", capture_output=True, timeout=30, check=False)
+    assert (child.returncode, child.stdout, child.stderr) == (1, b"", b"")
+    assert not folder.parent.exists()
 
 
 def speaking(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:

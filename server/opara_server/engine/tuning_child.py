@@ -10,9 +10,9 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.export import ExportedProgram
@@ -31,9 +31,29 @@ from opara_server.engine.tuning import FOLDER, MEASURE, RESULT, Request
 log = logging.getLogger(__name__)
 
 
-def main(folder: Path) -> None:
-    measure = threading.Event()
-    threading.Thread(target=_listen, args=(measure, folder), daemon=True).start()
+def run(folder: Path) -> int:
+    """The exit code. An error is said to the parent, which goes on without the search."""
+    parent = _Parent(folder)
+    try:
+        _search(folder, parent.wants_measured)
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        if parent.gone.is_set() or isinstance(error, BrokenPipeError):
+            parent.end()
+        _say(**_told(error))
+        return 1
+    return 0
+
+
+def _told(error: Exception) -> dict[str, str]:
+    if isinstance(error, LoweringError):
+        return {"refused": str(error)}
+    if isinstance(error, EngineError):
+        return {"failed": str(error)}
+    log.error("the search failed", exc_info=error)
+    return {"failed": f"{type(error).__name__}: {first_line(error)}"}
+
+
+def _search(folder: Path, wants_measured: threading.Event) -> None:
     request = Request.loads((folder / "request.json").read_text())
     _import(request.imports)
     set_float32_precision(request.float32)
@@ -49,7 +69,7 @@ def main(folder: Path) -> None:
             _say(doing=f"compiling batch size {bucket}", share=place / len(request.buckets))
             programs[bucket] = search.lower(bucket, static_inputs(request.inputs, bucket, where, channels_last))
         _say(state="compiled")
-        measure.wait()
+        wants_measured.wait()
         choices = {}
         for place, bucket in enumerate(request.buckets):
             _say(doing=f"{MEASURING} batch size {bucket}", share=place / len(request.buckets))
@@ -59,14 +79,29 @@ def main(folder: Path) -> None:
     _say(state="measured")
 
 
-def _listen(measure: threading.Event, folder: Path) -> None:
-    """Until the parent is gone: then nobody wants the result, whatever is being done, and nobody else tidies up."""
-    for line in sys.stdin:
-        if line == MEASURE:
-            measure.set()
-    if folder.parent.name.startswith(FOLDER):
-        shutil.rmtree(folder.parent, ignore_errors=True)
-    os._exit(1)
+class _Parent:
+    """Who wants the result. Once it is ``gone`` nobody does, whatever is being done, and nobody else tidies up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.wants_measured = threading.Event()
+        self.gone = threading.Event()
+        self._shared = folder.parent
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def end(self) -> NoReturn:
+        """With the process."""
+        self._thread.join()
+        raise AssertionError
+
+    def _listen(self) -> NoReturn:
+        for line in sys.stdin:
+            if line == MEASURE:
+                self.wants_measured.set()
+        self.gone.set()
+        if self._shared.name.startswith(FOLDER):
+            shutil.rmtree(self._shared, ignore_errors=True)
+        os._exit(1)
 
 
 def _load(request: Request) -> dict[int, ExportedProgram]:
@@ -98,24 +133,8 @@ def _say(**words: str | float) -> None:
     print(json.dumps(words), file=_channel, flush=True)
 
 
-def _reported(run: Callable[[], None]) -> int:
-    try:
-        run()
-    except LoweringError as error:
-        _say(refused=str(error))
-        return 1
-    except EngineError as error:
-        _say(failed=str(error))
-        return 1
-    except Exception as error:  # said to the parent, which goes on without the search
-        log.exception("the search failed")
-        _say(failed=f"{type(error).__name__}: {first_line(error)}")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
     _channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not for the parent
     logging.getLogger("opara_server").addHandler(_Warnings(logging.WARNING))
-    sys.exit(_reported(lambda: main(Path(sys.argv[1]))))
+    sys.exit(run(Path(sys.argv[1])))
