@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
 from opara_server.engine.graph import Kind
-from opara_server.engine.lower_fused import OPTIONS, VARIANTS, _compile, _flat, lower_fused
+from opara_server.engine.lower_fused import OPTIONS, VARIANTS, NoVariantError, _compile, _flat, lower_fused
 from opara_server.engine.lowering import program_of
 from opara_server.engine.options import FUSED
 from opara_server.engine.rewrites import PASSES, Weights, apply, functional
@@ -33,7 +34,18 @@ def test_on_a_cpu_it_is_refused() -> None:
     case = ZOO["chain"]
     inputs = static_inputs(case.inputs, 2, torch.device("cpu"), channels_last=False)
     exported = export_static(case.build().eval(), inputs)
-    with pytest.raises(LoweringError, match="for GPUs only"):
+    with pytest.raises(NoVariantError, match="for GPUs only"):
+        lower_fused(exported, inputs, "fused", Weights())
+
+
+def test_without_triton_it_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnAGpu:
+        is_cuda = True
+
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: False)
+    exported: Any = None
+    inputs: Any = [OnAGpu()]
+    with pytest.raises(NoVariantError, match="Triton"):
         lower_fused(exported, inputs, "fused", Weights())
 
 

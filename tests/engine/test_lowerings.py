@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opara_server.engine import lowerings
+from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_all
 from opara_server.engine.lower_aten import lower
+from opara_server.engine.lower_fused import NoVariantError
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.program import Program
 
@@ -34,3 +38,45 @@ def test_fused_kernels_are_made_of_a_program_of_fixed_shapes(
     shapes = [[tuple(node.meta["val"].shape) for node in one.graph.find_nodes(op="placeholder")] for one in given]
     assert all(type(size) is int for found in shapes for shape in found for size in shape)
     assert [found[-1] for found in shapes] == [(rows, 8) for rows in buckets]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, *errors: LoweringError) -> list[str]:
+    """What fails in turn; returns what is asked for."""
+    asked: list[str] = []
+    left = list(errors)
+
+    def lower_fused(_exported: ExportedProgram, _inputs: list[Tensor], lowering: str, _weights: object) -> Program:
+        asked.append(lowering)
+        raise left.pop(0)
+
+    monkeypatch.setattr(lowerings, "lower_fused", lower_fused)
+    return asked
+
+
+def all_of(*names: str) -> Lowerings:
+    inputs = {rows: [torch.randn(rows, 8)] for rows in (1, 4)}
+    made = Lowerings("small", export_all(nn.Linear(8, 4).eval(), inputs))
+    for rows in (4, 1):
+        assert not list(made.fused(rows, inputs[rows], names))
+    return made
+
+
+def test_each_reason_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    errors = LoweringError("a custom operator"), LoweringError("a custom operator"), LoweringError("too large")
+    refusing(monkeypatch, *errors)
+    made = all_of("fused", "fused_combo", "fused_epilogues")
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "small: no fused lowering: a custom operator",
+        "small: no fused_epilogues lowering: too large",
+    ]
+    assert made.refused == dict(zip(["fused", "fused_combo", "fused_epilogues"], map(str, errors), strict=True))
+
+
+def test_where_none_can_be_had_the_others_are_not_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = refusing(monkeypatch, NoVariantError("there is no Triton"))
+    made = all_of("fused", "fused_combo", "fused_epilogues")
+    assert asked == ["fused"]
+    assert caplog.text.count("there is no Triton") == 1
+    assert made.refused == dict.fromkeys(["fused", "fused_combo", "fused_epilogues"], "there is no Triton")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
+from torch.utils import _triton
 
 from opara_server.engine.early_start import may_start_early
 from opara_server.engine.errors import LoweringError, first_line
@@ -86,14 +87,21 @@ VARIANTS = {
 _COMPILING = threading.Lock()  # the converter is replaced for the whole process
 
 
+class NoVariantError(LoweringError):
+    """None can be had: of this model, or of any on this machine."""
+
+
 def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: str, weights: Weights) -> Program:
     """The program of ``exported`` for exactly these static inputs. ``lowering``: a name from VARIANTS.
     ``weights``: what the lowerings of one model share.
 
-    Raises LoweringError with the reason where Inductor, Triton or this file cannot do it.
+    Raises LoweringError with the reason where Inductor, Triton or this file cannot do it; NoVariantError where they can
+    do no other variant, either.
     """
     if not inputs[0].is_cuda:
-        raise LoweringError("Inductor's kernels are taken apart for GPUs only")
+        raise NoVariantError("Inductor's kernels are taken apart for GPUs only")
+    if not _triton.has_triton():
+        raise NoVariantError("there is no Triton, or none for a GPU this old")
     variant = VARIANTS[lowering]
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -156,7 +164,7 @@ def _launches_as_nodes() -> AbstractContextManager[None]:
         tuner = converter.kernels[line.kernel_name].tuner
         arguments = converter._lookup_args(line.call_args)
         if tuner.heuristic_type.name == "USER_AUTOTUNE":
-            raise LoweringError(f"the model has a Triton kernel of its own: {tuner.fn.__name__}")
+            raise NoVariantError(f"the model has a Triton kernel of its own: {tuner.fn.__name__}")
         nodes = [a if isinstance(a, Node) else converter._generate_sym_node(a) for a in arguments]
         converter.gm.graph.call_function(TritonLaunch(tuner), args=tuple(nodes))
 

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.lower_fused import lower_fused
+from opara_server.engine.lower_fused import NoVariantError, lower_fused
 from opara_server.engine.program import Program
 from opara_server.engine.rewrites import Weights
 
@@ -32,7 +32,7 @@ class Lowerings:
         return lower(self._exports[bucket], inputs)
 
     def fused(self, bucket: int, inputs: Sequence[Tensor], names: Sequence[str]) -> Iterator[Program]:
-        """Each is made when it is asked for. What cannot be had is said once."""
+        """Each is made when it is asked for. Why others cannot be had is said once per reason."""
         exported = self._exports[bucket]
         for lowering in names:
             if lowering in self.refused:
@@ -41,8 +41,11 @@ class Lowerings:
                 static = export_static(exported.module(), inputs) if _is_dynamic(exported) else exported
                 yield lower_fused(static, inputs, lowering, self._weights)
             except LoweringError as error:
-                self.refused[lowering] = str(error)
-                log.warning("%s: no %s lowering: %s", self._name, lowering, error)
+                reason = str(error)
+                if reason not in self.refused.values():
+                    log.warning("%s: no %s lowering: %s", self._name, lowering, reason)
+                every = isinstance(error, NoVariantError)
+                self.refused.update(dict.fromkeys(names if every else [lowering], reason))
 
 
 def _is_dynamic(exported: ExportedProgram) -> bool:
