@@ -86,6 +86,9 @@ def plan(
     model_dir: Annotated[Path, typer.Argument(help="Folder of one model, with its model.toml.")],
     policy: Annotated[str | None, typer.Option(help="Instead of what model.toml says.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder where the plan is kept, for 'serve' with the same one to find.")
+    ] = None,
     app_dir: AppDir = Path(),
 ) -> None:
     """Compile a model without serving it, and print what was measured."""
@@ -99,7 +102,7 @@ def plan(
     try:
         ServerConfig.of(models=folder.parent, policy=policy)  # checks the name
         config = entry.config()
-        options = replace(config.with_policy(policy).build_options(cache_dir=None), tune_behind=False)
+        options = replace(config.with_policy(policy).build_options(cache_dir), tune_behind=False)
         inputs = [i.spec for i in config.inputs]
         with progress_on(Console(stderr=True)) as progress:
             compiled = compile_model(entry.name, entry.module(config), inputs, config.device, options, progress)

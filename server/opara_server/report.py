@@ -42,6 +42,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(f"[bold]{escape(plan.model)}[/] on {plan.device} ({escape(plan.device_name)})")
     if plan.fallback_reason:
         console.print(f"[yellow]runs as one sequential graph:[/] {escape(plan.fallback_reason)}")
+    if plan.reused:
+        console.print("measured before; verified and timed once more")
     for bucket in plan.buckets:
         console.print()
         console.print(_graph_line(bucket))

@@ -184,6 +184,15 @@ def test_plan_prints_what_was_measured(small: Path, as_json: bool) -> None:
         assert re.search(r"→ +sequential +1 +0 .* 1\.00×", ended.stdout)
 
 
+def test_a_plan_that_was_made_ahead_is_what_serves(small: Path) -> None:
+    kept = f"--cache-dir={small.parent / 'ahead'}"
+    said = [run("plan", str(small / "small"), f"--app-dir={ROOT}", kept, cwd=small).stdout for _ in range(2)]
+    assert ["measured before" in one for one in said] == [False, True]
+    with running(small, kept) as server, grpc.insecure_channel(server.grpc) as channel:
+        described = InferenceServiceStub(channel).GetModel(pb.GetModelRequest(model="small"), timeout=PATIENCE_S)
+        assert [bucket.reused for bucket in described.buckets] == [True, True]
+
+
 def test_without_its_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(\"No module named 'typer'\", name='typer')")
     paths = f"{tmp_path}:{environment()['PYTHONPATH']}"
