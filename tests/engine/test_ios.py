@@ -106,7 +106,7 @@ def test_chains_hold_what_nothing_forks_from_or_joins(graph: OperatorGraph) -> N
 def test_a_stage_ends_before_the_next_begins_and_its_groups_run_side_by_side() -> None:
     graph = OperatorGraph.from_edges(7, [(0, 1), (0, 2), (1, 3), (2, 4), (4, 5), (3, 6), (5, 6)])
     stages: list[list[tuple[int, ...]]] = [[(0,)], [(1, 3), (2, 4)], [(5,)], [(6,)]]
-    schedule = in_stages("test", graph, stages)
+    schedule = in_stages(graph, stages)
     check(graph, schedule)
     past = ordered_pairs(schedule)
     assert past[1] == past[2] == 0b1

@@ -59,7 +59,7 @@ class CompiledModel:
         device: Device,
         graphs: Mapping[int, CapturedGraph],
         plan: Plan,
-        behind: Behind | None = None,
+        behind: Behind | None,
     ) -> None:
         self.inputs = flat.inputs
         self.outputs = flat.outputs

@@ -46,7 +46,7 @@ class InputWrittenError(Exception):
 class Trial:
     """The run on real tensors, and what it found out. Values and storages are numbered as they appear."""
 
-    def __init__(self, module: GraphModule, given: Sequence[Given], copied: Collection[int] = frozenset()) -> None:
+    def __init__(self, module: GraphModule, given: Sequence[Given], copied: Collection[int]) -> None:
         """Runs at once. ``given``: per placeholder. ``copied``: numbers of inputs that the module gets a copy of.
 
         Raises InputWrittenError where the module is about to write to one that is not, LoweringError, and ModelError

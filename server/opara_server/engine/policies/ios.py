@@ -40,7 +40,7 @@ def ios(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> S
         return stage_us(graph, profile, [flat(group) for group in groups], latency) + latency.dependency_us + wait
 
     found = best_stages(poset, price, Limits.within(BUDGET, len(chains), CHAINS_PER_GROUP, streams))
-    return in_stages("ios", graph, [[flat(group) for group in stage] for stage in found])
+    return in_stages(graph, [[flat(group) for group in stage] for stage in found])
 
 
 def chains_of(graph: OperatorGraph) -> list[list[int]]:
@@ -72,7 +72,7 @@ def stage_us(graph: OperatorGraph, profile: Profile, groups: Sequence[Sequence[i
     return simulate(part, Schedule("stage", steps), profile_of_part, latency).makespan_us
 
 
-def in_stages(policy: str, graph: OperatorGraph, stages: Sequence[Sequence[Sequence[int]]]) -> Schedule:
+def in_stages(graph: OperatorGraph, stages: Sequence[Sequence[Sequence[int]]]) -> Schedule:
     """A schedule with a barrier after each stage. A group goes on with the stream of one that it depends on, if it can:
     that saves a wait."""
     stream = [0] * len(graph)
@@ -86,7 +86,7 @@ def in_stages(policy: str, graph: OperatorGraph, stages: Sequence[Sequence[Seque
                 stream[operator] = chosen
         ends = {chosen: group[-1] for group, chosen in zip(stage, taken, strict=True)}
     order = (operator for stage in stages for group in stage for operator in group)
-    return assemble(policy, graph, order, stream, barrier)
+    return assemble("ios", graph, order, stream, barrier)
 
 
 def _streams(graph: OperatorGraph, stage: Sequence[Sequence[int]], ends: Mapping[int, int]) -> list[int]:
