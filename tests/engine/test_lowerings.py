@@ -34,10 +34,11 @@ def test_fused_kernels_are_made_of_a_program_of_fixed_shapes(
     inputs = {rows: [torch.randn(rows, 8)] for rows in buckets}
     made = Lowerings("small", export_all(module, inputs))
     for rows in buckets:
-        assert len(list(made.fused(rows, inputs[rows], ["fused"]))) == 1
+        assert len(list(made.fused(rows, inputs[rows], ["fused", "fused_combo"]))) == 2
+    assert all(one is other for one, other in zip(given[::2], given[1::2], strict=True))
     shapes = [[tuple(node.meta["val"].shape) for node in one.graph.find_nodes(op="placeholder")] for one in given]
     assert all(type(size) is int for found in shapes for shape in found for size in shape)
-    assert [found[-1] for found in shapes] == [(rows, 8) for rows in buckets]
+    assert [found[-1] for found in shapes] == [(rows, 8) for rows in buckets for _ in range(2)]
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, *errors: LoweringError) -> list[str]:

@@ -23,7 +23,7 @@ class Lowerings:
 
     def __init__(self, name: str, exports: Mapping[int, ExportedProgram]) -> None:
         self.refused: dict[str, str] = {}
-        self._name = name
+        self.name = name
         self._exports = exports
         self._weights = Weights()
 
@@ -38,12 +38,13 @@ class Lowerings:
             if lowering in self.refused:
                 continue
             try:
-                static = export_static(exported.module(), inputs) if _is_dynamic(exported) else exported
-                yield lower_fused(static, inputs, lowering, self._weights)
+                if _is_dynamic(exported):
+                    exported = export_static(exported.module(), inputs)
+                yield lower_fused(exported, inputs, lowering, self._weights)
             except LoweringError as error:
                 reason = str(error)
                 if reason not in self.refused.values():
-                    log.warning("%s: no %s lowering: %s", self._name, lowering, reason)
+                    log.warning("%s: no %s lowering: %s", self.name, lowering, reason)
                 every = isinstance(error, NoVariantError)
                 self.refused.update(dict.fromkeys(names if every else [lowering], reason))
 
