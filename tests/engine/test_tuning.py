@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from opara_server.engine import build, tuning
+from opara_server.engine import build, lowerings, tuning
 from opara_server.engine.compiled import MEASURING, Progress
 from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import LoweringError, TuningError
 from opara_server.engine.export import export_all
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan_store import SavedPlan
+from opara_server.engine.program import Program
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.tuning import FOLDER, Request, tune_in_children
@@ -283,6 +284,7 @@ def test_a_model_that_runs_at_once_is_improved_later_and_saved(tmp_path: Path) -
             graph = model.improve(found, bucket)
             assert model.graph(bucket) is graph
         model.improved()
+        model.settle()
     assert model.behind is None
     assert_right(model, module)
     model.close()
@@ -291,3 +293,20 @@ def test_a_model_that_runs_at_once_is_improved_later_and_saved(tmp_path: Path) -
     assert again.plan.reused
     assert [b.policy for b in again.plan.buckets] == [b.policy for b in model.plan.buckets]
     again.close()
+
+
+def test_a_model_whose_operators_cannot_be_had_is_not_searched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child would only find out the same, at every start."""
+
+    def refused(*_arguments: Any) -> Program:
+        raise LoweringError("an operator of an unusual kind")
+
+    monkeypatch.setattr(lowerings, "lower", refused)
+    module = Branches()
+    model = compiled(module, cache_dir=tmp_path, tune_behind=True)
+    assert model.plan.fallback_reason == "an operator of an unusual kind"
+    assert model.behind is None
+    assert_right(model, module)
+    model.close()

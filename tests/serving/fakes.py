@@ -151,6 +151,9 @@ class FakeCompiled:
         return self.graphs[bucket]
 
     def improved(self) -> None:
+        pass
+
+    def settle(self) -> None:
         self.behind = None
 
     def close(self) -> None:

@@ -93,6 +93,7 @@ def test_a_search_that_fails_leaves_what_runs(
         wait_for(lambda: "the search failed, what runs goes on" in caplog.text)
         expected, answer = ask(server, 2)
         np.testing.assert_array_equal(answer.array(), expected)
+        wait_for(lambda: compiler.made["a"].behind is None)  # it holds the exported programs
 
 
 def test_batch_sizes_switched_before_a_failure_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -147,8 +147,9 @@ class _Build:
         try:
             self._exports = export_all(self.flat.module, {bucket: self._inputs(bucket) for bucket in self.buckets})
             if self.options.tune_behind:
+                simplest = self._searched(self._exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN))
                 self._untuned = True
-                return self._searched(self._exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN))
+                return simplest
             return self._tuned(self._exports)
         except LoweringError as error:
             self.fallback_reason = str(error)

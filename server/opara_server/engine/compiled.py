@@ -89,9 +89,12 @@ class CompiledModel:
         return graph
 
     def improved(self) -> None:
-        """All buckets are: the plan is saved, and what only the search needed is let go."""
+        """All buckets are: the plan is saved."""
         assert self.behind is not None
         self.behind.save(self.plan)
+
+    def settle(self) -> None:
+        """The search has ended, well or not: what only it needed is let go."""
         self.behind = None
 
     def close(self) -> None:

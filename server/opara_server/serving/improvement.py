@@ -56,7 +56,7 @@ class Improvement:
             log.warning("the search failed, what runs goes on: %s", error, extra={"model": name})
         except Exception:
             log.exception("the search failed, what runs goes on", extra={"model": name})
-        self._executor.run(self._tell)  # also of the batch sizes that were switched before a failure
+        self._executor.run(self._end)
 
     def _report(self, doing: str, share: float) -> None:
         if self._executor.stopping:
@@ -79,8 +79,10 @@ class Improvement:
         finally:
             self._executor.bind(None)
 
-    def _tell(self) -> None:
-        """Executor's thread. Metrics and descriptions are of the plan that runs."""
+    def _end(self) -> None:
+        """Executor's thread. Metrics and descriptions are of the plan that runs, also where only the batch sizes before
+        a failure were switched."""
+        self._compiled.settle()
         plan = self._compiled.plan
         if self._executor.runs(self._worker.name) and plan != self._served:
             self._executor.attach(replace(self._worker, metrics=self._metrics.model(plan)))
