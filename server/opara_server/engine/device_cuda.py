@@ -5,6 +5,10 @@ workspace per stream, which must not be shared with graphs of other owners (pyto
 such a workspace, so a closed device's streams are not destroyed but handed to the next one. Every capture is preceded
 by an ordinary run of the same launches on the same streams: cuDNN and cuBLAS choose algorithms, make handles and take
 their workspaces there, outside the graph's memory.
+
+So a graph may be closed while others live: its memory is its own or of a pool that the others keep, and no workspace
+goes with it. From 2.12 on PyTorch drops those of the stream on which a destroyed graph's capture began, whoever else's
+graphs write to them: captures begin and end on a stream on which no operator ever runs.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from opara_server.engine.schedule import MAX_STREAMS
 from opara_server.engine.simulate import Latency
 from opara_server.engine.trace import Trace
 
+ORIGIN = -1  # the number of the stream that captures begin on
 OCCUPIED_CYCLES = 400_000  # of an SM: 200 µs or more
 
 
@@ -62,11 +67,12 @@ class CudaDevice:
 
     def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:
         streams = [self._stream(number, number in launches.urgent) for number in range(launches.streams)]
+        origin = self._stream(ORIGIN, urgent=False)
         # A pool keeps what any of its graphs ever needed for as long as one of them lives.
         pool = None if passing else next((graph.pool for graph in self._graphs - self._passing), None)
         try:
             arena = arena_block(self._graphs, launches.arena.size, self.torch_device())
-            graph = CudaGraph(program, launches, arena, streams, pool, self._forget)
+            graph = CudaGraph(program, launches, arena, origin, streams, pool, self._forget)
         except Exception as error:  # CUDA's refusal, or whatever the model's own code raises
             raise CaptureError(f"CUDA cannot capture the model: {first_line(error)}") from error
         self._graphs.add(graph)
@@ -146,6 +152,7 @@ class CudaGraph:
         program: Program,
         launches: LaunchList,
         arena: torch.Tensor,
+        origin: torch.cuda.ExternalStream,
         streams: list[torch.cuda.ExternalStream],
         pool: tuple[int, int] | None,
         on_close: Callable[[CudaGraph], None],
@@ -157,8 +164,8 @@ class CudaGraph:
         prepared = program.prepare(launches.arena, arena)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.stream(streams[0]):
-            with _refusing_synchronisation():
+        with torch.cuda.stream(origin):
+            with _refusing_synchronisation(), _forked(origin, streams[0]):
                 _issue(program, prepared, launches, streams)
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -166,7 +173,8 @@ class CudaGraph:
             with _without_garbage_collection():
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
                 try:
-                    self.outputs = _issue(program, prepared, launches, streams)
+                    with _forked(origin, streams[0]):
+                        self.outputs = _issue(program, prepared, launches, streams)
                 finally:
                     self._graph.capture_end()
         self.peak_bytes: int | None = launches.arena.size + torch.cuda.max_memory_allocated() - before
@@ -210,6 +218,20 @@ def _issue(
     for last in launches.joins:
         streams[0].wait_event(events[last])
     return program.results(environment)
+
+
+@contextmanager
+def _forked(origin: torch.cuda.ExternalStream, stream: torch.cuda.ExternalStream) -> Iterator[None]:
+    """``stream`` as the current one: from ``origin`` and back to it. In a graph neither is a node or an edge."""
+    begin, end = torch.cuda.Event(), torch.cuda.Event()
+    begin.record(origin)
+    stream.wait_event(begin)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        end.record(stream)
+        origin.wait_event(end)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The search for what runs best: in a child process on a GPU, here on a CPU.
 
-On a GPU the search captures graphs and destroys the losers, which can corrupt graphs that live
-(pytorch/pytorch#193402), and compiles for minutes. A child does both: it is given the exported programs and gives back
-a saved plan. Several children compile at once, a share of the batch sizes each; then they measure in turn.
+On a GPU the search compiles for minutes, and captures dozens of graphs of which one is kept. A child does both, and
+takes with it what it loaded: it is given the exported programs and gives back a saved plan. Several children compile at
+once, a share of the batch sizes each; then they measure in turn.
 """
 
 from __future__ import annotations
