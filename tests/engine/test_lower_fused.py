@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opara_server.engine.export import export_static
 from opara_server.engine.graph import Kind
@@ -63,4 +64,34 @@ def test_convolutions_that_are_told_where_to_write_come_through_without_a_copy()
     operators = program.graph.operators
     assert {operator.target for operator in operators} == {"opara.convolution.default"}
     assert [len(before) for before in program.graph.predecessors] == [0, 1, 1, 1, 1, 1, 4]
+    assert Kind.ACTIVATION not in {buffer.kind for buffer in program.graph.buffers}
+
+
+class Mixed(nn.Module):
+    """Kernels of our own between convolutions, two of them of the same shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead, self.behind = layer(4, 16, 3), layer(16, 12)
+        self.sides = nn.ModuleList([nn.Conv2d(16, 16, 3, padding=1, groups=16) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.ahead(x)
+        one, other = (side(x) for side in self.sides)
+        heads, others = one.flatten(2).unflatten(1, (2, 8)).mT, other.flatten(2).unflatten(1, (2, 8)).mT
+        mixed = nn.functional.scaled_dot_product_attention(heads, others, others)
+        return self.behind(one), nn.functional.scaled_dot_product_attention(mixed, heads, others)
+
+
+@TORCH_WARNS
+def test_so_do_kernels_of_our_own() -> None:
+    module, x = settled(Mixed()), image(4)
+    passes = ("attention", "depthwise", "conv_epilogues", "explicit_convolutions", "explicit_kernels")
+    with torch.inference_mode(False), torch.no_grad():
+        graph = _flat(apply(functional(export_static(module, [x])), passes, Weights()))
+        program = program_of(_compile(graph, (x.clone(),), OPTIONS), [Given(x, Kind.INPUT)], "fused")
+        for out, expected in zip(program.run_in_order(), module(x), strict=True):
+            torch.testing.assert_close(out, expected)
+    targets = Counter(operator.target.removeprefix("opara.") for operator in program.graph.operators)
+    assert targets == {"convolution.default": 2, "depthwise_out.default": 2, "attention_out.default": 2}
     assert Kind.ACTIVATION not in {buffer.kind for buffer in program.graph.buffers}

@@ -122,7 +122,7 @@ def own(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("early", [False, True])
 def test_kernels_keep_their_machine_code(early: bool) -> None:
     code = KernelCode("k", b"\x7fELF machine code", 128, 1024)
-    launch = KernelLaunch(code, (3, 1, 1), ("pointer", "i32", "fp32", "pointer"), early)
+    launch = KernelLaunch(code, (3, 1, 1), ("pointer", "i32", "fp32", "pointer"), early, flops=640)
     program = lowered(Function(lambda x: x + 1), ZOO["chain"], 4)
     call = Call(launch, (Ref(0), 7, float("inf"), None), {}, program.bodies[0][0].result)
     writer = ProgramWriter([])

@@ -119,7 +119,7 @@ def test_all_depthwise_tiles_compute_the_same(
 ) -> None:
     """All that the rule chooses for such layers. Channels that do not fill the last tile, places that do not fill the
     last one of a line."""
-    from opara_server.engine.rewrites.depthwise_kernel import launch  # noqa: PLC0415 - needs Triton
+    from opara_server.engine.rewrites.depthwise_kernel import triton_call  # noqa: PLC0415 - needs Triton
 
     x, weight = torch.randn(8, 40, 9, 23).half().to(memory_format=CHANNELS_LAST), torch.randn(*taps, 40)
     bias, x_bias = torch.randn(40), torch.randn(40)
@@ -128,7 +128,7 @@ def test_all_depthwise_tiles_compute_the_same(
     expected = depthwise(*exact, list(stride), [1, 2], list(dilation), [5, 7], relu, relu)
     for chosen in {tile(layer, count) for count in MULTIPROCESSORS}:
         out = torch.full((8, 40, 5, 7), torch.nan, dtype=x.dtype, device="cuda").to(memory_format=CHANNELS_LAST)
-        launch(x.cuda(), weight.cuda(), bias.cuda(), x_bias.cuda(), out, layer, chosen)
+        triton_call(x.cuda(), weight.cuda(), bias.cuda(), x_bias.cuda(), out, layer, chosen).run()
         assert error_norm(out, expected.cuda()) < BOUNDS[x.dtype], chosen
 
 

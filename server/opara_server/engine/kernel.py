@@ -24,13 +24,15 @@ class KernelLaunch:
     """A kernel with its grid: called with the kernel's parameters, it launches on PyTorch's current stream.
 
     ``types``: POINTER (a tensor, by its address, or None) or one of PARAMETER_TYPES, per parameter. ``early``: it may
-    start before the kernels ahead of it have ended (early_start.py).
+    start before the kernels ahead of it have ended (early_start.py). ``flops``: of matrix products, convolutions and
+    attention, for the profile.
     """
 
     code: KernelCode
     grid: tuple[int, int, int]
     types: tuple[str, ...]
     early: bool = False
+    flops: int = 0
 
     def __call__(self, *parameters: Any) -> None:
         """Raises DeviceError where the driver refuses."""

@@ -23,15 +23,14 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _triton
 
-from opara_server.engine.early_start import may_start_early
 from opara_server.engine.errors import LoweringError, first_line
 from opara_server.engine.graph import Kind
-from opara_server.engine.kernel import PARAMETER_TYPES, POINTER, KernelCode, KernelLaunch
 from opara_server.engine.lowering import program_of
-from opara_server.engine.program import Call, Program
-from opara_server.engine.rewrites import Weights, apply, functional
+from opara_server.engine.program import Call, Environment, Program
+from opara_server.engine.rewrites import TRITON_CALLS, Weights, apply, functional
 from opara_server.engine.tensors import dtype_name
 from opara_server.engine.trial_record import Given
+from opara_server.engine.triton_call import as_launch, launch_of
 
 OPTIONS = {
     "fx_wrapper": True,
@@ -70,6 +69,7 @@ REWRITTEN = (
     "narrow_linears",
     *EPILOGUES,
     "explicit_convolutions",
+    "explicit_kernels",
 )
 EARLY = {"triton.enable_pdl": True}
 COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}
@@ -110,10 +110,13 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
             expected = [_form(result) for result in module(*examples)]
             compiled = _compile(module, examples, {**OPTIONS, **variant.options})
         program = program_of(compiled, [Given(tensor, Kind.INPUT) for tensor in inputs], lowering)
-        found = [_form(result) for result in program.run_in_order()]
+        values = program.new_environment()
+        for operator in range(len(program.graph)):
+            program.run(operator, values)
+        found = [_form(result) for result in program.results(values)]
         if found != expected:
             raise LoweringError(f"Inductor gives {found}, not {expected}")
-        return replace(program, bodies=tuple(tuple(map(_finished, body)) for body in program.bodies))
+        return replace(program, bodies=tuple(tuple(_finished(call, values) for call in b) for b in program.bodies))
     except LoweringError:
         raise
     except Exception as error:  # Inductor and Triton raise whatever they like
@@ -266,21 +269,14 @@ class TritonLaunch:
         FunctionType(launcher.__code__, retold)(*call.args, stream=None)
         names = launcher.fn.arg_names
         given = dict(zip(names, told[-len(names) :], strict=True))
-        types = [self._tuner.triton_meta["signature"][name] for name in launcher.call_args]
-        about = launcher.bin.metadata
-        scratch = [size for size in (launcher.global_scratch, launcher.profile_scratch) if size is not None]
-        unusual = any(scratch) or about.num_ctas != 1 or getattr(about, "launch_cooperative_grid", False)
-        if unusual or not all(kind.startswith("*") or kind in PARAMETER_TYPES for kind in types):
-            raise LoweringError(f"the Triton kernel {self} needs more than a plain launch")
-        code = KernelCode(about.name, launcher.bin.asm["cubin"], 32 * about.num_warps, about.shared)
-        types = [POINTER if kind.startswith("*") else kind for kind in types] + [POINTER] * len(scratch)  # of no bytes
-        x, y, z = (int(n) for n in told[:3])
-        early = getattr(about, "launch_pdl", False) and may_start_early(launcher.bin.asm["ptx"])
-        launch = KernelLaunch(code, (x, y, z), tuple(types), early)
-        return replace(
-            call, target=launch, args=(*(given[name] for name in launcher.call_args), *[None] * len(scratch))
-        )
+        types = self._tuner.triton_meta["signature"]
+        launch, args = launch_of(launcher.bin, told[:3], [(types[name], given[name]) for name in launcher.call_args])
+        return replace(call, target=launch, args=args)
 
 
-def _finished(call: Call) -> Call:
-    return call.target.finished(call) if isinstance(call.target, TritonLaunch) else call
+def _finished(call: Call, values: Environment) -> Call:
+    """Triton's kernels as machine code, of Inductor's and of our own making. ``values``: of a run."""
+    if isinstance(call.target, TritonLaunch):
+        return call.target.finished(call)
+    triton_call = TRITON_CALLS.get(call.target)
+    return call if triton_call is None else as_launch(call, values, triton_call)

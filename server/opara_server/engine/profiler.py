@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from opara_server.engine.errors import EngineError
+from opara_server.engine.kernel import KernelLaunch
 from opara_server.engine.profile import Kernel, OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
 from opara_server.engine.trace import Interval, Trace
@@ -47,7 +48,8 @@ def count_flops(program: Program) -> list[int]:
     for operator in range(len(program.graph)):
         with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
             program.run(operator, environment)
-        flops.append(counter.get_total_flops())
+        launches = [call.target for call in program.bodies[operator] if isinstance(call.target, KernelLaunch)]
+        flops.append(counter.get_total_flops() + sum(launch.flops for launch in launches))
     return flops
 
 

@@ -40,9 +40,13 @@ class Call:
     result: int
 
     def run(self, environment: Environment) -> None:
-        args = _resolve(self.args, environment)
-        kwargs = {name: _resolve(value, environment) for name, value in self.kwargs.items()}
+        args, kwargs = self.given(environment)
         environment[self.result] = self.target(*args, **kwargs)
+
+    def given(self, environment: Environment) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the target gets in this run: its positional arguments, and those by name."""
+        kwargs = {name: _resolve(value, environment) for name, value in self.kwargs.items()}
+        return _resolve(self.args, environment), kwargs
 
 
 def _resolve(argument: Any, environment: Environment) -> Any:

@@ -98,6 +98,7 @@ class ProgramWriter:
                 "grid": target.grid,
                 "types": target.types,
                 "early": target.early,
+                "flops": target.flops,
             }
         if target in NAMES:
             return {"function": NAMES[target]}
@@ -200,7 +201,7 @@ class ProgramReader:
             return FUNCTIONS[data["function"]]
         if "kernel" in data:
             code, grid, types = self._code(data["kernel"]), tuple(data["grid"]), tuple(data["types"])
-            return KernelLaunch(code, grid, types, data["early"])
+            return KernelLaunch(code, grid, types, data["early"], data["flops"])
         namespace, name, overload = data["operator"].split(".")
         found: OpOverload[..., Any] = getattr(getattr(getattr(torch.ops, namespace), name), overload)
         return found

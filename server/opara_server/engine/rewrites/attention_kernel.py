@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from opara_server.engine.rewrites.attention_tile import WARPS, Tile, padded
+from opara_server.engine.triton_call import TritonCall
 
 LOG2_E = tl.constexpr(log2(e))
 
@@ -98,20 +99,23 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(end, mixed.to(out.dtype.element_ty), mask=(i < QUERIES)[:, None] & (at < E)[None, :])
 
 
-def launch(
+def triton_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    bias_strides: tuple[int, ...] | None,
     out: Tensor,
     causal: bool,
     scale: float,
     tile: Tile,
-) -> None:
-    """Operands as ``attention_kernel`` has them. Where nothing is left of a query's scores, its result is 0."""
+    flops: int,
+) -> TritonCall:
+    """Operands as ``attention_kernel`` has them, but ``bias``: with ``bias_strides`` it has an element for each score.
+    Where nothing is left of a query's scores, its result is 0."""
     rows, heads, queries, d = query.shape
     keys, width = value.shape[2:]
-    attention_kernel[rows * heads, triton.cdiv(queries, tile.queries)](
+    arguments = (
         query,
         key,
         value,
@@ -126,12 +130,12 @@ def launch(
         query.stride(),
         key.stride(),
         value.stride(),
-        None if bias is None else bias.stride(),
+        bias_strides,
         causal,
         "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
         tile.queries,
         tile.keys,
         padded(d),
         padded(width),
-        num_warps=WARPS,
     )
+    return TritonCall(attention_kernel, (rows * heads, triton.cdiv(queries, tile.queries)), arguments, WARPS, flops)

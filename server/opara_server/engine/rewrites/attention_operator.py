@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
 from opara_server.engine.rewrites.attention_tile import Layer, is_ours, tile
+from opara_server.engine.triton_call import TritonCall
 
 aten = torch.ops.aten
 
@@ -40,20 +41,52 @@ def attention(
 def _kernel(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
-    scores, layer = _scores(query, key, bias), layer_of(query, key, value)
-    if not is_ours(layer):
-        results = aten._scaled_dot_product_efficient_attention(
-            query, key, value, scores, False, 0.0, causal, scale=scale
-        )
-        efficient: Tensor = results[0]
-        return efficient
-    from opara_server.engine.rewrites.attention_kernel import launch  # noqa: PLC0415 - needs Triton
+    if is_ours(layer_of(query, key, value)):
+        out: Tensor = _shape(query, key, value, bias, causal, scale)
+        attention_call(query, key, value, bias, causal, scale, out).run()
+        return out
+    scores = _scores(query, key, bias)
+    results = aten._scaled_dot_product_efficient_attention(query, key, value, scores, False, 0.0, causal, scale=scale)
+    efficient: Tensor = results[0]
+    return efficient
 
-    chosen = tile(layer, torch.cuda.get_device_properties(query.device).multi_processor_count)
+
+@torch.library.custom_op("opara::attention_out", mutates_args=("out",), tags=(torch.Tag.needs_exact_strides,))
+def attention_out(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None, out: Tensor
+) -> None:
+    """``out`` = attention(...), laid out as that would be: for what our own kernel computes (``is_ours``)."""
+    out.copy_(attention(query, key, value, bias, causal, scale))
+
+
+@attention_out.register_kernel("cuda")
+def _launch(*given: Any) -> None:
+    attention_call(*given).run()
+
+
+@attention_out.register_fake
+def _nothing(*_: Any) -> None:
+    """It has no result."""
+
+
+def attention_call(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None, out: Tensor
+) -> TritonCall:
+    """Of our own kernel, for the arguments of ``attention_out``. Operands whose heads are in pieces are copied now.
+
+    Raises ValueError where the result would lie otherwise than the kernel writes it.
+    """
+    from opara_server.engine.rewrites.attention_kernel import triton_call  # noqa: PLC0415 - needs Triton
+
+    if not out.transpose(1, 2).is_contiguous():
+        raise ValueError(f"the result of attention does not lie as [B, Q, H, E]: strides {out.stride()}")
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    out: Tensor = _shape(query, key, value, bias, causal, scale)
-    launch(query, key, value, scores, out, causal, query.shape[3] ** -0.5 if scale is None else scale, chosen)
-    return out
+    scores = _scores(query, key, bias)
+    strides = None if scores is None else scores.stride()
+    chosen = tile(layer_of(query, key, value), torch.cuda.get_device_properties(query.device).multi_processor_count)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    flops = _flops(query.shape, key.shape, value.shape)
+    return triton_call(query, key, value, bias, strides, out, causal, scale, chosen, flops)
 
 
 def layer_of(query: Tensor, key: Tensor, value: Tensor) -> Layer:
@@ -82,6 +115,7 @@ def _shape(
 
 
 ATTENTION = torch.ops.opara.attention.default
+ATTENTION_OUT = torch.ops.opara.attention_out.default
 
 
 @register_flop_formula(torch.ops.opara.attention)

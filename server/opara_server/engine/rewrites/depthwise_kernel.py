@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from opara_server.engine.rewrites.depthwise_tile import CHANNELS, Layer, Tile, grid, places
+from opara_server.engine.rewrites.depthwise_tile import CHANNELS, Layer, Tile, flops, grid, places
+from opara_server.engine.triton_call import TritonCall
 
 
 @triton.jit(do_not_specialize=["places"])  # type: ignore[untyped-decorator]
@@ -149,11 +150,11 @@ def _add(  # type: ignore[no-untyped-def]
     return sums
 
 
-def launch(
+def triton_call(
     x: Tensor, weight: Tensor, bias: Tensor | None, x_bias: Tensor | None, out: Tensor, layer: Layer, tile: Tile
-) -> None:
+) -> TritonCall:
     """Operands as ``depthwise_kernel`` has them: images are channels_last."""
-    depthwise_kernel[grid(layer, tile)](
+    arguments = (
         x,
         weight,
         bias,
@@ -174,5 +175,5 @@ def launch(
         tile.per_place,
         tile.split,
         tile.held,
-        num_warps=tile.warps,
     )
+    return TritonCall(depthwise_kernel, grid(layer, tile), arguments, tile.warps, flops(layer))

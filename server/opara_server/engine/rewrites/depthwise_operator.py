@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from opara_server.engine.rewrites.depthwise_tile import Layer, tile
+from opara_server.engine.triton_call import TritonCall
 
 aten = torch.ops.aten
 
@@ -56,7 +57,14 @@ def depthwise(
 
 
 @depthwise.register_kernel("cuda")
-def _kernel(
+def _kernel(*given: Any) -> Tensor:
+    out: Tensor = _shape(*given)
+    _launch(*given, out)
+    return out
+
+
+@torch.library.custom_op("opara::depthwise_out", mutates_args=("out",), tags=(torch.Tag.needs_exact_strides,))
+def depthwise_out(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -67,11 +75,44 @@ def _kernel(
     size: Sequence[int],
     relu_before: bool,
     relu_after: bool,
-) -> Tensor:
-    from opara_server.engine.rewrites.depthwise_kernel import launch  # noqa: PLC0415 - needs Triton
+    out: Tensor,
+) -> None:
+    """``out``, which is channels_last, = depthwise(...)."""
+    out.copy_(depthwise(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after))
 
+
+@depthwise_out.register_kernel("cuda")
+def _launch(*given: Any) -> None:
+    depthwise_call(*given).run()
+
+
+@depthwise_out.register_fake
+def _nothing(*_: Any) -> None:
+    """It has no result."""
+
+
+def depthwise_call(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    size: Sequence[int],
+    relu_before: bool,
+    relu_after: bool,
+    out: Tensor,
+) -> TritonCall:
+    """Of our kernel, for the arguments of ``depthwise_out``. An ``x`` that is not channels_last is copied now.
+
+    Raises ValueError where the result would lie otherwise than the kernel writes it.
+    """
+    from opara_server.engine.rewrites.depthwise_kernel import triton_call  # noqa: PLC0415 - needs Triton
+
+    if not out.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"the result of a depthwise convolution is not channels_last: strides {out.stride()}")
     x = x.contiguous(memory_format=torch.channels_last)
-    out: Tensor = _shape(x, weight, bias, x_bias, stride, padding, dilation, size, relu_before, relu_after)
     rows, channels, height, width = x.shape
     layer = Layer(
         rows,
@@ -87,8 +128,7 @@ def _kernel(
         x.itemsize,
     )
     chosen = tile(layer, torch.cuda.get_device_properties(x.device).multi_processor_count)
-    launch(x, weight.contiguous(), bias, x_bias, out, layer, chosen)
-    return out
+    return triton_call(x, weight.contiguous(), bias, x_bias, out, layer, chosen)
 
 
 @depthwise.register_fake
@@ -108,6 +148,7 @@ def _shape(
 
 
 DEPTHWISE = torch.ops.opara.depthwise.default
+DEPTHWISE_OUT = torch.ops.opara.depthwise_out.default
 
 
 @register_flop_formula(torch.ops.opara.depthwise)

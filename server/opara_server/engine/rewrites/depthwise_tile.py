@@ -76,6 +76,11 @@ def places(layer: Layer, per_place: int) -> int:
     return layer.rows * height * -(-width // per_place)
 
 
+def flops(layer: Layer) -> int:
+    """Of all rows: a product and a sum per tap."""
+    return 2 * layer.rows * layer.channels * prod(layer.out_size) * prod(layer.taps)
+
+
 def _tile(layer: Layer, places: int, per_place: int, split: int, held: bool) -> Tile:
     """No more pixels than a line has and no more threads than the filter has rows, both rounded up to a power of two.
     A vector of channels per thread, as far as MOST_WARPS go."""

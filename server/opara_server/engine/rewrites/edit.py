@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from operator import attrgetter
 from typing import Any
@@ -96,6 +96,12 @@ class Insert:
             node = self._module.graph.get_attr(unique)
         node.meta = {**self._origin(), "val": self._fake(tensor)}
         return node
+
+    def memory(self, like: Tensor, order: Sequence[int]) -> Node:
+        """For a tensor like this, in the one form whose strides Inductor does not choose again. ``order``: its
+        dimensions from the outermost to the innermost."""
+        kind = {"dtype": like.dtype, "device": like.device}
+        return self.call(aten.empty_permuted.default, list(like.shape), list(order), **kind)
 
     def _origin(self) -> dict[str, Any]:
         return {key: self._at.meta[key] for key in ("stack_trace", "nn_module_stack") if key in self._at.meta}

@@ -95,7 +95,7 @@ def explicit_convolutions(module: GraphModule, weights: Weights) -> int:
         choice = None if found is None else found.apart()
         if found is None or choice is None:
             continue
-        buffer = _buffer(Insert(module, node), value(node))
+        buffer = Insert(module, node).memory(value(node), CHANNELS_LAST)
         found.insert(module, weights, choice.plan, buffer)
         node.replace_all_uses_with(buffer)
         count += 1
@@ -131,7 +131,8 @@ def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
     plans = _plans(module, found, whole) if len(found) == len(parts) else None
     if plans is None:
         return 0
-    buffer = _buffer(Insert(module, next(node for node in module.graph.nodes if node in parts)), whole)
+    first = next(node for node in module.graph.nodes if node in parts)
+    buffer = Insert(module, first).memory(whole, CHANNELS_LAST)
     for explicit, plan, begin, end in zip(found, plans, begins, begins[1:], strict=False):
         slot = Insert(module, explicit.node).call(aten.slice.Tensor, buffer, 1, begin, end)
         explicit.insert(module, weights, plan, slot)
@@ -167,12 +168,6 @@ def _chain_us(module: GraphModule, node: Node) -> float:
         us += SMALL_US if choice is None else choice.us
         node = node.all_input_nodes[0]
     return us
-
-
-def _buffer(insert: Insert, like: Tensor) -> Node:
-    """Memory for a tensor like this, in the one form whose strides Inductor does not choose again."""
-    kind = {"dtype": like.dtype, "device": like.device}
-    return insert.call(aten.empty_permuted.default, list(like.shape), CHANNELS_LAST, **kind)
 
 
 def _explicit(module: GraphModule, node: Node) -> Explicit | None:

@@ -15,6 +15,7 @@ from opara_server.engine.rewrites.deduplicate import deduplicate
 from opara_server.engine.rewrites.depthwise import depthwise
 from opara_server.engine.rewrites.edit import refresh, tidy
 from opara_server.engine.rewrites.explicit_convolutions import explicit_convolutions
+from opara_server.engine.rewrites.explicit_kernels import explicit_kernels
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
 from opara_server.engine.rewrites.fold_padding import fold_padding
@@ -46,6 +47,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
     "explicit_convolutions": explicit_convolutions,
+    "explicit_kernels": explicit_kernels,
 }
 
 
