@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from opara_server.engine import build
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.launch import LaunchList
+from opara_server.engine.options import BuildOptions
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import content_digest
 from tests.engine.compiling import assert_right, compiled, on_several_streams, streams_are_fast
@@ -102,6 +103,18 @@ def test_a_saved_plan_that_is_slow_today_waits_for_a_better_day(
     model.close()
 
 
+DEFAULT = BuildOptions((2,), policy="nimble")
+OTHER_OPTIONS: dict[str, Any] = {
+    "batch_sizes": (2, 3),
+    "policy": "opara",
+    "lowering": "aten",
+    "tuning_budget_s": 3.0,
+    "channels_last": not DEFAULT.channels_last,
+    "priorities": not DEFAULT.priorities,
+    "tolerance": 1e-3,
+}
+
+
 def other_weights() -> nn.Module:
     module = Branches()
     with torch.no_grad():
@@ -117,18 +130,12 @@ def other_weights() -> nn.Module:
         {"module": Branches().double(), "specs": (replace(ROW[0], dtype="float64"),)},
         {"specs": (replace(ROW[0], low=0.0, high=1.0),)},
         {"specs": (replace(ROW[0], name="y"),)},
-        {"batch_sizes": (2, 3)},
-        {"policy": "opara"},
-        {"lowering": "aten"},
-        {"tuning_budget_s": 3.0},
-        {"tolerance": 1e-3},
-        {"channels_last": True},
-        {"priorities": True},
+        *({name: value} for name, value in OTHER_OPTIONS.items()),
     ],
     ids=" ".join,
 )
 def test_another_model_or_other_options_are_another_plan(tmp_path: Path, other: dict[str, Any]) -> None:
-    one: dict[str, Any] = {"module": Branches(), "batch_sizes": (2,), "policy": "nimble"}
+    one = {"module": Branches(), "batch_sizes": DEFAULT.batch_sizes, "policy": DEFAULT.policy}
     for number, given in enumerate((one, one | other)):
         model = compiled(**given, cache_dir=tmp_path)
         assert not model.plan.reused
@@ -156,12 +163,13 @@ def test_another_device_has_another_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_settings_that_no_measurement_depends_on_make_no_other_plan(tmp_path: Path) -> None:
+def test_options_that_no_measurement_depends_on_make_no_other_plan(tmp_path: Path) -> None:
     module, options = Branches(), quick(tmp_path)
     compiled(module, **options, batch_sizes=(1, 4)).close()
     model = compiled(module, **options, batch_sizes=(4, 1), tune_behind=True)
     assert model.plan.reused
     model.close()
+    assert {field.name for field in fields(BuildOptions)} == {*OTHER_OPTIONS, "tune_behind", "cache_dir"}
 
 
 def change(file: Path, name: str, damage: Callable[[Any], None]) -> None:

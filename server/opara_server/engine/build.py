@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 GLANCE_SECONDS = 0.05  # of timing, per graph, where it was measured well before
 PLAN_FORMAT = 4  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
+NOT_IN_KEY = {"batch_sizes", "tune_behind", "cache_dir"}  # options: told as buckets; when and where, not what
 
 
 def compile_model(
@@ -285,12 +286,5 @@ class _Build:
             "buckets": self.buckets,
             "calls": [calls_digest(self.flat.module, self._inputs(bucket)) for bucket in self.buckets],
             "weights": tensors_digest(self._weights()),
-            "options": {
-                "policy": self.options.policy,
-                "lowering": self.options.lowering,
-                "tuning_budget_s": self.options.tuning_budget_s,
-                "channels_last": self.options.channels_last,
-                "priorities": self.options.priorities,
-                "tolerance": self.options.tolerance,
-            },
+            "options": {name: value for name, value in asdict(self.options).items() if name not in NOT_IN_KEY},
         }

@@ -101,7 +101,11 @@ class Plan:
 
 @cache
 def plan(layer: Layer, name: str) -> Plan:
-    """By its name: among those that are listed, or as a whole. Raises RuntimeError where there is none such."""
+    """By its name: among those that are listed, or as a whole. Raises RuntimeError where there is none such.
+
+    Loaded once per process, and never unloaded: graphs that were captured with its kernels may be anywhere. So there
+    are as many as the models that were captured here have different layers; a search's are its child process's.
+    """
     if name.startswith(COMPILED):
         return _loaded(layer, name)
     graph = _listed(layer, compiled=False)
