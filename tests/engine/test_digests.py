@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -117,3 +119,18 @@ def test_the_module_stays_as_it_is() -> None:
     before = [weight.clone() for weight in module.parameters()]
     digest(module)
     assert all(torch.equal(now, then) for now, then in zip(module.parameters(), before, strict=True))
+
+
+WATCH = """
+import sys
+import torch
+import opara_server.engine.build
+from opara_server.engine.digests import calls_digest
+calls_digest(torch.nn.Linear(4, 4), [torch.ones(2, 4)])
+print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & sys.modules.keys()))
+"""
+
+
+def test_a_look_at_the_calls_imports_no_compiler() -> None:
+    said = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout == "[]\n"

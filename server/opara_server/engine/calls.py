@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from opara_server.engine.program import Call, Ref
 
@@ -93,6 +92,8 @@ def read(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> It
 
 def refusal(target: OpOverload, node: Node) -> str:
     """Why a program cannot make this call; empty if it can."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # noqa: PLC0415 - takes half a second
+
     if free_unbacked_symbols(node.meta.get("val")):  # the export could not know it: ``x.item()``, ``x[mask]``
         return f"{target} makes a number or a shape of data"
     return f"{target} gives a tensor other memory" if target.overloadpacket in RESIZES else ""

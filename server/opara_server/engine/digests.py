@@ -23,7 +23,7 @@ def calls_digest(module: nn.Module, inputs: Sequence[Tensor]) -> str:
     that cannot be exported has no saved plan. Raises whatever the module does under a dispatch mode of PyTorch's.
     """
     weights = [*module.named_parameters(), *module.named_buffers()]
-    calls = _Calls([*weights, *((f"input {number}", tensor) for number, tensor in enumerate(inputs))])
+    calls = _Watched([*weights, *((f"input {number}", tensor) for number, tensor in enumerate(inputs))])
     with calls:
         results = module(*inputs)
     leaves, structure = pytree.tree_flatten(results)
@@ -31,12 +31,12 @@ def calls_digest(module: nn.Module, inputs: Sequence[Tensor]) -> str:
     return calls.digest.hexdigest()
 
 
-class _Calls(TorchDispatchMode):
-    """Writes down the calls made while it is entered. A tensor is told by where it is from: by the name of a weight or
-    an input, or the number of the result that it is, and one that the code itself holds by its content."""
+class _Calls:
+    """Calls written down. A tensor is told by where it is from: by the name of a weight or an input, or the number of
+    the result that it is, and one that the code itself holds by its content."""
 
     def __init__(self, known: Iterable[tuple[str, Tensor]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.digest = sha256()
         self._names: dict[int, tuple[ref[Tensor], str]] = {}  # by id, as long as the tensor lives
         self._results = 0
@@ -65,6 +65,11 @@ class _Calls(TorchDispatchMode):
 
     def _name(self, tensor: Tensor, name: str) -> None:
         self._names[id(tensor)] = ref(tensor), name
+
+
+class _Watched(_Calls, TorchDispatchMode):
+    """The calls made while it is entered. For a mode with ``__torch_dispatch__`` in its own body PyTorch imports its
+    compiler, which takes a second: to be told not to compile that."""
 
 
 @cache
