@@ -135,7 +135,7 @@ def other_weights() -> nn.Module:
     ids=" ".join,
 )
 def test_another_model_or_other_options_are_another_plan(tmp_path: Path, other: dict[str, Any]) -> None:
-    one = {"module": Branches(), "batch_sizes": DEFAULT.batch_sizes, "policy": DEFAULT.policy}
+    one: dict[str, Any] = {"module": Branches(), "batch_sizes": DEFAULT.batch_sizes, "policy": DEFAULT.policy}
     for number, given in enumerate((one, one | other)):
         model = compiled(**given, cache_dir=tmp_path)
         assert not model.plan.reused
