@@ -106,6 +106,12 @@ def test_what_mixes_channels_gets_the_models_own() -> None:
     assert_true_metadata(graph, x)
 
 
+def test_a_cat_with_a_tensor_of_nothing_gets_the_models_own() -> None:
+    module = Between(lambda y: torch.cat([y, y.new_empty(0)], 1))
+    module.last = nn.Conv2d(6, 4, 3)
+    assert counts(rewritten(settled(module), (image(4),), "pad_channels")) == [(4, 8), (8, 4)]
+
+
 class Joined(nn.Module):
     """A cat of odd and even channel counts, read by a convolution, by a pooling before one, and by something else."""
 

@@ -80,7 +80,7 @@ def keeps_channels(node: Node) -> bool:
     if node.target in {aten.slice.Tensor, aten.mean.dim, aten.pad.default, aten.constant_pad_nd.default}:
         return _spatial(node)
     if node.target is aten.cat.default:
-        return arguments(node)["dim"] in {1, -3} and _image(node)
+        return arguments(node)["dim"] in {1, -3} and all(_image(part) for part in arguments(node)["tensors"])
     return node.target in PER_CHANNEL | ELEMENTWISE | OF_TWO and _image(node)
 
 
