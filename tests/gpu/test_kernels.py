@@ -7,20 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from opara_server.engine.capture import capture
-from opara_server.engine.device import Device
-from opara_server.engine.export import export_static
-from opara_server.engine.lower_fused import VARIANTS, Variant, lower_fused
-from opara_server.engine.policies import make_schedule
-from opara_server.engine.rewrites import PASSES, Weights
 from opara_server.engine.rewrites.attention_operator import attention
 from opara_server.engine.rewrites.depthwise_operator import depthwise
 from opara_server.engine.rewrites.depthwise_tile import Layer, tile
-from opara_server.engine.spec import TensorSpec
-from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import error_norm
 
 CHANNELS_LAST = torch.channels_last
@@ -183,48 +174,3 @@ def test_attention_of_views_of_one_tensor() -> None:
     check(attention, torch.float16, query, key, val, None, False, None)
     query, key, val = torch.randn(2, 3, 4, 32, 50).half().permute(1, 0, 2, 4, 3)
     check(attention, torch.float16, query, key, val, None, False, None)
-
-
-class Separable(nn.Module):
-    """Depthwise and pointwise convolutions in turns, then a few attention heads over the pixels, then one number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ahead = nn.Conv2d(3, 32, 3, padding=1)
-        self.spread, self.point = nn.Conv2d(32, 32, 5, 2, groups=32), nn.Conv2d(32, 64, 1)
-        self.again = nn.Conv2d(64, 64, 3, padding=1, groups=64)
-        self.register_buffer("bias", torch.randn(1, 4, 64, 64))
-        self.project = nn.Linear(64, 192)
-        self.head = nn.Linear(64, 1)
-
-    bias: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.spread(functional.pad(self.ahead(x).relu(), (1, 2, 1, 2)))
-        x = self.again(self.point(x).relu()).relu()
-        query, key, val = self.project(x.flatten(2).transpose(1, 2)).unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, val, self.bias)
-        logit: Tensor = torch.sigmoid(self.head(mixed.mean(2).flatten(1)))
-        return logit
-
-
-def test_inductor_leaves_them_whole(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("fold_constants", "attention", "depthwise", "narrow_linears")
-    assert set(names) <= set(PASSES)
-    monkeypatch.setitem(VARIANTS, "fused", Variant(names))
-    with torch.inference_mode(False):
-        module = Separable().eval().cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
-    inputs = static_inputs([TensorSpec("x", "float16", (3, 16, 16))], 2, torch.device("cuda"), channels_last=True)
-    program = lower_fused(export_static(module, inputs), inputs, "fused", Weights())
-    targets = [operator.target for operator in program.graph.operators]
-    assert [sum(name in target for target in targets) for name in ("opara.depthwise", "opara.attention")] == [2, 1]
-    assert not any("_scaled_dot" in target for target in targets)
-    assert sum("mm" in target for target in targets) == 1  # the head is narrow
-    graph = capture(program, make_schedule(program.graph, device.profile(program), "critical_path"), device)
-    for _ in range(20):
-        graph.inputs[0].normal_()
-        expected = module(graph.inputs[0].clone())
-        graph.replay()
-        device.synchronize()
-        assert error_norm(graph.outputs[0], expected) < 1e-2
-    graph.close()
