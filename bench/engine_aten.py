@@ -26,13 +26,13 @@ from bench.subject import Lowered, Subject, opened_subject
 from bench.systems.runners import Called
 from bench.timing import device_times
 from opara_server.engine.capture import capture
+from opara_server.engine.contenders import Contender, contenders
 from opara_server.engine.device import CapturedGraph, open_device
 from opara_server.engine.memory import memory_bytes
 from opara_server.engine.policies import POLICIES
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import Schedule
-from opara_server.engine.select import Contender, contenders
 from opara_server.engine.simulate import simulate
 from opara_server.engine.trace import occupancy
 

@@ -165,7 +165,7 @@ class ModelConfig(_Settings):
     tuning_budget_s: NonNegativeFloat = 300.0  # for compiling fused operators and measuring plans, all batch sizes
     tune_behind: bool = False  # serve PyTorch's own operators in sequence at once, and switch once the search is done
     channels_last: bool = False
-    priorities: bool = False  # high priority for the streams that carry the longest path
+    priorities: bool = True  # with policy "auto" also try high priority for the streams that carry the longest path
     tolerance: PositiveFloat | None = None  # largest error norm of verification; None: the dtype's own bound
     batching: BatchingConfig = BatchingConfig()
 

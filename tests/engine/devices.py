@@ -52,12 +52,13 @@ def nothing(_replay: int, _outputs: Sequence[Tensor]) -> None:
 
 @dataclass
 class ScriptedDevice(CpuDevice):
-    """``microseconds(streams, replay)`` is what its clock says a replay takes; ``spoil(streams)`` what happens to the
-    outputs; graphs of ``refused`` numbers of streams cannot be captured."""
+    """``microseconds(streams, replay)`` is what its clock says a replay takes, ``urgent_us`` what urgent streams add to
+    it; ``spoil(streams)`` what happens to the outputs; graphs of ``refused`` numbers of streams cannot be captured."""
 
     microseconds: Callable[[int, int], float] = lambda _streams, _replay: 100.0
     spoil: Callable[[int], Spoil] = lambda _streams: nothing
     refused: Sequence[int] = ()
+    urgent_us: float = 0.0
     graphs: list[SpoiledGraph] = field(default_factory=list)
     closed: bool = False
     clock_us: float = 0.0
@@ -71,6 +72,7 @@ class ScriptedDevice(CpuDevice):
 
         def on_replay() -> None:
             self.clock_us += self.microseconds(launches.streams, graph.replays)
+            self.clock_us += self.urgent_us if launches.urgent else 0.0
 
         graph = SpoiledGraph(
             super().capture(program, launches, passing=passing), self.spoil(launches.streams), on_replay

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opara_server.engine.graph import OperatorGraph
-from opara_server.engine.policies import make_schedule, prioritise, search
+from opara_server.engine.policies import POLICIES, make_schedule, prioritise, quick_policies, search
 from opara_server.engine.policies.critical_path import critical_path, place
 from opara_server.engine.policies.heft import heft
 from opara_server.engine.policies.heft import place as heft_place
@@ -313,8 +314,27 @@ def test_prioritise_marks_the_streams_of_the_longest_path() -> None:
     profile = Profile(operators, Roofline(1.0, 1.0))
     schedule = make_schedule(graph, profile, "opara")
     stream = {step.operator: step.stream for step in schedule.steps}
-    assert prioritise(graph, profile, schedule).urgent == {stream[0], stream[2], stream[3]}
-    assert stream[4] not in prioritise(graph, profile, schedule).urgent
+    urgent = prioritise(graph, profile, schedule)
+    assert (urgent.policy, urgent.urgent) == ("urgent(opara)", frozenset((stream[0], stream[2], stream[3])))
+    assert stream[4] not in urgent.urgent
+
+
+def test_quick_policies_have_fewer_streams_than_the_graph_is_wide() -> None:
+    plain = [name for name in POLICIES if name not in {"ios", "search"}]
+    assert quick_policies(1) == quick_policies(2) == plain
+    lists = ("critical_path", "heft", "packed")
+    assert quick_policies(4) == [*plain, *(f"{name}:{count}" for name in lists for count in (3, 2))]
+    assert {f"{name}:{count}" for name in lists for count in (8, 6, 4)} <= set(quick_policies(9))
+
+
+@settings(deadline=None, max_examples=20)
+@given(dags(largest=60), randoms)
+def test_a_search_that_is_stopped_at_once_is_its_best_start(graph: OperatorGraph, random: Random) -> None:
+    profile = random_profile(graph, random)
+    found = make_schedule(graph, profile, "search", stop=lambda: True)
+    start = found.policy.removeprefix("search(").removesuffix(")")
+    assert replace(found, policy=start) == make_schedule(graph, profile, start)
+    assert make_schedule(graph, profile, f"search({start})", stop=lambda: True) == found
 
 
 def saved_googlenet() -> OperatorGraph:

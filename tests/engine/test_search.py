@@ -17,7 +17,7 @@ from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.random_schedules import random_schedule
 from opara_server.engine.schedule import Schedule, assemble, check
-from opara_server.engine.search import WINDOW, improve
+from opara_server.engine.search import TRIES, WINDOW, improve
 from opara_server.engine.simulate import IDEAL, Latency, simulate
 from tests.engine.dags import dags, ordered_pairs, random_dag, random_profile, randoms
 
@@ -52,6 +52,23 @@ def test_without_evaluations_nothing_changes() -> None:
     graph = random_dag(20, 1.5, 30, Random(0))
     schedule = random_schedule(graph, Random(0))
     assert improve(graph, Profile.uniform(20), schedule, Latency(), evaluations=0, seed=0) is schedule
+
+
+def test_what_is_stopped_is_what_fewer_evaluations_find() -> None:
+    graph = random_dag(60, 1.5, 30, Random(0))
+    profile = random_profile(graph, Random(0))
+    schedule = random_schedule(graph, Random(0))
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) > 2
+
+    stopped = improve(graph, profile, schedule, Latency(), evaluations=100 * TRIES, seed=0, stop=stop)
+    assert stopped == improve(graph, profile, schedule, Latency(), evaluations=2 * TRIES, seed=0) != schedule
+    assert len(asked) == 3
+    never_begun = improve(graph, profile, schedule, Latency(), evaluations=TRIES, seed=0, stop=lambda: True)
+    assert never_begun is schedule
 
 
 def test_two_chains_leave_the_stream_that_they_share() -> None:

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from opara_server.engine.choice import Choice
+from opara_server.engine.contenders import Contender, contenders, shortlist, with_urgent
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
 from opara_server.engine.memory import memory_bytes
-from opara_server.engine.policies import POLICIES
+from opara_server.engine.policies import POLICIES, quick_policies
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble, check
-from opara_server.engine.select import BEYOND_BUDGET, Contender, contenders, measure, select, shortlist
-from opara_server.engine.simulate import Latency
+from opara_server.engine.select import BEYOND_BUDGET, measure, select
+from opara_server.engine.simulate import IDEAL, Latency
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
 
@@ -141,6 +142,72 @@ def test_the_shortlist_has_the_most_promising_and_what_everything_is_compared_wi
     ]
 
 
+@pytest.mark.parametrize(
+    ("durations", "footprint", "latency", "best"),
+    [
+        ([9.0] * 9, 0.1, Latency(), "critical_path"),
+        ([9.0] * 9, 1.0, Latency(), "critical_path:3"),
+        ([90.0, *[1.0] * 8], 0.1, IDEAL, "critical_path:2"),
+    ],
+    ids=["there is room", "one fills the device", "all are equally fast"],
+)
+def test_of_each_policy_only_the_best_number_of_streams_is_shortlisted(
+    durations: list[float], footprint: float, latency: Latency, best: str
+) -> None:
+    program = program_of(*((add, [0]) for _ in range(9)), outputs=range(1, 10))
+    operators = tuple(OperatorProfile(duration, 0, 1, footprint=footprint) for duration in durations)
+    entrants = contenders(program, replace(PROFILE, operators=operators), quick_policies(9)[4:], 32)
+    counts = [e.schedule.policy for e in entrants if e.schedule.policy.startswith("critical_path")]
+    assert counts == ["critical_path", *(f"critical_path:{count}" for count in (8, 6, 4, 3, 2))]
+    short = shortlist(entrants, latency, count=len(entrants))
+    assert [e.schedule.policy for e in short if e.schedule.policy in counts] == [best]
+
+
+def test_the_most_promising_contend_with_urgent_streams_as_well() -> None:
+    line, wide = entrant("line", [0, 1, 0, 0, 0, 0, 0]), entrant("wide", [0, 1, 2, 3, 3, 3, 0])
+    entrants = [SEQUENTIAL, line, TWO, SEVEN, wide]
+    by_promise = sorted(entrants, key=lambda e: e.predicted_us(LATENCY))
+    assert SEQUENTIAL not in by_promise[:2]
+    both = with_urgent(entrants, LATENCY, count=2)
+    names = [e.schedule.policy for e in both]
+    for promising in by_promise[:2]:
+        place = names.index(promising.schedule.policy)
+        assert names[place + 1] == f"urgent({names[place]})"
+        assert both[place + 1].schedule.steps == promising.schedule.steps
+        assert set() < both[place + 1].schedule.urgent < set(range(promising.schedule.streams))
+    assert [e for e in both if not e.schedule.urgent] == entrants
+    assert len(both) == len(entrants) + 2
+
+
+def test_where_all_streams_carry_the_longest_path_none_is_urgent() -> None:
+    chain = Contender(CHAIN, Profile.uniform(3), assemble("two", CHAIN.graph, range(3), [0, 1, 0]), compact=False)
+    assert with_urgent([chain, SEQUENTIAL], LATENCY) == [chain, SEQUENTIAL]
+
+
+@pytest.mark.parametrize(
+    ("urgent_us", "policy"), [(-10.0, "urgent(seven)"), (-0.5, "seven"), (0.5, "seven"), (10.0, "seven")]
+)
+def test_urgent_streams_win_only_where_they_are_faster_by_more_than_the_noise(urgent_us: float, policy: str) -> None:
+    device = ScriptedDevice(lambda streams, _replay: {1: 100.0, 7: 60.0}[streams], urgent_us=urgent_us)
+    with device.bind():
+        choice = select(with_urgent([SEQUENTIAL, SEVEN], LATENCY), device)
+    device.close()
+    assert choice.chosen.policy == policy
+    assert len({candidate.key for candidate in choice.candidates}) == 3
+    assert bool(choice.best.schedule.urgent) == (policy == "urgent(seven)")
+    assert [c.measured_us for c in choice.candidates] == pytest.approx([100.0, 60.0, 60.0 + urgent_us])
+
+
+def test_urgent_ones_take_nobody_s_time() -> None:
+    device = ScriptedDevice(lambda streams, _replay: {1: 100.0, 2: 60.0, 7: 60.0}[streams])
+    with device.bind():
+        choice = select(with_urgent([SEQUENTIAL, TWO, SEVEN], LATENCY), device, budget_s=0.0)
+    device.close()
+    measured = [candidate.policy for candidate in choice.candidates if candidate.measured_us]
+    assert len(measured) == 2
+    assert not any(policy.startswith("urgent") for policy in measured)
+
+
 def test_lowerings_contend_with_each_other() -> None:
     fused = replace(SEVEN, program=replace(PROGRAM, lowering="fused"))
     device = ScriptedDevice(lambda streams, _replay: {1: 100.0, 7: 70.0}[streams])
@@ -240,11 +307,16 @@ def test_one_policy_runs_against_sequential() -> None:
         steps(PROGRAM, ["fastest"])
 
 
-def test_priorities_make_the_longest_path_s_streams_urgent() -> None:
-    profile = Profile.uniform(len(PROGRAM.graph))
-    plain, urgent = (contenders(PROGRAM, profile, POLICIES, 32, priorities) for priorities in (False, True))
-    assert not any(contender.schedule.urgent for contender in plain)
-    assert all(contender.schedule.urgent for contender in urgent[1:])
+def test_a_search_that_is_stopped_still_contends() -> None:
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return True
+
+    found = contenders(PROGRAM, Profile.uniform(7), ["nimble", "search"], 32, stop)
+    assert [start_hidden(c.schedule.policy) for c in found if not c.compact] == ["sequential", "nimble", "search"]
+    assert asked
 
 
 def test_what_is_one_operator_has_nothing_to_choose_from() -> None:

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 
 from opara_server.engine.arena import ALIGNMENT
+from opara_server.engine.contenders import LIMIT, Contender, with_lean
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble
-from opara_server.engine.select import LIMIT, Contender, select, with_lean
+from opara_server.engine.select import select
 from opara_server.engine.simulate import IDEAL
 from tests.engine.dags import explicit
 from tests.engine.devices import ScriptedDevice
@@ -72,6 +73,16 @@ def test_only_the_most_promising_of_a_program_are_made_lean() -> None:
     entrants = [entrant(program, "sequential", [0] * 18), *found]
     known = with_lean([replace(e, profile=small_kernels(*[10.0] * 18)) for e in entrants], IDEAL)
     assert [c.schedule.policy for c in known] == ["sequential", "2", "3", "lean(3)", "6", "lean(6)"]
+
+
+def test_without_time_the_very_most_promising_is_made_lean() -> None:
+    graph = explicit(OperatorGraph.from_edges(18, [(i, i + 1) for i in range(17) if i % 3 != 2]))
+    program = replace(ANY, graph=graph)
+    found = [entrant(program, str(count), [operator // 3 % count for operator in range(18)]) for count in (2, 3, 6)]
+    entrants = [entrant(program, "sequential", [0] * 18), *found]
+    entrants = [replace(e, profile=small_kernels(*[10.0] * 18)) for e in entrants]
+    known = with_lean(entrants, IDEAL, stop=lambda: True)
+    assert [c.schedule.policy for c in known] == ["sequential", "2", "3", "6", "lean(6)"]
 
 
 def test_a_program_that_always_needs_more_than_the_simplest_is_held_to_its_own_sequential_graph() -> None:

@@ -88,7 +88,7 @@ def optimize(
     lowering: str = AUTO,
     tuning_budget_s: float = 300.0,
     channels_last: bool = False,
-    priorities: bool = False,
+    priorities: bool = True,
     tolerance: float | None = None,
     cache_dir: Path | None = None,
 ) -> OptimizedModel:

@@ -7,6 +7,7 @@ the whole schedule gains it. No torch in here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
@@ -21,19 +22,33 @@ from opara_server.engine.simulate import Latency, Simulation, simulate
 WINDOW = 80  # operators
 TRIES = 60  # in one window, before the next
 
+Stop = Callable[[], bool]  # whether to be content with what there is
+
+
+def never() -> bool:
+    return False
+
 
 def improve(
-    graph: OperatorGraph, profile: Profile, schedule: Schedule, latency: Latency, *, evaluations: int, seed: int
+    graph: OperatorGraph,
+    profile: Profile,
+    schedule: Schedule,
+    latency: Latency,
+    *,
+    evaluations: int,
+    seed: int,
+    stop: Stop = never,
 ) -> Schedule:
     """A schedule that the simulator finds faster than ``schedule``, or as fast with fewer waits or streams; else
     ``schedule`` itself. Never on more streams; none of them is urgent.
 
-    ``evaluations``: how many changes are tried. The same arguments give the same schedule.
+    ``evaluations``: how many changes are tried, unless ``stop``, asked before each window, ends that earlier: what was
+    found by then is what fewer evaluations find. The same arguments give the same schedule.
     """
     random = Random(seed)
     problem = _Problem(graph, profile, latency, schedule.streams)
     given = best = problem.solved(schedule)
-    while evaluations > 0 and len(graph) > 1:
+    while evaluations > 0 and len(graph) > 1 and not stop():
         tries = min(evaluations, TRIES)
         evaluations -= tries
         first = random.randrange(-WINDOW // 2, max(1, len(graph) - WINDOW // 2)) if len(graph) > WINDOW else 0

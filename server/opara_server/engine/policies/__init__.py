@@ -18,19 +18,20 @@ from opara_server.engine.policies.sequential import sequential
 from opara_server.engine.policies.wavefront import wavefront
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import MAX_STREAMS, Schedule
+from opara_server.engine.search import Stop, never
 
-__all__ = ["POLICIES", "SLOW_POLICIES", "Policy", "check_policy", "make_schedule", "prioritise"]
+__all__ = ["POLICIES", "SLOW_POLICIES", "Policy", "check_policy", "make_schedule", "prioritise", "quick_policies"]
 
 Policy = Callable[[OperatorGraph, Profile], Schedule]
 
 
-def search(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS) -> Schedule:
-    """Local search from the list schedules on at most ``streams`` (>= 1, else ValueError)."""
+def search(graph: OperatorGraph, profile: Profile, streams: int = MAX_STREAMS, stop: Stop = never) -> Schedule:
+    """Local search from the list schedules on at most ``streams`` (>= 1, else ValueError), until ``stop``."""
     if streams < 1:
         raise ValueError(f"search needs at least one stream, not {streams}")
     counts = [streams, *(count for count in FEWER_STREAMS if count < streams)]
     names = [name if count == MAX_STREAMS else f"{name}:{count}" for name in LIST_SCHEDULING for count in counts]
-    return search_from(graph, profile, [make_schedule(graph, profile, name) for name in names])
+    return search_from(graph, profile, [make_schedule(graph, profile, name) for name in names], stop)
 
 
 LIST_SCHEDULING: dict[str, Callable[[OperatorGraph, Profile, int], Schedule]] = {
@@ -51,16 +52,22 @@ POLICIES: dict[str, Policy] = {
     "search": search,
 }
 SLOW_POLICIES = ("ios", "search")  # seconds on a thousand operators
-FEWER_STREAMS = (8, 6, 4)  # to start from as well: often better on a device that is full
+FEWER_STREAMS = (8, 6, 4, 3, 2)  # of the list schedules as well: often better on a device that is full
 
 _SEARCH = re.compile(r"search\((.*)\)")
 _ON_STREAMS = re.compile(rf"({'|'.join(ON_STREAMS)}):[1-9][0-9]*")
 
 
-def make_schedule(graph: OperatorGraph, profile: Profile, policy: str) -> Schedule:
+def quick_policies(width: int) -> list[str]:
+    """All but the slow ones; those by list scheduling also on fewer streams than a graph of ``width`` could use."""
+    fewer = [f"{name}:{count}" for name in LIST_SCHEDULING for count in FEWER_STREAMS if count < width]
+    return [name for name in POLICIES if name not in SLOW_POLICIES] + fewer
+
+
+def make_schedule(graph: OperatorGraph, profile: Profile, policy: str, stop: Stop = never) -> Schedule:
     """``policy``: a name from POLICIES, or one from ON_STREAMS with ":K" for at most K streams, or either of these in
     "search(...)" for a local search that starts there. The schedule bears it, and that of a search without a start
-    bears the one that was best to start from: "search(packed:4)".
+    bears the one that was best to start from: "search(packed:4)". ``stop`` ends a local search early.
 
     Raises ValueError on any other policy, and on a profile of another graph.
     """
@@ -68,10 +75,10 @@ def make_schedule(graph: OperatorGraph, profile: Profile, policy: str) -> Schedu
         raise ValueError(f"a profile of {len(profile.operators)} operators for a graph of {len(graph)}")
     check_policy(policy)
     if start := _SEARCH.fullmatch(policy):
-        return search_from(graph, profile, [make_schedule(graph, profile, start[1])])
+        return search_from(graph, profile, [make_schedule(graph, profile, start[1])], stop)
     name, _, count = policy.partition(":")
     if name == "search":
-        return search(graph, profile, int(count or MAX_STREAMS))
+        return search(graph, profile, int(count or MAX_STREAMS), stop)
     if count:
         return replace(ON_STREAMS[name](graph, profile, int(count)), policy=policy)
     return POLICIES[name](graph, profile)

@@ -68,7 +68,7 @@ def _idle_stream(sources: Collection[int], last: Sequence[int], finish: Sequence
 
 
 def prioritise(graph: OperatorGraph, profile: Profile, schedule: Schedule) -> Schedule:
-    """The same schedule with the streams that carry the graph's longest path marked urgent."""
+    """The same schedule with the streams that carry the graph's longest path marked urgent, named "urgent(POLICY)"."""
     tails = graph.tails(costs_us(profile))
     path = set()
     ahead: Sequence[int] = range(len(graph))
@@ -76,7 +76,8 @@ def prioritise(graph: OperatorGraph, profile: Profile, schedule: Schedule) -> Sc
         operator = max(ahead, key=lambda o: tails[o])
         path.add(operator)
         ahead = graph.successors[operator]
-    return replace(schedule, urgent=frozenset(step.stream for step in schedule.steps if step.operator in path))
+    urgent = frozenset(step.stream for step in schedule.steps if step.operator in path)
+    return replace(schedule, policy=f"urgent({schedule.policy})", urgent=urgent)
 
 
 def costs_us(profile: Profile) -> list[float]:
