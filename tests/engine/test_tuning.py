@@ -22,6 +22,7 @@ from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.program import Program
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.steps import at_once
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.tuning import FOLDER, Request, tune_in_children
 from tests.engine.compiling import assert_right, compiled, streams_are_fast
@@ -281,7 +282,7 @@ def test_a_model_that_runs_at_once_is_improved_later_and_saved(tmp_path: Path) -
     found = model.behind.search(lambda _what, _share: None)
     with model.device.bind():
         for bucket in (4, 1):
-            graph = model.improve(found, bucket)
+            graph = at_once(model.improve(found, bucket))
             assert model.graph(bucket) is graph
         model.improved()
         model.settle()

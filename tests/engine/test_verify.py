@@ -17,6 +17,7 @@ from opara_server.engine.lower_aten import lower
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import Profile
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.steps import at_once
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.verify import FRESH_INPUTS, REPLAYS, Verifier, default_bound, error_norm, poison
 from tests.engine.devices import Spoil, SpoiledGraph, nothing
@@ -41,7 +42,8 @@ def check() -> Iterator[Check]:
         inputs = static_inputs(specs, 4, CPU, channels_last=False)
         program = lower(export_static(module, inputs), inputs)
         schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), "critical_path:4")
-        return Verifier(flat, device, tolerance).check(SpoiledGraph(capture(program, schedule, device), spoil))
+        graph = SpoiledGraph(capture(program, schedule, device), spoil)
+        return at_once(Verifier(flat, device, tolerance).check(graph))
 
     with device.bind():
         yield run
@@ -160,7 +162,7 @@ def test_outputs_that_were_right_already_must_be_written_again() -> None:
         schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), "sequential")
         idle = Idle(capture(program, schedule, device), nothing)
         with pytest.raises(VerificationError, match="error inf"):
-            Verifier(flat, device, None).check(idle)
+            at_once(Verifier(flat, device, None).check(idle))
 
 
 def with_infinities(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from opara_server.engine.errors import CaptureError
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.steps import Steps
 from opara_server.engine.trace import Interval, Trace
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batcher, Rows
@@ -136,13 +137,18 @@ class FakeCompiled:
         self.graphs = {b: FakeGraph(self.device, b, inputs, outputs, forward) for b in buckets}
         self.behind: Behind | None = None
         self.unimprovable = 0  # a batch size
+        self.steps = 3
+        self.on_step: Callable[[], None] = lambda: None
         self.closed = False
 
     def graph(self, bucket: int) -> CapturedGraph:
         return self.graphs[bucket]
 
-    def improve(self, _found: SavedPlan, bucket: int) -> CapturedGraph:
-        assert self.device.bound == 1
+    def improve(self, _found: SavedPlan, bucket: int) -> Steps[CapturedGraph]:
+        for _ in range(self.steps):
+            assert self.device.bound == 1
+            self.on_step()
+            yield
         if bucket == self.unimprovable:
             raise CaptureError("no room")
         self.graphs[bucket] = FakeGraph(self.device, bucket, self.inputs, self.outputs, lambda x: (x * 3,))

@@ -16,6 +16,7 @@ from opara_server.engine.device import CapturedGraph
 from opara_server.engine.errors import EngineError
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
+from opara_server.engine.steps import Steps
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Compiler, Server, repository, serving
 
@@ -37,7 +38,7 @@ class Search:
             raise self.error
         return SavedPlan(self.plan, {}, {})
 
-    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
+    def finish(self, found: SavedPlan, bucket: int, serving: CapturedGraph) -> Steps[tuple[CapturedGraph, BucketPlan]]:
         raise NotImplementedError  # FakeCompiled.improve stands for it
 
     def save(self, plan: Plan) -> None:

@@ -8,23 +8,24 @@ from opara_server.engine.choice import UNREADABLE, Choice
 from opara_server.engine.compiled import Progress
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import TuningError, first_line
+from opara_server.engine.finishing import Finisher
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.program_json import ProgramReader
+from opara_server.engine.steps import Steps
 
 
 class Build(Protocol):
     """The parts of a build (build.py) that are needed afterwards."""
 
     device: Device
+    finisher: Finisher
 
     def search(self, progress: Progress) -> SavedPlan: ...
 
     def reader(self, saved: SavedPlan) -> ProgramReader: ...
 
-    def read(self, saved: SavedPlan, bucket: int, reader: ProgramReader) -> Choice: ...
-
-    def finish(self, choice: Choice) -> tuple[CapturedGraph, Choice]: ...
+    def read(self, saved: SavedPlan, bucket: int, reader: ProgramReader) -> Steps[Choice]: ...
 
     def save(self, plan: Plan, choices: dict[int, Choice]) -> None: ...
 
@@ -38,14 +39,15 @@ class SearchBehind:
     def search(self, progress: Progress) -> SavedPlan:
         return self._build.search(progress)
 
-    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
+    def finish(self, found: SavedPlan, bucket: int, serving: CapturedGraph) -> Steps[tuple[CapturedGraph, BucketPlan]]:
         build, held = self._build, self._build.device.held_bytes()
         self._reader = self._reader or build.reader(found)
         try:
-            choice = build.read(found, bucket, self._reader)
+            choice = yield from build.read(found, bucket, self._reader)
         except UNREADABLE as error:
             raise TuningError(f"what was found cannot be read: {first_line(error)}") from error
-        graph, self._choices[bucket] = build.finish(choice)
+        yield
+        graph, self._choices[bucket] = yield from build.finisher.finish(choice, serving=serving)
         return graph, self._choices[bucket].plan(bucket, build.device.held_bytes() - held, reused=False)
 
     def save(self, plan: Plan) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opara_server.engine.behind import SearchBehind
-from opara_server.engine.capture import capture
-from opara_server.engine.choice import UNREADABLE, Choice, Runnable, read_choice, write_choice
+from opara_server.engine.choice import UNREADABLE, Choice, read_choice, unsearched, write_choice
 from opara_server.engine.choose import Search, saved_plan
 from opara_server.engine.compiled import EXPORTING, MEASURING, CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.digests import calls_digest, sources_digest, tensors_digest
 from opara_server.engine.errors import CaptureError, LoweringError, TuningError, VerificationError, first_line
 from opara_server.engine.export import export_all
+from opara_server.engine.finishing import Finisher
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.lower_whole import lower_whole
 from opara_server.engine.lowerings import Lowerings
@@ -26,8 +26,8 @@ from opara_server.engine.options import ATEN, BuildOptions
 from opara_server.engine.plan import SEQUENTIAL, BucketPlan, Plan
 from opara_server.engine.plan_store import PlanStore, SavedPlan
 from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
-from opara_server.engine.select import MEASURE_SECONDS, measure
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.steps import Steps, at_once
 from opara_server.engine.tensors import static_inputs
 from opara_server.engine.tuning import tune_in_children
 from opara_server.engine.verify import Verifier
@@ -35,7 +35,6 @@ from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
-GLANCE_SECONDS = 0.05  # of timing, per graph, where it was measured well before
 PLAN_FORMAT = 4  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 NOT_IN_KEY = {"batch_sizes", "tune_behind", "cache_dir"}  # options: told as buckets; when and where, not what
 
@@ -88,8 +87,9 @@ class _Build:
         self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
-        self.verifier = Verifier(self.flat, device, options.tolerance)
-        self.verifier.check_rows(self._inputs(self.buckets[0]), self.buckets[1:])
+        verifier = Verifier(self.flat, device, options.tolerance)
+        verifier.check_rows(self._inputs(self.buckets[0]), self.buckets[1:])
+        self.finisher = Finisher(name, device, verifier)
         self.fallback_reason = ""
         self._store: PlanStore | None = None
         self._saved_under: Json = {}
@@ -120,7 +120,7 @@ class _Build:
         try:
             for bucket in self._announced("capturing and verifying", 0.7, 1.0):
                 held = self.device.held_bytes()
-                graphs[bucket], choices[bucket] = self.finish(choices[bucket], reused=reused)
+                graphs[bucket], choices[bucket] = at_once(self.finisher.finish(choices[bucket], reused=reused))
                 steady_bytes = self.device.held_bytes() - held
                 plans.append(choices[bucket].plan(bucket, steady_bytes, reused=reused))
         except BaseException:
@@ -148,7 +148,7 @@ class _Build:
         try:
             self._exports = export_all(self.flat.module, {bucket: self._inputs(bucket) for bucket in self.buckets})
             if self.options.tune_behind:
-                simplest = self._searched(self._exports, replace(self.options, policy=SEQUENTIAL, lowering=ATEN))
+                simplest = self._simplest(Lowerings(self.name, self._exports))
                 self._untuned = True
                 return simplest
             return self._tuned(self._exports)
@@ -160,6 +160,13 @@ class _Build:
         search = Search(Lowerings(self.name, {}), self.device, self.options, len(whole))
         with self.device.tuning():
             return {bucket: search.choose([whole[bucket]]) for bucket in self._announced(MEASURING, 0.1, 0.7)}
+
+    def _simplest(self, lowerings: Lowerings) -> dict[int, Choice]:
+        """What serves at once: nothing is searched for, so nothing is profiled."""
+        return {
+            bucket: unsearched(lowerings.simplest(bucket, self._inputs(bucket)))
+            for bucket in self._announced("lowering", 0.1, 0.7)
+        }
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
         """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators."""
@@ -202,12 +209,12 @@ class _Build:
     def _read_all(self, saved: SavedPlan) -> dict[int, Choice]:
         """With one copy for all batch sizes of what was computed from weights. Raises UNREADABLE."""
         reader = self.reader(saved)
-        return {bucket: self.read(saved, bucket, reader) for bucket in self.buckets}
+        return {bucket: at_once(self.read(saved, bucket, reader)) for bucket in self.buckets}
 
     def reader(self, saved: SavedPlan) -> ProgramReader:
         return ProgramReader(dict(self._weights()), saved.tensors, self.device.torch_device())
 
-    def read(self, saved: SavedPlan, bucket: int, reader: ProgramReader) -> Choice:
+    def read(self, saved: SavedPlan, bucket: int, reader: ProgramReader) -> Steps[Choice]:
         """Bound to the model's weights. Raises UNREADABLE."""
         return read_choice(saved.choices[str(bucket)], saved.plan.bucket(bucket), reader, self._inputs(bucket))
 
@@ -228,53 +235,6 @@ class _Build:
         for position, bucket in enumerate(self.buckets):
             self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
             yield bucket
-
-    def finish(self, choice: Choice, *, reused: bool = False) -> tuple[CapturedGraph, Choice]:
-        """The graph that will serve: the best that is right, and still faster than the simplest, measured once more.
-
-        A ``reused`` choice is right or it is searched for anew: raises CaptureError, VerificationError. The simplest
-        beside it is only to notice that something is badly wrong. It is not tuned, which would take seconds, and its
-        time does not count as sequential's. Where it is faster all the same, it serves until the next start, and the
-        saved plan stays: most likely the device has other work just now, beside which no search would find better.
-        """
-        while choice.winner != 0:
-            try:
-                graph = self._verified(self._tuned_graph(choice.best))
-            except (CaptureError, VerificationError) as error:
-                if reused:
-                    raise
-                log.warning("%s: %s failed, the next best runs instead: %s", self.name, choice.chosen.label, error)
-                reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
-                choice = choice.falling_back(reason)
-                continue
-            capture_simplest = self._graph if reused else self._tuned_graph
-            simplest = capture_simplest(choice.simplest, passing=True)
-            before, now = measure([simplest, graph], self.device, GLANCE_SECONDS if reused else MEASURE_SECONDS)
-            if now.median < before.median:
-                simplest.close()
-                sequential_us = choice.sequential.measured_us if reused else before.median
-                return graph, replace(choice.confirmed(sequential_us, now.median), others=())
-            log.warning("%s: measured again, %s is slower than sequential", self.name, choice.chosen.label)
-            graph.close()
-            simplest.close()
-            choice = choice.falling_back("slower than sequential when measured again")
-        return self._verified(self._tuned_graph(choice.simplest)), choice
-
-    def _tuned_graph(self, runnable: Runnable, *, passing: bool = False) -> CapturedGraph:
-        with self.device.tuning():
-            return self._graph(runnable, passing=passing)
-
-    def _graph(self, runnable: Runnable, *, passing: bool = False) -> CapturedGraph:
-        return capture(runnable.program, runnable.schedule, self.device, passing=passing)
-
-    def _verified(self, graph: CapturedGraph) -> CapturedGraph:
-        try:
-            error = self.verifier.check(graph)
-        except BaseException:
-            graph.close()
-            raise
-        log.debug("%s: error %.1e against float64", self.name, error)
-        return graph
 
     def _key(self) -> Json:
         """Everything a measurement depends on. Raises whatever the module does where its calls are looked at."""

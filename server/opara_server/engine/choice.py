@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from opara_server.engine.plan import BucketPlan, Candidate
+from opara_server.engine.memory import memory_bytes
+from opara_server.engine.plan import SEQUENTIAL, BucketPlan, Candidate
+from opara_server.engine.policies import make_schedule
+from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter, UnsavableError
 from opara_server.engine.schedule import Schedule, check
+from opara_server.engine.steps import Steps
 
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what read_choice raises
 
@@ -78,6 +82,24 @@ class Choice:
         )
 
 
+def unsearched(program: Program) -> Choice:
+    """The program in sequence, with nothing to choose from. Nothing is measured yet: all times count as 0."""
+    graph = program.graph
+    schedule = make_schedule(graph, Profile.uniform(len(graph)), SEQUENTIAL)
+    runnable = Runnable(program, schedule, (0.0,) * len(graph))
+    candidate = Candidate(
+        lowering=program.lowering,
+        policy=SEQUENTIAL,
+        compact=False,
+        streams=schedule.streams,
+        synchronisations=schedule.synchronisations,
+        predicted_us=0.0,
+        measured_us=0.0,
+        peak_bytes=memory_bytes(graph, schedule),
+    )
+    return Choice(runnable, runnable, (candidate,), 0)
+
+
 def write_choice(choice: Choice, writer: ProgramWriter) -> Json:
     """Its graphs; the measurements are the plan's. Raises UnsavableError."""
     best = None if choice.winner == 0 else _write(choice.best, writer)
@@ -96,15 +118,20 @@ def _write(runnable: Runnable, writer: ProgramWriter) -> Json:
     }
 
 
-def read_choice(data: Json, plan: BucketPlan, reader: ProgramReader, inputs: Sequence[Tensor]) -> Choice:
-    """The inverse, with the bucket's plan. Raises as ProgramReader.read does, and ValueError where the two disagree."""
+def read_choice(data: Json, plan: BucketPlan, reader: ProgramReader, inputs: Sequence[Tensor]) -> Steps[Choice]:
+    """The inverse, with the bucket's plan, a program per step. Raises as ProgramReader.read does, and ValueError where
+    the two disagree."""
     simplest = _read(data["simplest"], reader, inputs)
+    yield
     best = simplest if data["best"] is None else _read(data["best"], reader, inputs)
     winner = [candidate.key for candidate in plan.candidates].index(plan.key)
     if (winner == 0) != (data["best"] is None):
         raise ValueError(f"candidate {winner} was chosen, but its graph is not there")
-    others = tuple((number, _read(other, reader, inputs)) for number, other in data["others"])
-    return Choice(simplest, best, plan.candidates, winner, others)
+    others = []
+    for number, other in data["others"]:
+        yield
+        others.append((number, _read(other, reader, inputs)))
+    return Choice(simplest, best, plan.candidates, winner, tuple(others))
 
 
 def _read(data: Json, reader: ProgramReader, inputs: Sequence[Tensor]) -> Runnable:

@@ -10,6 +10,7 @@ from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.flat_module import FlatModule
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
+from opara_server.engine.steps import Steps
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done: 0..1
 EXPORTING = "exporting"  # the first that it says where there is no saved plan
@@ -38,8 +39,9 @@ class Behind(Protocol):
         """
         ...
 
-    def finish(self, found: SavedPlan, bucket: int) -> tuple[CapturedGraph, BucketPlan]:
-        """The graph to run from now on. The model's thread, device idle. Raises EngineError."""
+    def finish(self, found: SavedPlan, bucket: int, serving: CapturedGraph) -> Steps[tuple[CapturedGraph, BucketPlan]]:
+        """The graph to run from now on: one that was ``found``, or the one that is ``serving``. The model's thread,
+        device idle. Raises EngineError."""
         ...
 
     def save(self, plan: Plan) -> None:
@@ -69,21 +71,24 @@ class CompiledModel:
         self.rebuild = flat.rebuild  # a flat tuple of outputs → the module's own structure
         self.behind = behind
         self._graphs = dict(graphs)
-        self._retired: list[CapturedGraph] = []  # kept: destroying them could corrupt those that live
+        self._retired: list[CapturedGraph] = []  # kept: those that came after them live in the same memory
 
     def graph(self, bucket: int) -> CapturedGraph:
         return self._graphs[bucket]
 
-    def improve(self, found: SavedPlan, bucket: int) -> CapturedGraph:
+    def improve(self, found: SavedPlan, bucket: int) -> Steps[CapturedGraph]:
         """The bucket's graph from now on: as the search behind has ``found``, where that is right and faster.
 
-        The model's thread, device idle. Takes as long as capturing, verifying and measuring one graph.
+        The model's thread, device idle; between two steps its graphs may replay. The longest step is a capture. The
+        graph that served till then is kept until ``close``: the graphs of a device are captured into one pool of
+        memory, which PyTorch keeps whole for as long as one of them lives. Closing it would give back its outputs.
         """
         assert self.behind is not None
-        with self.device.tuning():
-            graph, plan = self.behind.finish(found, bucket)
-        self._retired.append(self._graphs[bucket])
-        self._graphs[bucket] = graph
+        serving = self._graphs[bucket]
+        graph, plan = yield from self.behind.finish(found, bucket, serving)
+        if graph is not serving:
+            self._retired.append(serving)
+            self._graphs[bucket] = graph
         others = [b for b in self.plan.buckets if b.batch_size != bucket]
         self.plan = replace(self.plan, buckets=tuple(sorted([*others, plan], key=lambda b: b.batch_size)))
         return graph

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import ModelError, VerificationError, first_line
 from opara_server.engine.flat_module import FlatModule
+from opara_server.engine.steps import Steps
 from opara_server.engine.tensors import fill_random, float32_precision, torch_dtype
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,14 @@ class Verifier:
         self._no_exact = False
         self.bound = default_bound(flat.module, device) if tolerance is None else tolerance
 
-    def check(self, graph: CapturedGraph) -> float:
-        """Returns the largest error norm over the fresh inputs. Raises VerificationError."""
-        worst = max(self._check_fresh(graph) for _ in range(FRESH_INPUTS))
-        self._check_repeats(graph)
+    def check(self, graph: CapturedGraph) -> Steps[float]:
+        """Returns the largest error norm over the fresh inputs. Raises VerificationError. A step is one run of the
+        module, or one replay; between two of them other graphs of the device may replay, but not this one."""
+        worst = 0.0
+        for _ in range(FRESH_INPUTS):
+            error = yield from self._check_fresh(graph)
+            worst = max(worst, error)
+        yield from self._check_repeats(graph)
         return worst
 
     def check_rows(self, inputs: Sequence[Tensor], fewer: Iterable[int]) -> None:
@@ -75,14 +80,17 @@ class Verifier:
                 if out.is_floating_point() and not error <= allowed:
                     raise ModelError(f"output {spec.name!r} of a row changes with the number of rows, at {size}")
 
-    def _check_fresh(self, graph: CapturedGraph) -> float:
+    def _check_fresh(self, graph: CapturedGraph) -> Steps[float]:
         fill_random(graph.inputs, self._flat.inputs)
         inputs = [tensor.clone() for tensor in graph.inputs]
         poison((*graph.outputs, graph.arena))
         graph.replay()
         self._device.synchronize()
+        yield
         eager = self._flat(*[tensor.clone() for tensor in inputs])
+        yield
         exact = self._run_exact(inputs)
+        yield
         errors = [0.0]
         for spec, out, own, ref in zip(self._flat.outputs, graph.outputs, eager, exact, strict=True):
             if not out.is_floating_point():
@@ -106,19 +114,21 @@ class Verifier:
             return error_norm(out, ref), max(self.bound, OVER_EAGER * eager_error)
         return error_norm(out, own), self.bound  # eager overflows where float64 does not, and that is right
 
-    def _check_repeats(self, graph: CapturedGraph) -> None:
+    def _check_repeats(self, graph: CapturedGraph) -> Steps[None]:
         turns = []
         for _ in range(2):
             fill_random(graph.inputs, self._flat.inputs)
             inputs = [tensor.clone() for tensor in graph.inputs]
             self._replay(graph, inputs)
             turns.append((inputs, [out.clone() for out in graph.outputs]))
+            yield
         worst = torch.zeros(len(graph.outputs), dtype=torch.float64, device=graph.outputs[0].device)
         for replay in range(REPLAYS):
             inputs, first = turns[replay % 2]
             self._replay(graph, inputs)
             now = [_difference(out, ref) for out, ref in zip(graph.outputs, first, strict=True)]
             worst = torch.maximum(worst, torch.stack(now))
+            yield
         for spec, error in zip(self._flat.outputs, worst.tolist(), strict=True):
             if not error <= (self.bound if torch_dtype(spec.dtype).is_floating_point else 0.0):
                 raise VerificationError(

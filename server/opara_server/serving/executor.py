@@ -1,4 +1,4 @@
-"""One thread owns the device. It runs jobs (loading, sampling) and, between them, batches of all models."""
+"""One thread owns the device. It runs jobs (loading, switching graphs) and batches of all models, in turns."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Executor:
         self._wake.set()
 
     def run(self, job: Callable[[], T]) -> Future[T]:
-        """Run ``job`` on the executor's thread, between batches. After the end the future is cancelled. Any thread."""
+        """Run ``job`` on the executor's thread, and after each job a batch if one waits. After the end the future is
+        cancelled. Any thread."""
         future: Future[T] = Future()
         with self._lock:
             if self._stopped:
@@ -117,14 +118,15 @@ class Executor:
         try:
             while True:
                 self._wake.clear()  # before looking: what comes after it wakes us again
-                if self._run_job():
-                    continue
+                worked = self._run_job()
                 stopping = self.stopping
                 if stopping:
                     self._close_queues()
                 worker, wait_s = self._next()
                 if worker is not None:
                     self._run_next_batch(worker)
+                elif worked:
+                    continue
                 elif stopping:
                     return
                 else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,9 @@ from opara_server.serving.executor import Executor, Worker
 from opara_server.serving.staging import Compiled
 
 log = logging.getLogger(__name__)
+
+TURN_S = 0.005  # for which requests wait at a time, or for one step that takes longer
+END = object()  # of the steps
 
 
 class StoppedError(Exception):
@@ -48,7 +52,9 @@ class Improvement:
         try:
             found = behind.search(self._report)
             for bucket in reversed(self._compiled.buckets):  # largest first: smaller graphs reuse its memory
-                self._executor.run(partial(self._switch, found, bucket)).result()
+                steps = self._switch(found, bucket)
+                while self._executor.run(partial(self._advance, steps)).result():
+                    pass
             self._executor.run(self._compiled.improved).result()
         except (CancelledError, StoppedError):
             log.info("the search is given up: the server stops", extra={"model": name})
@@ -66,16 +72,25 @@ class Improvement:
     def _log(self, doing: str, share: float) -> None:
         log.info("behind serving: %s (%.0f %%)", doing, 100 * share, extra={"model": self._worker.name})
 
-    def _switch(self, found: SavedPlan, bucket: int) -> None:
-        """Executor's thread. The model stands still for as long as this takes; its requests wait."""
+    def _switch(self, found: SavedPlan, bucket: int) -> Iterator[None]:
+        graph = yield from self._compiled.improve(found, bucket)
+        self._worker.lane.switch(bucket, graph)
+        self._worker.batcher.ran(bucket, self._worker.lane.warm(bucket))
+        yield
+        occupancy.sample(self._metrics, self._worker.name, bucket, graph)
+
+    def _advance(self, steps: Iterator[None]) -> bool:
+        """Executor's thread: some of the ``steps``, while requests wait. Whether any are left."""
         if not self._executor.runs(self._worker.name):
             raise StoppedError
-        self._executor.bind(self._compiled.device)
+        device, end = self._compiled.device, time.monotonic() + TURN_S
+        self._executor.bind(device)
         try:
-            graph = self._compiled.improve(found, bucket)
-            self._worker.lane.switch(bucket, graph)
-            self._worker.batcher.ran(bucket, self._worker.lane.warm(bucket))
-            occupancy.sample(self._metrics, self._worker.name, bucket, graph)
+            while next(steps, END) is not END:
+                device.synchronize()  # what a step enqueued is part of it
+                if time.monotonic() >= end:
+                    return True
+            return False
         finally:
             self._executor.bind(None)
 

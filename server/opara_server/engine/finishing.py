@@ -1,0 +1,100 @@
+"""From a choice to the graph that serves: captured, verified, and once more measured against the simplest."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from statistics import median
+
+from opara_server.engine.capture import capture
+from opara_server.engine.choice import Choice, Runnable
+from opara_server.engine.device import CapturedGraph, Device
+from opara_server.engine.errors import CaptureError, VerificationError
+from opara_server.engine.select import MEASURE_SECONDS, measure
+from opara_server.engine.steps import Steps
+from opara_server.engine.verify import Verifier
+
+log = logging.getLogger(__name__)
+
+GLANCE_SECONDS = 0.05  # of timing, per graph, where it was measured well before
+PARTS = 5  # of a measurement between which others have their turn
+
+
+class Finisher:
+    """Of the model called ``name``."""
+
+    def __init__(self, name: str, device: Device, verifier: Verifier) -> None:
+        self._name = name
+        self._device = device
+        self._verifier = verifier
+
+    def finish(
+        self, choice: Choice, *, reused: bool = False, serving: CapturedGraph | None = None
+    ) -> Steps[tuple[CapturedGraph, Choice]]:
+        """The graph that will serve: the best that is right, and still faster than the simplest, measured once more.
+        A step is a capture, a run of the module, a replay or a part of a measurement. Raises CaptureError or
+        VerificationError where not even the simplest will do.
+
+        ``serving``: the simplest, where it runs already; it goes on where none is faster, and stays its owner's. Else
+        the simplest is captured to compare with, and closed.
+        A ``reused`` choice is right or it is searched for anew: raises CaptureError, VerificationError. The simplest
+        beside it is only to notice that something is badly wrong. It is not tuned, which would take seconds, and its
+        time does not count as sequential's. Where it is faster all the same, it serves until the next start, and the
+        saved plan stays: most likely the device has other work just now, beside which no search would find better.
+        """
+        while choice.winner != 0:
+            try:
+                graph = yield from self._verified(choice.best)
+            except (CaptureError, VerificationError) as error:
+                if reused:
+                    raise
+                log.warning("%s: %s failed, the next best runs instead: %s", self._name, choice.chosen.label, error)
+                reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
+                choice = choice.falling_back(reason)
+                continue
+            simplest = serving or self._captured(choice.simplest, tuned=not reused, passing=True)
+            parts = PARTS if serving else 1
+            before, now = yield from self._measured(
+                simplest, graph, GLANCE_SECONDS if reused else MEASURE_SECONDS, parts
+            )
+            if simplest is not serving:
+                simplest.close()
+            if now < before:
+                sequential_us = choice.sequential.measured_us if reused else before
+                return graph, replace(choice.confirmed(sequential_us, now), others=())
+            log.warning("%s: measured again, %s is slower than sequential", self._name, choice.chosen.label)
+            graph.close()
+            choice = choice.falling_back("slower than sequential when measured again")
+        graph = serving or (yield from self._verified(choice.simplest))
+        if not choice.sequential.measured_us:
+            (alone,) = measure([graph], self._device, GLANCE_SECONDS)
+            choice = choice.confirmed(alone.median, alone.median)
+        return graph, choice
+
+    def _captured(self, runnable: Runnable, *, tuned: bool = True, passing: bool = False) -> CapturedGraph:
+        if not tuned:
+            return capture(runnable.program, runnable.schedule, self._device, passing=passing)
+        with self._device.tuning():
+            return capture(runnable.program, runnable.schedule, self._device, passing=passing)
+
+    def _verified(self, runnable: Runnable) -> Steps[CapturedGraph]:
+        graph = self._captured(runnable)
+        yield
+        try:
+            error = yield from self._verifier.check(graph)
+        except Exception:
+            graph.close()
+            raise
+        log.debug("%s: error %.1e against float64", self._name, error)
+        return graph
+
+    def _measured(
+        self, simplest: CapturedGraph, graph: CapturedGraph, seconds: float, parts: int
+    ) -> Steps[tuple[float, float]]:
+        """The median µs of each, measured in turns for ``seconds`` each."""
+        timings = []
+        for _ in range(parts):
+            timings.append(measure([simplest, graph], self._device, seconds / parts))
+            yield
+        before, now = (median(timing.median for timing in of_one) for of_one in zip(*timings, strict=True))
+        return before, now
