@@ -85,7 +85,7 @@ def attention_call(
     strides = None if scores is None else scores.stride()
     chosen = tile(layer_of(query, key, value), torch.cuda.get_device_properties(query.device).multi_processor_count)
     scale = query.shape[3] ** -0.5 if scale is None else scale
-    flops = _flops(query.shape, key.shape, value.shape)
+    flops = int(sdpa_flop_count(query.shape, key.shape, value.shape))
     return triton_call(query, key, value, bias, strides, out, causal, scale, chosen, flops)
 
 
