@@ -80,7 +80,8 @@ def _function(code: KernelCode, gpu: int) -> Any:
     with torch.cuda.device(gpu):
         (module,) = _check(driver.cuModuleLoadData(code.cubin))
     (function,) = _check(driver.cuModuleGetFunction(module, code.name.encode()))
-    if code.shared_bytes > STATIC_SHARED_BYTES:
+    if code.shared_bytes > STATIC_SHARED_BYTES:  # as Triton's own launcher does
+        _check(driver.cuFuncSetCacheConfig(function, driver.CUfunc_cache.CU_FUNC_CACHE_PREFER_SHARED))
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _check(driver.cuFuncSetAttribute(function, most, code.shared_bytes))
     return function
