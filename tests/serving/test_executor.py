@@ -204,6 +204,16 @@ def test_jobs_run_between_batches_on_the_executors_thread_with_no_device_bound(c
     assert isinstance(submit(batcher, 1).outcome(), Rows)
 
 
+def test_after_each_job_a_batch_that_waits_has_its_turn(core: Core) -> None:
+    model = FakeCompiled()
+    batcher = core.serve(model)
+    hold(batcher, model)
+    jobs = [core.executor.run(lambda: len(model.device.replays)) for _ in range(3)]
+    submit(batcher, 1)
+    model.device.gate.set()
+    assert [job.result(PATIENCE_S) for job in jobs] == [1, 2, 2]
+
+
 def test_two_thousand_concurrent_requests_each_get_their_own_answer(core: Core) -> None:
     batcher = core.serve(FakeCompiled(), max_queue_rows=100_000)
     barrier = threading.Barrier(8)

@@ -17,6 +17,7 @@ from opara_server.engine.errors import EngineError
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.steps import Steps
+from opara_server.serving import improvement
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Compiler, Server, repository, serving
 
@@ -80,6 +81,27 @@ def test_a_model_serves_at_once_and_better_later(tmp_path: Path) -> None:
         assert server.registry.get("a").plan == plan
         sample = server.metrics.registry.get_sample_value
         assert sample("opara_replays_total", {"model": "a", "bucket": "4", "policy": "improved"})
+
+
+def test_requests_are_answered_between_the_steps_of_a_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(improvement, "TURN_S", 0.0)
+    compiler = Behind()
+    asked: list[tuple[np.ndarray, Answer]] = []
+    waited_for: list[bool] = []
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+
+        def on_step() -> None:
+            waited_for.append(all(answer.there for _, answer in asked))
+            asked.append(ask(server, 2))
+
+        server.load()
+        made = compiler.made["a"]
+        made.on_step = on_step
+        compiler.search.go.set()
+        wait_for(lambda: server.registry.describe("a").plan != compiler.search.plan)
+        for expected, answer in asked:
+            assert {*np.unique(answer.array() / expected)} <= {1.0, 1.5}
+    assert waited_for == [True] * made.steps * len(made.buckets)
 
 
 @pytest.mark.parametrize("error", [EngineError("out of memory"), RuntimeError("a bug")])
