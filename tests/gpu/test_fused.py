@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,12 +73,13 @@ def test_replays_on_fresh_inputs_agree_with_eager(name: str, lowering: str, devi
         check(program, flat, device, policy, REPLAYS, 1e-2)
 
 
+@pytest.mark.parametrize("lowering", ["fused", "fused_rewritten"])
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in {*ON_THE_CPU, MISTAKEN}])
-def test_the_zoo(name: str, device: Device) -> None:
+def test_the_zoo(name: str, lowering: str, device: Device) -> None:
     case = ZOO[name]
     module = built(case.build)
     flat = FlatModule(module, case.inputs, 4, GPU, channels_last=False)
-    check(lowered(module, case.inputs, 4), flat, device, "critical_path", 20, 1e-3)  # TF32
+    check(lowered(module, case.inputs, 4, lowering), flat, device, "critical_path", REPLAYS, 1e-3)  # TF32
 
 
 @pytest.mark.usefixtures("device")
@@ -173,6 +175,26 @@ def test_an_operator_of_the_model_s_own(device: Device) -> None:
     module = built(Halves)
     flat = FlatModule(module, VECTOR, 3, GPU, channels_last=False)
     check(lowered(module, VECTOR, 3), flat, device, "critical_path", REPLAYS, 1e-3)
+
+
+def test_a_search_in_a_child_and_a_warm_start_know_an_operator_of_the_model_s_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = BuildOptions((1, 4), lowering="fused_rewritten", tuning_budget_s=20.0, cache_dir=tmp_path)
+    for reused in (False, True):
+        compiled = compile_model("halves", built(Halves), VECTOR, "cuda", options)
+        assert compiled.plan.reused == reused
+        for bucket in compiled.plan.buckets:
+            assert any(c.lowering == "fused_rewritten" and c.measured_us > 0 for c in bucket.candidates)
+            graph = compiled.graph(bucket.batch_size)
+            for _ in range(REPLAYS):
+                with torch.inference_mode():
+                    fill_random(graph.inputs, VECTOR)
+                    poison((*graph.outputs, graph.arena))
+                    graph.replay()
+                    torch.testing.assert_close(graph.outputs[0], (graph.inputs[0] + 1) * 1.5)
+        compiled.close()
+    assert "no search for fused operators" not in caplog.text
 
 
 def test_a_kernel_of_the_model_s_own_is_refused_with_its_name() -> None:
