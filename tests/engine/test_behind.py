@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -91,3 +92,29 @@ def test_what_is_slower_or_wrong_here_does_not_replace_what_serves(
         assert model.plan.bucket(4).policy == "sequential"
         assert_right(model, module)
         model.close()
+
+
+def test_what_came_of_the_search_is_what_the_next_start_finds(
+    module: Branches, found: SavedPlan, tmp_path: Path
+) -> None:
+    """Whatever it is: the parallel graph of one batch size, and of the other the sequential one, since it was wrong."""
+    folder = tmp_path / "cache"
+    device = ScriptedDevice(streams_are_fast)
+    options: dict[str, Any] = {"policy": "opara", "tune_behind": True, "cache_dir": folder}
+    model = compiled(module, device=device, **options)
+    assert model.behind is not None
+    assert not folder.exists()
+    with model.device.bind():
+        at_once(model.improve(found, 4))
+        device.spoil = on_several_streams
+        at_once(model.improve(found, 1))
+    model.behind.save(found, model.plan)
+    model.settle()
+    assert model.behind is None
+    model.close()
+    again = compiled(module, device=NeverProfiled(streams_are_fast), **options)
+    assert again.behind is None
+    assert again.plan.reused
+    assert {b.batch_size: b.policy for b in again.plan.buckets} == {1: "sequential", 4: "opara"}
+    assert_right(again, module)
+    again.close()

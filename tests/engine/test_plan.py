@@ -14,12 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
-from opara_server.engine.plan_store import PlanStore, SavedPlan
-from opara_server.engine.program_json import content_digest
+from opara_server.engine.plan_store import PlanStore, SavedPlan, as_it_runs
+from opara_server.engine.program_json import Json, content_digest
 
 SEQUENTIAL = Candidate("aten", "sequential", False, 1, 0, 90.0, 100.0, 4096)
 OPARA = Candidate("aten", "opara", True, 4, 7, 40.5, 50.0, 6000)
 UNCAPTURED = Candidate("aten", "wavefront", False, 9, 20, 45.0, 0.0, 9000, rejected="cannot be captured")
+FUSED = Candidate("fused", "nimble", False, 3, 2, 45.0, 60.0, 6000)
 BUCKET = BucketPlan(8, "opara", True, "aten", 12, 4, 5, 33.3, 4, 7, 50.0, 100.0, 6000, (SEQUENTIAL, OPARA, UNCAPTURED))
 PLAN = Plan("digits", "cpu", "A processor", (replace(BUCKET, batch_size=1), BUCKET))
 CHOICES: dict[str, Any] = {"1": {"simplest": {}, "best": None}}
@@ -201,3 +202,24 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyt
     store.save(KEY, SAVED)
     assert "the plan of digits is not saved" in caplog.text
     assert store.load("digits", KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "best", "needed"),
+    [(OPARA, {"tensor": "a" * 64}, "ab"), (FUSED, {"tensor": "c" * 64}, "bc"), (SEQUENTIAL, None, "b")],
+)
+def test_of_what_was_found_only_what_runs_is_written(runs: Candidate, best: Json, needed: str) -> None:
+    bucket = replace(BUCKET, candidates=(SEQUENTIAL, OPARA, FUSED))
+    choice = {
+        "simplest": {"tensor": "b" * 64},
+        "best": {"tensor": "a" * 64},
+        "others": [[2, {"tensor": "c" * 64}]],
+    }
+    tensors = {letter * 64: torch.zeros(1, dtype=torch.uint8) for letter in "abcd"}
+    found = SavedPlan(replace(PLAN, buckets=(bucket,)), {"8": choice}, tensors)
+    changed = replace(bucket, policy=runs.policy, compact=runs.compact, lowering=runs.lowering)
+    plan = replace(PLAN, buckets=(changed,))
+    saved = as_it_runs(found, plan)
+    assert saved.plan == plan
+    assert saved.choices == {"8": {"simplest": {"tensor": "b" * 64}, "best": best, "others": []}}
+    assert saved.tensors.keys() == {letter * 64 for letter in needed}

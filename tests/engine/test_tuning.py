@@ -284,7 +284,7 @@ def test_a_model_that_runs_at_once_is_improved_later_and_saved(tmp_path: Path) -
         for bucket in (4, 1):
             graph = at_once(model.improve(found, bucket))
             assert model.graph(bucket) is graph
-        model.improved()
+        model.behind.save(found, model.plan)
         model.settle()
     assert model.behind is None
     assert_right(model, module)

@@ -156,9 +156,6 @@ class FakeCompiled:
         self.plan = replace(self.plan, buckets=tuple(better))
         return self.graphs[bucket]
 
-    def improved(self) -> None:
-        pass
-
     def settle(self) -> None:
         self.behind = None
 

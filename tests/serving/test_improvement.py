@@ -30,6 +30,7 @@ class Search:
         self.go = threading.Event()
         self.error: Exception | None = None
         self.reports = 0
+        self.saved: list[tuple[str, Plan]] = []
 
     def search(self, progress: Progress) -> SavedPlan:
         while not self.go.wait(0.005):
@@ -42,8 +43,8 @@ class Search:
     def finish(self, found: SavedPlan, bucket: int, serving: CapturedGraph) -> Steps[tuple[CapturedGraph, BucketPlan]]:
         raise NotImplementedError  # FakeCompiled.improve stands for it
 
-    def save(self, plan: Plan) -> None:
-        raise NotImplementedError
+    def save(self, _found: SavedPlan, plan: Plan) -> None:
+        self.saved.append((threading.current_thread().name, plan))
 
 
 class Behind(Compiler):
@@ -79,6 +80,7 @@ def test_a_model_serves_at_once_and_better_later(tmp_path: Path) -> None:
         assert plan is not None
         assert {bucket.policy for bucket in plan.buckets} == {"improved"}
         assert server.registry.get("a").plan == plan
+        assert compiler.search.saved == [("opara-search-a", plan)]  # while the executor serves
         sample = server.metrics.registry.get_sample_value
         assert sample("opara_replays_total", {"model": "a", "bucket": "4", "policy": "improved"})
 

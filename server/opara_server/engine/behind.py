@@ -10,7 +10,7 @@ from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import TuningError, first_line
 from opara_server.engine.finishing import Finisher
 from opara_server.engine.plan import BucketPlan, Plan
-from opara_server.engine.plan_store import SavedPlan
+from opara_server.engine.plan_store import SavedPlan, as_it_runs
 from opara_server.engine.program_json import ProgramReader
 from opara_server.engine.steps import Steps
 
@@ -27,13 +27,12 @@ class Build(Protocol):
 
     def read(self, saved: SavedPlan, bucket: int, reader: ProgramReader) -> Steps[Choice]: ...
 
-    def save(self, plan: Plan, choices: dict[int, Choice]) -> None: ...
+    def save(self, saved: SavedPlan) -> None: ...
 
 
 class SearchBehind:
     def __init__(self, build: Build) -> None:
         self._build = build
-        self._choices: dict[int, Choice] = {}
         self._reader: ProgramReader | None = None  # one for all batch sizes: they share what it reads
 
     def search(self, progress: Progress) -> SavedPlan:
@@ -47,8 +46,8 @@ class SearchBehind:
         except UNREADABLE as error:
             raise TuningError(f"what was found cannot be read: {first_line(error)}") from error
         yield
-        graph, self._choices[bucket] = yield from build.finisher.finish(choice, serving=serving)
-        return graph, self._choices[bucket].plan(bucket, build.device.held_bytes() - held, reused=False)
+        graph, choice = yield from build.finisher.finish(choice, serving=serving)
+        return graph, choice.plan(bucket, build.device.held_bytes() - held, reused=False)
 
-    def save(self, plan: Plan) -> None:
-        self._build.save(plan, self._choices)
+    def save(self, found: SavedPlan, plan: Plan) -> None:
+        self._build.save(as_it_runs(found, plan))

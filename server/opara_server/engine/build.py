@@ -108,8 +108,8 @@ class _Build:
             choices, reused = self._found(), False
             graphs, plan = self._finish_all(choices, reused=False)
         behind = SearchBehind(self) if self._untuned else None
-        if not (reused or behind):
-            self.save(plan, choices)
+        if self._store and not (reused or behind or self.fallback_reason):
+            self._store.save(self._saved_under, self._written(plan, choices))
         self.device.trim()
         return CompiledModel(self.flat, self.device, graphs, plan, behind)
 
@@ -218,11 +218,14 @@ class _Build:
         """Bound to the model's weights. Raises UNREADABLE."""
         return read_choice(saved.choices[str(bucket)], saved.plan.bucket(bucket), reader, self._inputs(bucket))
 
-    def save(self, plan: Plan, choices: Mapping[int, Choice]) -> None:
-        if self._store and not self.fallback_reason:
-            writer = ProgramWriter(self._weights())
-            written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
-            self._store.save(self._saved_under, SavedPlan(plan, written, writer.tensors))
+    def save(self, saved: SavedPlan) -> None:
+        if self._store:
+            self._store.save(self._saved_under, saved)
+
+    def _written(self, plan: Plan, choices: Mapping[int, Choice]) -> SavedPlan:
+        writer = ProgramWriter(self._weights())
+        written = {str(bucket): write_choice(choice, writer) for bucket, choice in choices.items()}
+        return SavedPlan(plan, written, writer.tensors)
 
     def _weights(self) -> list[tuple[str, Tensor]]:
         module = self.flat.module

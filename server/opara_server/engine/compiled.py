@@ -44,8 +44,9 @@ class Behind(Protocol):
         device idle. Raises EngineError."""
         ...
 
-    def save(self, plan: Plan) -> None:
-        """For the next start, once all batch sizes are finished."""
+    def save(self, found: SavedPlan, plan: Plan) -> None:
+        """For the next start, once all batch sizes are finished: of what was ``found`` that which runs by the ``plan``.
+        From any thread: the device is not asked."""
         ...
 
 
@@ -92,11 +93,6 @@ class CompiledModel:
         others = [b for b in self.plan.buckets if b.batch_size != bucket]
         self.plan = replace(self.plan, buckets=tuple(sorted([*others, plan], key=lambda b: b.batch_size)))
         return graph
-
-    def improved(self) -> None:
-        """All buckets are: the plan is saved."""
-        assert self.behind is not None
-        self.behind.save(self.plan)
 
     def settle(self) -> None:
         """The search has ended, well or not: what only it needed is let go."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opara_server.engine.plan import Plan
+from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.program_json import Json, content_digest
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,20 @@ class SavedPlan:
     plan: Plan
     choices: Json
     tensors: Mapping[str, Tensor]
+
+
+def as_it_runs(found: SavedPlan, plan: Plan) -> SavedPlan:
+    """Of what a search has ``found`` the programs that run by the ``plan``, which came of it, and what these need."""
+    choices = {str(b.batch_size): _as_it_runs(found, b) for b in plan.buckets}
+    needed = set(re.findall("[0-9a-f]{64}", json.dumps(choices)))  # tensors are called by their digests
+    return SavedPlan(plan, choices, {name: tensor for name, tensor in found.tensors.items() if name in needed})
+
+
+def _as_it_runs(found: SavedPlan, bucket: BucketPlan) -> Json:
+    choice = found.choices[str(bucket.batch_size)]
+    numbers = {candidate.key: number for number, candidate in enumerate(bucket.candidates)}
+    programs = dict(choice["others"]) | {numbers[found.plan.bucket(bucket.batch_size).key]: choice["best"], 0: None}
+    return {"simplest": choice["simplest"], "best": programs[numbers[bucket.key]], "others": []}
 
 
 def write(path: Path, key: Mapping[str, Any], saved: SavedPlan) -> None:

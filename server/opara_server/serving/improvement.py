@@ -55,7 +55,7 @@ class Improvement:
                 steps = self._switch(found, bucket)
                 while self._executor.run(partial(self._advance, steps)).result():
                     pass
-            self._executor.run(self._compiled.improved).result()
+            behind.save(found, self._compiled.plan)
         except (CancelledError, StoppedError):
             log.info("the search is given up: the server stops", extra={"model": name})
         except EngineError as error:
