@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from statistics import median
 
 from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError, VerificationError
-from opara_server.engine.select import MEASURE_SECONDS, measure
+from opara_server.engine.select import MEASURE_SECONDS, measuring
 from opara_server.engine.steps import Steps
 from opara_server.engine.verify import Verifier
 
 log = logging.getLogger(__name__)
 
 GLANCE_SECONDS = 0.02  # of timing, per graph, where it was measured well before: 15 turns of most models
-PARTS = 5  # of a measurement between which others have their turn
 
 
 class Finisher:
@@ -32,8 +30,8 @@ class Finisher:
         self, choice: Choice, *, reused: bool = False, serving: CapturedGraph | None = None
     ) -> Steps[tuple[CapturedGraph, Choice]]:
         """The graph that will serve: the best that is right, and still faster than the simplest, measured once more.
-        A step is a capture, a run of the module, a replay or a part of a measurement. Raises CaptureError or
-        VerificationError where not even the simplest will do.
+        A step is a capture, a run of the module, or a few replays. Raises CaptureError or VerificationError where not
+        even the simplest will do.
 
         ``serving``: the simplest, where it runs already; it goes on where none is faster, and stays its owner's. Else
         the simplest is captured to compare with, and closed.
@@ -53,21 +51,19 @@ class Finisher:
                 choice = choice.falling_back(reason)
                 continue
             simplest = serving or self._captured(choice.simplest, tuned=not reused, passing=True)
-            parts = PARTS if serving else 1
-            before, now = yield from self._measured(
-                simplest, graph, GLANCE_SECONDS if reused else MEASURE_SECONDS, parts
-            )
+            seconds = GLANCE_SECONDS if reused else MEASURE_SECONDS
+            before, now = yield from measuring([simplest, graph], self._device, seconds)
             if simplest is not serving:
                 simplest.close()
-            if now < before:
-                sequential_us = choice.sequential.measured_us if reused else before
-                return graph, replace(choice.confirmed(sequential_us, now), others=())
+            if now.median < before.median:
+                sequential_us = choice.sequential.measured_us if reused else before.median
+                return graph, replace(choice.confirmed(sequential_us, now.median), others=())
             log.warning("%s: measured again, %s is slower than sequential", self._name, choice.chosen.label)
             graph.close()
             choice = choice.falling_back("slower than sequential when measured again")
         graph = serving or (yield from self._verified(choice.simplest))
         if not choice.sequential.measured_us:
-            (alone,) = measure([graph], self._device, GLANCE_SECONDS)
+            (alone,) = yield from measuring([graph], self._device, GLANCE_SECONDS)
             choice = choice.confirmed(alone.median, alone.median)
         return graph, choice
 
@@ -87,14 +83,3 @@ class Finisher:
             raise
         log.debug("%s: error %.1e against float64", self._name, error)
         return graph
-
-    def _measured(
-        self, simplest: CapturedGraph, graph: CapturedGraph, seconds: float, parts: int
-    ) -> Steps[tuple[float, float]]:
-        """The median µs of each, measured in turns for ``seconds`` each."""
-        timings = []
-        for _ in range(parts):
-            timings.append(measure([simplest, graph], self._device, seconds / parts))
-            yield
-        before, now = (median(timing.median for timing in of_one) for of_one in zip(*timings, strict=True))
-        return before, now

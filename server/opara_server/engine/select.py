@@ -21,6 +21,7 @@ from opara_server.engine.contenders import Contender, limits_bytes
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.plan import Candidate
+from opara_server.engine.steps import Steps, at_once
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,13 @@ def _winner(
 
 
 def measure(graphs: Sequence[CapturedGraph], device: Device, seconds: float = MEASURE_SECONDS) -> list[Timing]:
-    """Replay the graphs in turns, A B C A B C, for ``seconds`` each, and time each with the device's own clock.
+    """``measuring`` without a pause."""
+    return at_once(measuring(graphs, device, seconds))
+
+
+def measuring(graphs: Sequence[CapturedGraph], device: Device, seconds: float) -> Steps[list[Timing]]:
+    """Replay the graphs in turns, A B C A B C, for ``seconds`` each, and time each with the device's own clock. A step
+    is one round of turns.
 
     An untimed replay goes ahead of each timed one: it warms the caches for all alike. The device is kept busy while the
     CPU enqueues both, which takes longer than small graphs take to run.
@@ -140,6 +147,7 @@ def measure(graphs: Sequence[CapturedGraph], device: Device, seconds: float = ME
         device.synchronize()
         for times, (start, end) in zip(samples, stamps, strict=True):
             times.append(start.elapsed_us(end))
+        yield
     return [_timing(times) for times in samples]
 
 
