@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from opara_server.engine import choose
+from opara_server.engine.choice import Choice
 from opara_server.engine.choose import Search
 from opara_server.engine.contenders import URGENT, Contender, contenders
 from opara_server.engine.errors import DeviceError, EngineError
@@ -19,6 +21,7 @@ from opara_server.engine.plan import Candidate
 from opara_server.engine.policies import SLOW_POLICIES, quick_policies
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
+from opara_server.engine.select import BEYOND_BUDGET, select
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
 
@@ -202,6 +205,20 @@ def test_a_budget_that_leaves_no_time_to_measure_is_told_of(budget_s: float, cap
     else:
         assert len(measured) == 2
         assert "made: a tuning budget of 0 s is too short: of " in caplog.text
+
+
+@pytest.mark.parametrize("measured", [2, 3])
+def test_nobody_is_told_of_a_budget_that_leaves_time_for_the_most_promising(
+    measured: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def select_some(*given: Any) -> Choice:
+        choice = select(*given)
+        beyond = [replace(c, measured_us=0.0, rejected=BEYOND_BUDGET) for c in choice.candidates[measured:]]
+        return replace(choice, candidates=(*choice.candidates[:measured], *beyond))
+
+    monkeypatch.setattr(choose, "select", select_some)
+    choose_by(Clock(), BuildOptions((1,)))
+    assert ("is too short" in caplog.text) == (measured == 2)
 
 
 @pytest.mark.parametrize(
