@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from opara_server.engine.arena import ALIGNMENT
-from opara_server.engine.contenders import LIMIT, Contender, with_lean
+from opara_server.engine.contenders import LIMIT, Contender, limits_bytes, with_lean
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
@@ -49,6 +49,16 @@ def test_more_memory_than_sequential_s_must_be_worth_a_twentieth_of_the_time() -
         return choice.chosen.policy
 
     assert [winner(60.0, 64.2), winner(60.0, 64.5), winner(97.0, 100.0)] == ["two", "five", "five"]
+
+
+def test_a_program_that_needs_more_in_sequence_may_need_as_much_in_parallel_and_no_more() -> None:
+    slim = program_of((add, [0]), (add, [1]), (add, [2]))
+    wide = program_of(*[(add, [0])] * 11, (add, range(1, 12)))
+    simplest, own = entrant(slim, "sequential", [0] * 3), entrant(wide, "sequential", [0] * 12)
+    two = entrant(wide, "two", [0] * 11 + [1])
+    allowed = int(LIMIT * simplest.peak_bytes)
+    assert own.peak_bytes > allowed
+    assert limits_bytes([simplest, own, two]) == [allowed, own.peak_bytes, own.peak_bytes]
 
 
 def test_what_needs_too_much_memory_contends_with_a_lean_version_of_itself() -> None:

@@ -147,7 +147,7 @@ def _each_followed_by(entrants: Sequence[Contender], following: Mapping[int, Con
 
 
 def limits_bytes(entrants: Sequence[Contender]) -> list[int]:
-    """How many bytes each should need at most: LIMIT times what the simplest or its own program's sequential graph
-    needs, whichever is more; a program may have merged what others do one after the other."""
+    """How many bytes each should need at most: LIMIT times what the simplest needs; where its own program's sequential
+    graph needs more (it may have merged what others do one after the other), no more than that."""
     own = {id(e.program): e.peak_bytes for e in entrants if e.schedule.policy == SEQUENTIAL}
-    return [int(LIMIT * max(entrants[0].peak_bytes, own.get(id(e.program), 0))) for e in entrants]
+    return [max(int(LIMIT * entrants[0].peak_bytes), own.get(id(e.program), 0)) for e in entrants]
