@@ -148,6 +148,19 @@ def test_a_bool_that_is_not_written_is_found(check: Check) -> None:
         check(Function(lambda x: x > 0), spoil=keeps_the_first)
 
 
+def test_between_two_steps_other_graphs_may_use_the_memory() -> None:
+    """Those of one device share it: the outputs of one may lie where another keeps what it computes on the way."""
+    device = CpuDevice(threads=1)
+    flat = FlatModule(ConvBranches().eval(), IMAGE, 4, CPU, channels_last=False)
+    with device.bind():
+        inputs = static_inputs(IMAGE, 4, CPU, channels_last=False)
+        program = lower(export_static(flat.module, inputs), inputs)
+        schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), "sequential")
+        graph = capture(program, schedule, device)
+        for _ in Verifier(flat, device, None).check(graph):
+            poison((*graph.outputs, graph.arena))
+
+
 class Idle(SpoiledGraph):
     def replay(self) -> None:
         pass

@@ -43,8 +43,11 @@ class Verifier:
         self.bound = default_bound(flat.module, device) if tolerance is None else tolerance
 
     def check(self, graph: CapturedGraph) -> Steps[float]:
-        """Returns the largest error norm over the fresh inputs. Raises VerificationError. A step is one run of the
-        module, or one replay; between two of them other graphs of the device may replay, but not this one."""
+        """Returns the largest error norm over the fresh inputs. Raises VerificationError.
+
+        A step is one run of the module, or one replay. Between two of them other graphs of the device may replay, which
+        overwrites outputs: what one graph keeps until the end may lie where another keeps what it computes on the way.
+        """
         worst = 0.0
         for _ in range(FRESH_INPUTS):
             error = yield from self._check_fresh(graph)
@@ -85,6 +88,7 @@ class Verifier:
         inputs = [tensor.clone() for tensor in graph.inputs]
         poison((*graph.outputs, graph.arena))
         graph.replay()
+        outputs = [out.clone() for out in graph.outputs]
         self._device.synchronize()
         yield
         eager = self._flat(*[tensor.clone() for tensor in inputs])
@@ -92,7 +96,7 @@ class Verifier:
         exact = self._run_exact(inputs)
         yield
         errors = [0.0]
-        for spec, out, own, ref in zip(self._flat.outputs, graph.outputs, eager, exact, strict=True):
+        for spec, out, own, ref in zip(self._flat.outputs, outputs, eager, exact, strict=True):
             if not out.is_floating_point():
                 if not torch.equal(out, own):
                     raise VerificationError(
