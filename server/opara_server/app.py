@@ -17,7 +17,8 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from opara_server.config import ConfigError, ServerConfig
+from opara_server.config import ConfigError, ServerConfig, may_use_a_gpu
+from opara_server.engine.profiler import start_profiler
 from opara_server.observe.metrics import Metrics
 from opara_server.rpc.health import Health
 from opara_server.rpc.service import SERVICE, InferenceService
@@ -90,6 +91,8 @@ class Application:
         self._metrics_listen()
         await self._listen()
         self._registry.on_change(self._model_changed)
+        if may_use_a_gpu(self._config.models):
+            start_profiler()
         loading = asyncio.wrap_future(self._executor.run(lambda: self._registry.load_all(self._progress)))
         asked = asyncio.ensure_future(self._stop_asked.wait())
         await asyncio.wait((loading, asked), return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -242,3 +243,12 @@ def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[Ba
             found = model.model_fields[part].annotation
             model = next(t for t in (found, *get_args(found)) if isinstance(t, type) and issubclass(t, BaseModel))
     return model
+
+
+def may_use_a_gpu(models: Path) -> bool:
+    """Whether any model in the folder asks for one. Wrong settings are told when the model is loaded."""
+    for file in models.glob(f"*/{MODEL_FILE}"):
+        with suppress(ConfigError):
+            if ModelConfig.load(file).device != "cpu":
+                return True
+    return False

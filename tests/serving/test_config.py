@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opara_server.config import ConfigError, ModelConfig, ServerConfig
+from opara_server.config import ConfigError, ModelConfig, ServerConfig, may_use_a_gpu
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 
@@ -156,3 +156,15 @@ def test_a_wrong_server_option_is_explained(options: dict[str, object], message:
     with pytest.raises(ConfigError) as caught:
         ServerConfig.of(**options)
     assert message in str(caught.value)
+
+
+def test_a_gpu_may_be_used_where_any_model_says_so(tmp_path: Path) -> None:
+    assert not may_use_a_gpu(tmp_path)
+    for name, text, expected in (
+        ("a", MODEL.replace("batch", 'device = "cpu"\nbatch', 1), False),
+        ("b", "not a setting", False),
+        ("c", MODEL, True),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.toml").write_text(text)
+        assert may_use_a_gpu(tmp_path) == expected

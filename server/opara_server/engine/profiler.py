@@ -209,6 +209,14 @@ def _block_share(kernel: Kernel, properties: Any) -> float:
     return min(1.0, max(shared_memory, registers, threads))
 
 
+def start_profiler() -> None:
+    """On the thread that imported PyTorch, before its profiler is used on any other: else Kineto says ERROR on stderr.
+    Takes as long as the first use would. Nothing happens without a GPU."""
+    if torch.cuda.is_available():
+        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]):
+            pass
+
+
 def trace_cuda(replay: Callable[[], None], replays: int) -> Trace:
     """Profile graph replays: the kernels of one replay share its launch's correlation id and carry hardware streams."""
     replay()
