@@ -34,7 +34,8 @@ def module() -> Branches:
 def found(module: Branches, tmp_path: Path) -> SavedPlan:
     """What a search would have found: parallel graphs for both batch sizes."""
     folder = tmp_path / "search"
-    compiled(module, cache_dir=folder, policy="opara").close()
+    device = ScriptedDevice(lambda streams, replay: 2 * streams_are_fast(streams, replay))
+    compiled(module, cache_dir=folder, policy="opara", device=device).close()
     (path,) = folder.iterdir()
     with safe_open(path, framework="pt") as file:
         key = json.loads(file.metadata()["key"])
@@ -81,6 +82,8 @@ def test_requests_between_the_steps_of_a_switch_get_right_answers(module: Branch
 def test_what_is_slower_or_wrong_here_does_not_replace_what_serves(
     module: Branches, found: SavedPlan, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for bucket in found.plan.buckets:
+        assert bucket.sequential_us == pytest.approx(200.0)
     slow = ScriptedDevice(lambda streams, _replay: 100.0 * streams)
     wrong = ScriptedDevice(streams_are_fast, spoil=on_several_streams)
     for device, reason in ((slow, "slower than sequential"), (wrong, "failed, the next best runs instead")):
@@ -89,7 +92,9 @@ def test_what_is_slower_or_wrong_here_does_not_replace_what_serves(
         with model.device.bind(), caplog.at_level(logging.WARNING):
             assert at_once(model.improve(found, 4)) is serving
         assert reason in caplog.text
-        assert model.plan.bucket(4).policy == "sequential"
+        bucket = model.plan.bucket(4)
+        assert bucket.policy == "sequential"
+        assert bucket.measured_us == pytest.approx(100.0)  # here, not by the search
         assert_right(model, module)
         model.close()
 
