@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -204,14 +205,16 @@ class Inception(nn.Module):
         return y.flatten(1)
 
 
-def test_what_an_export_says_wrongly_of_layouts_hides_nothing() -> None:
-    """PyTorch 2.11 tells a convolution on a channels_last image to be contiguous."""
-    x = image(4)
-    module = functional_form(export_static(settled(Inception()), (x,)))
-    for node in module.graph.nodes:
-        if "conv" in str(node.target):
-            node.meta["val"] = node.meta["val"].contiguous()
-    assert operators(apply(module, BOTH))["convolution_relu"] == 3
+def test_what_an_export_says_wrongly_of_layouts_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.11 on GPUs: convolutions on channels_last images are told to be contiguous."""
+    module, x = settled(Inception()), image(4)
+    with monkeypatch.context() as patched:
+        patched.setattr("torch._C._conv_determine_backend_memory_format", lambda *_: torch.contiguous_format)
+        FakeTensorMode.cache_clear()
+        exported = functional_form(export_static(module, (x,)))
+    told = [node.meta["val"] for node in exported.graph.nodes if "conv" in str(node.target)]
+    assert not any(tensor.is_contiguous(memory_format=CHANNELS_LAST) for tensor in told)
+    assert operators(apply(exported, BOTH))["convolution_relu"] == 3
 
 
 def test_relus_that_a_cat_reads_become_part_of_convolutions_too() -> None:

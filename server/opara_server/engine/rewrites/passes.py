@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 from opara_server.engine.rewrites.attention import attention
@@ -62,7 +63,8 @@ def apply(module: GraphModule, names: Sequence[str], weights: Weights | None = N
     module = GraphModule(module, copy.deepcopy(module.graph))
     weights = Weights() if weights is None else weights
     with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, no compiler takes
-        refresh(module)  # torch.export 2.11 tells a convolution on a channels_last image to be contiguous
+        FakeTensorMode.cache_clear()  # torch.export takes convolutions on channels_last images to be contiguous on
+        refresh(module)  # GPUs, in 2.11, and those results are kept for the next who asks
         for name, rewrite in passes.items():
             count = rewrite(module, weights)
             tidy(module)
