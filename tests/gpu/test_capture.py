@@ -128,6 +128,9 @@ def test_random_programs_with_delays_give_the_same_on_every_schedule(seed: int, 
             torch.testing.assert_close(graph.outputs[0], expected, rtol=0, atol=0)
 
 
+SEED_AND_OFFSET = 2 * 512  # of PyTorch's random numbers, bytes: in the first of several graphs
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_explicit_buffers_share_memory_and_give_the_same_on_every_schedule(seed: int, device: Device) -> None:
     program = with_explicit_buffers(random_program(Random(seed), 40, 1 << 14))
@@ -135,10 +138,9 @@ def test_explicit_buffers_share_memory_and_give_the_same_on_every_schedule(seed:
         capture(program, make_schedule(program.graph, Profile.uniform(40), policy), device) for policy in POLICIES
     ]
     assert graphs[0].arena.nbytes < 30 * program.inputs[0].nbytes
-    need = [
-        memory_bytes(program.graph, make_schedule(program.graph, Profile.uniform(40), policy)) for policy in POLICIES
-    ]
-    assert [graph.peak_bytes for graph in graphs] == need
+    for graph, policy in zip(graphs, POLICIES, strict=True):
+        need = memory_bytes(program.graph, make_schedule(program.graph, Profile.uniform(40), policy))
+        assert graph.peak_bytes in (need, need + SEED_AND_OFFSET)
     for _ in range(20):
         program.inputs[0].normal_()
         (expected,) = program.run_in_order()

@@ -132,6 +132,9 @@ def test_without_the_wait_they_do_not() -> None:
     assert wrong_replays(chained(early(hasty_kernel)), 12) > REPLAYS / 2
 
 
+OWN = ("attention_kernel", "depthwise_kernel")  # of this engine, which wait for all ahead of them
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_fused_kernels_start_early(name: str, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "fused", Variant(REWRITTEN, EARLY))
@@ -139,7 +142,8 @@ def test_fused_kernels_start_early(name: str, device: Device, monkeypatch: pytes
     flat = FlatModule(module, specs, 3, GPU, channels_last=False)
     inputs = static_inputs(specs, 3, GPU, channels_last=False)
     program = lower_fused(export_static(module, inputs), inputs, "fused", Weights())
-    kernels = [call.target for body in program.bodies for call in body if isinstance(call.target, KernelLaunch)]
+    launches = [call.target for body in program.bodies for call in body if isinstance(call.target, KernelLaunch)]
+    kernels = [kernel for kernel in launches if kernel.code.name not in OWN]
     assert kernels
     assert sum(not kernel.early for kernel in kernels) <= 1  # an embedding may check its indices first
     for policy in ("sequential", "opara", "critical_path"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 
@@ -112,13 +113,31 @@ class Insert:
 
 
 def refresh(module: GraphModule) -> None:
-    """Tell every call's result anew, after a change of strides or shapes that goes on through the graph. A call whose
-    arguments are more than tensors and numbers (a subgraph) keeps what it has."""
+    """Tell every call's result anew, after a change of strides or shapes that goes on through the graph.
+
+    A call whose arguments are more than tensors and numbers (a subgraph) keeps what it has; so does one that PyTorch
+    cannot run without contents (recurrent layers look for their weights' addresses), if nothing that it reads changed.
+    """
+    changed: set[Node] = set()
     with _fake_mode(module):
         for node in module.graph.nodes:
-            if node.op == "call_function" and all("val" in source.meta for source in node.all_input_nodes):
-                args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
-                node.meta["val"] = node.target(*args, **kwargs)
+            if node.op != "call_function" or not all("val" in source.meta for source in node.all_input_nodes):
+                continue
+            args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+            try:
+                told = node.target(*args, **kwargs)
+            except RuntimeError:
+                if changed.intersection(node.all_input_nodes):
+                    raise
+                continue
+            if _forms(told) != _forms(node.meta.get("val")):
+                changed.add(node)
+            node.meta["val"] = told
+
+
+def _forms(result: Any) -> list[Any]:
+    leaves = pytree.tree_leaves(result)
+    return [(leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _fake_mode(module: GraphModule) -> Any:
