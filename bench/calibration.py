@@ -28,6 +28,7 @@ COUNTS = {"reach"}  # whole numbers
 FACTORS = (2.0, 1.4, 1.15, 1.05)  # coarse steps first
 LEAST_US = 0.05  # from 0 there is no factor to go up by
 SCALE_WEIGHT = 0.3
+ENOUGH = 1e-3  # of loss, for a step to be worth going on
 
 Loss = Callable[[Latency], float]
 
@@ -54,7 +55,7 @@ def fit(loss_of: Loss, start: Latency) -> Latency:
         while True:
             losses = {moved: loss_of(moved) for moved in _neighbours(best, factor)}
             moved = min(losses, key=losses.__getitem__)
-            if losses[moved] >= least - 1e-4:
+            if losses[moved] >= least - ENOUGH:
                 break
             best, least = moved, losses[moved]
     return best
