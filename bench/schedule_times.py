@@ -32,7 +32,7 @@ from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
 from opara_server.engine.lower_fused import lower_fused
 from opara_server.engine.options import ATEN
-from opara_server.engine.policies import POLICIES, make_schedule
+from opara_server.engine.policies import POLICIES, make_schedule, quick_policies
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.random_schedules import random_schedules
@@ -89,7 +89,8 @@ def record_of(subject: Subject, program: Program, count: int) -> Record:
 def candidates(program: Program, profile: Profile, count: int, seed: int, limit: int) -> list[Schedule]:
     """The policies' schedules and ``count`` random ones, on at most ``limit`` streams each. Of those that are equal but
     for their policy, the first."""
-    schedules = [fold(program.graph, make_schedule(program.graph, profile, name), limit) for name in POLICIES]
+    names = dict.fromkeys([*POLICIES, *quick_policies(program.graph.width)])
+    schedules = [fold(program.graph, make_schedule(program.graph, profile, name), limit) for name in names]
     schedules += random_schedules(program.graph, count, seed, limit)
     found: dict[object, Schedule] = {}
     for schedule in schedules:
