@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from bench.cells import Cell, load_cell, save_cell
@@ -56,10 +57,8 @@ def run_group(crew: Crew, jobs: Sequence[Job], deadline: float | None, here: Env
     children = [_started(crew, job, deadline) for job in jobs]
     try:
         # Nobody measures before all have compiled: what the host drives wants idle processors.
-        for child in children:
-            child.wait_until_ready()
-        for child in children:
-            child.limit(_left(deadline))
+        with ThreadPoolExecutor(len(children)) as pool:
+            list(pool.map(lambda child: _wait_until_ready(child, deadline), children))
         for child in children:
             _measure(child, before[child.job.cell], here, tell)
     finally:
@@ -84,6 +83,12 @@ def _started(crew: Crew, job: Job, deadline: float | None) -> Child:
     times = [None if job.compile_until is None else job.compile_until + GRACE_SECONDS, deadline]
     child.limit(min((left for left in map(_left, times) if left is not None), default=None))
     return child
+
+
+def _wait_until_ready(child: Child, deadline: float | None) -> None:
+    """Its time to compile ends with that: those that are late may take longer than they should."""
+    child.wait_until_ready()
+    child.limit(_left(deadline))
 
 
 def _measure(child: Child, before: Cell | None, here: Environment, tell: Tell) -> None:

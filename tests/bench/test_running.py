@@ -73,6 +73,19 @@ def test_what_has_not_compiled_in_time_keeps_nobody_waiting(code: str, tmp_path:
     assert load_cell(tmp_path, late.cell) is None
 
 
+def test_whoever_is_ready_waits_for_the_late_beyond_its_own_time_to_compile(tmp_path: Path) -> None:
+    told: list[str] = []
+    until = time.time() - 28.0
+    codes = {"ready": READ, "late": "import time; time.sleep(60)"}
+    made = [replace(named(script(tmp_path, code), name), compile_until=until) for name, code in codes.items()]
+    with Crew() as crew:
+        run_group(crew, made, None, {}, told.append)
+    assert told == [
+        "ready float32 ×1: failed, left no result",
+        "late float32 ×1: not run, cut off by the time limit",
+    ]
+
+
 def test_what_is_missing_is_told() -> None:
     wrong = replace(cell("deepfm"), systems={"ours": SystemResult(median_us=3.0, verified=False)})
     line = summary(wrong, ["ours", "nimble"])
