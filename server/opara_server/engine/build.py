@@ -28,12 +28,14 @@ from opara_server.engine.plan_store import PlanStore, SavedPlan
 from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.steps import Steps, at_once
-from opara_server.engine.tensors import static_inputs
+from opara_server.engine.tensors import fill_random, static_inputs
 from opara_server.engine.tuning import tune_in_children
 from opara_server.engine.verify import Verifier
 from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
+
+ALIGNMENT = 16  # bytes: compiled kernels count on it where a tensor has it
 
 PLAN_FORMAT = 4  # of the saved plan and of what the engine does with it: raise it when a measurement no longer holds
 NOT_IN_KEY = {"batch_sizes", "tune_behind", "cache_dir"}  # options: told as buckets; when and where, not what
@@ -234,6 +236,12 @@ class _Build:
     def _inputs(self, bucket: int) -> tuple[Tensor, ...]:
         return static_inputs(self.flat.inputs, bucket, self.device.torch_device(), self.options.channels_last)
 
+    def _same_inputs(self, bucket: int) -> tuple[Tensor, ...]:
+        """The same in every process: a module may make other calls for other values."""
+        inputs = self._inputs(bucket)
+        fill_random(inputs, self.flat.inputs, torch.Generator(self.device.torch_device()).manual_seed(0))
+        return inputs
+
     def _announced(self, what: str, begin: float, end: float) -> Iterator[int]:
         for position, bucket in enumerate(self.buckets):
             self.progress(f"{what} batch size {bucket}", begin + (end - begin) * position / len(self.buckets))
@@ -247,7 +255,8 @@ class _Build:
             "device": self.device.fingerprint(),
             "inputs": [asdict(spec) for spec in self.flat.inputs],
             "buckets": self.buckets,
-            "calls": [calls_digest(self.flat.module, self._inputs(bucket)) for bucket in self.buckets],
+            "calls": [calls_digest(self.flat.module, self._same_inputs(bucket)) for bucket in self.buckets],
             "weights": tensors_digest(self._weights()),
+            "unaligned": [name for name, weight in self._weights() if weight.data_ptr() % ALIGNMENT],
             "options": {name: value for name, value in asdict(self.options).items() if name not in NOT_IN_KEY},
         }

@@ -53,18 +53,22 @@ def overlaps_itself(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def fill_random(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:
-    """Fresh values in each spec's range, in place; without a range standard normal, for integers 0 and 1."""
+def fill_random(
+    tensors: Sequence[Tensor], specs: Sequence[TensorSpec], generator: torch.Generator | None = None
+) -> None:
+    """Fresh values in each spec's range, in place; without a range standard normal, for integers 0 and 1.
+    ``generator``: other than the device's own."""
     for tensor, spec in zip(tensors, specs, strict=True):
         if tensor.dtype == torch.bool:
-            tensor.random_(0, 2)
+            tensor.random_(0, 2, generator=generator)
         elif not tensor.is_floating_point():
-            end = 2 if spec.high is None else int(spec.high)
-            tensor.random_(int(spec.low or 0), end if end < 2**63 else None)  # None: up to the type's greatest
+            high = 2 if spec.high is None else int(spec.high)
+            end = high if high < 2**63 else None  # None: up to the type's greatest
+            tensor.random_(int(spec.low or 0), end, generator=generator)
         elif spec.low is None or spec.high is None:
-            tensor.normal_()
+            tensor.normal_(generator=generator)
         else:
-            tensor.uniform_(spec.low, spec.high)
+            tensor.uniform_(spec.low, spec.high, generator=generator)
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
