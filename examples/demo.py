@@ -75,7 +75,7 @@ def measured_opara(bucket: Bucket) -> Candidate | None:
 def verdict(bucket: Bucket, opara: Candidate) -> str:
     """Why the paper's policy does not run in this bucket."""
     if opara.rejected:
-        return f"refused: {opara.rejected}"
+        return f"refused: {opara.rejected}" if opara.measured_us else opara.rejected
     if opara.measured_us > bucket.sequential_us:
         return "slower: not chosen"
     if bucket.policy == "sequential":

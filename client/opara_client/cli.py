@@ -19,11 +19,13 @@ import numpy as np
 
 from opara_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from opara_client.client import OparaClient
-from opara_client.errors import OparaError
+from opara_client.errors import OparaError, Unavailable
 from opara_client.health import HealthStatus
 from opara_client.inputs import InputError, make_inputs, parse_inputs
 from opara_client.messages import InferResult
 from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
+
+LOG_SAYS_MORE = "the server's log says more"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +89,10 @@ def _version() -> str:
 
 def _infer(client: OparaClient, args: argparse.Namespace) -> int:
     values = parse_inputs(args.inputs)
-    result = client.infer(args.model, make_inputs(values, client.model(args.model).inputs, args.rows))
+    model = client.model(args.model)
+    if model.state is not ModelState.READY:  # its inputs may not be known
+        raise Unavailable(f"model {model.name!r} is {model.state}: {LOG_SAYS_MORE}")
+    result = client.infer(args.model, make_inputs(values, model.inputs, args.rows))
     if args.output:
         _save(args.output, result)
     if args.json:
@@ -140,7 +145,7 @@ def _model_lines(model: ModelInfo) -> list[str]:
     if model.state is ModelState.READY:
         where = f"on {model.device} ({model.device_name}), {model.max_rows} rows a request at most"
     else:
-        where = "the server's log says more"
+        where = LOG_SAYS_MORE
     lines = [f"{model.name}  {model.state}  {where}"]
     lines += [f"  input   {_spec(spec)}" for spec in model.inputs]
     lines += [f"  output  {_spec(spec)}" for spec in model.outputs]
@@ -148,8 +153,9 @@ def _model_lines(model: ModelInfo) -> list[str]:
         lines.append(f"  one sequential graph, because {model.fallback_reason}")
     for bucket in model.buckets:
         reused = ", plan from the cache" if bucket.reused else ""
+        streams = "1 stream" if bucket.streams == 1 else f"{bucket.streams} streams"
         lines.append(
-            f"batch {bucket.batch_size}: {_schedule(bucket)} on {bucket.streams} streams, "
+            f"batch {bucket.batch_size}: {_schedule(bucket)} on {streams}, "
             f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential, "
             f"{bucket.peak_bytes / 2**20:.1f} MiB of activations, keeps {bucket.steady_bytes / 2**20:.1f} MiB{reused}"
         )
@@ -161,9 +167,11 @@ def _model_lines(model: ModelInfo) -> list[str]:
                 str(candidate.streams),
                 str(candidate.synchronisations),
                 f"{candidate.predicted_us:.1f}",
-                f"{candidate.measured_us:.1f}",
+                f"{candidate.measured_us:.1f}" if candidate.measured_us else "",
                 f"{candidate.peak_bytes / 2**20:.1f}",
-                f"refused: {candidate.rejected}" if candidate.rejected else "",
+                f"refused: {candidate.rejected}"
+                if candidate.rejected and candidate.measured_us
+                else candidate.rejected,
             )
             for candidate in bucket.candidates
         ]

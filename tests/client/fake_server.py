@@ -50,6 +50,13 @@ PLAN = pb.Bucket(
         pb.Candidate(
             lowering="aten", policy="nimble", streams=9, measured_us=90.0, rejected="wrong in 1 of 100 replays"
         ),
+        pb.Candidate(
+            lowering="aten",
+            policy="wavefront",
+            streams=1,
+            predicted_us=80.0,
+            rejected="not measured: beyond the tuning budget",
+        ),
     ],
     reused=True,
     compact=True,

@@ -148,6 +148,15 @@ def test_a_server_error_is_one_line_with_its_code(cli: Cli) -> None:
     assert cli("infer", "nobody", "--input", "x=[1]") == (1, "", "opara-client: NOT_FOUND: no model 'nobody'\n")
 
 
+@pytest.mark.parametrize(("state", "shown"), [(pb.MODEL_STATE_FAILED, "FAILED"), (pb.MODEL_STATE_LOADING, "LOADING")])
+def test_a_model_that_is_not_ready_says_so_before_its_inputs_are_looked_at(
+    server: FakeServer, cli: Cli, state: pb.ModelState.ValueType, shown: str
+) -> None:
+    server.models["bad"] = Model({}, state)
+    said = f"opara-client: UNAVAILABLE: model 'bad' is {shown}: the server's log says more\n"
+    assert cli("infer", "bad", "--input", "x=random") == (1, "", said)
+
+
 def test_a_file_of_another_dtype_is_refused_and_not_cast(cli: Cli, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 2)))
     code, _, err = cli("infer", "double", "--input", f"x=@{tmp_path}/x.npy")
@@ -177,7 +186,14 @@ def test_one_model_with_its_plan(cli: Cli) -> None:
         "aten sequential 1 0 160.0 150.0 0.5",
         "aten opara, compacted 4 7 90.0 100.0 0.0",
         "aten nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
+        "aten wavefront 1 0 80.0 0.0 not measured: beyond the tuning budget",
     ]
+
+
+def test_one_stream_is_one(server: FakeServer, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = pb.Bucket(batch_size=1, policy="sequential", lowering="aten", operators=3, streams=1)
+    monkeypatch.setattr("tests.client.fake_server.PLAN", alone)
+    assert "batch 1: sequential on 1 stream, 3 aten operators" in cli("models", "double")[1]
 
 
 def test_a_model_that_is_not_ready_has_no_empty_fields(cli: Cli) -> None:

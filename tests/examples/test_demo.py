@@ -69,6 +69,7 @@ def test_a_server_that_cannot_start_is_an_error_with_its_own_words(tmp_path: Pat
         ("sequential", replace(SLOWER, measured_us=99.5), "hardly faster: not chosen"),
         ("critical_path", replace(SLOWER, measured_us=90.0), "faster, but another was chosen"),
         ("sequential", replace(SLOWER, rejected="2.5 times the memory"), "refused: 2.5 times the memory"),
+        ("sequential", replace(SLOWER, measured_us=0.0, rejected="not measured: no time"), "not measured: no time"),
     ],
 )
 def test_what_became_of_the_papers_policy(policy: str, opara: Candidate, words: str) -> None:
