@@ -91,7 +91,7 @@ def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
         f"{candidate.predicted_us:.1f}",
         f"{candidate.measured_us:.1f}" if measured else "",
         f"{candidate.peak_bytes / 2**20:.2f}",
-        f"{bucket.sequential_us / candidate.measured_us:.2f}×" if measured else "",
+        f"{bucket.sequential_us / candidate.measured_us:.2f}×" if measured and not candidate.rejected else "",
     )
 
 

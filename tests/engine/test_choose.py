@@ -17,11 +17,11 @@ from opara_server.engine.contenders import URGENT, Contender, contenders
 from opara_server.engine.errors import DeviceError, EngineError
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import FUSED, BuildOptions
-from opara_server.engine.plan import Candidate
+from opara_server.engine.plan import BEYOND_BUDGET, Candidate
 from opara_server.engine.policies import SLOW_POLICIES, quick_policies
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
-from opara_server.engine.select import BEYOND_BUDGET, select
+from opara_server.engine.select import select
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of
 

@@ -14,11 +14,12 @@ from opara_server.engine.device import CapturedGraph
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.launch import LaunchList, launch_list
 from opara_server.engine.memory import memory_bytes
+from opara_server.engine.plan import BEYOND_BUDGET
 from opara_server.engine.policies import POLICIES, quick_policies
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
 from opara_server.engine.schedule import assemble, check
-from opara_server.engine.select import BEYOND_BUDGET, measure, select
+from opara_server.engine.select import measure, select
 from opara_server.engine.simulate import IDEAL, Latency
 from tests.engine.devices import ScriptedDevice
 from tests.engine.programs import program_of

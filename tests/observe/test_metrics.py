@@ -100,6 +100,7 @@ def test_clients_cannot_make_labels(metrics: Metrics) -> None:
         (plan(bucket(1, "sequential"), bucket(4, "sequential")), 0),  # it measured fastest
         (plan(bucket(1, "sequential"), bucket(4, "sequential"), fallback_reason="cannot be exported"), 2),
         (plan(bucket(1, "nimble", "wrong numbers")), 0),
+        (plan(bucket(1, "sequential", "not measured: beyond the tuning budget")), 0),  # nobody has tried it
     ],
 )
 def test_fallbacks_are_buckets_that_are_sequential_for_want_of_better(

@@ -15,13 +15,13 @@ from opara_server.engine.device import Device
 from opara_server.engine.errors import CaptureError, EngineError, first_line
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.options import ATEN, AUTO, FUSED, OPT_IN, BuildOptions
-from opara_server.engine.plan import Plan
+from opara_server.engine.plan import BEYOND_BUDGET, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.policies import SLOW_POLICIES, quick_policies
 from opara_server.engine.profile import Profile
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import Json, ProgramWriter, UnsavableError
-from opara_server.engine.select import BEYOND_BUDGET, select
+from opara_server.engine.select import select
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 log = logging.getLogger(__name__)
 
 SEQUENTIAL = "sequential"
+BEYOND_BUDGET = "not measured: beyond the tuning budget"
 
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -41,6 +42,11 @@ class Candidate:
     measured_us: Microseconds
     peak_bytes: Count  # for activations: memory.memory_bytes
     rejected: str = ""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was tried and refused, not only left out."""
+        return self.rejected not in {"", BEYOND_BUDGET}
 
     @property
     def key(self) -> tuple[str, str, bool]:
@@ -108,6 +114,11 @@ class Plan:
     @property
     def reused(self) -> bool:
         return all(bucket.reused for bucket in self.buckets)
+
+    @property
+    def chosen(self) -> dict[int, tuple[str, str, bool]]:
+        """Per batch size the key of the candidate that runs."""
+        return {bucket.batch_size: bucket.key for bucket in self.buckets}
 
     def bucket(self, batch_size: int) -> BucketPlan:
         """Raises KeyError where there is none."""

@@ -20,7 +20,7 @@ from opara_server.engine.choice import Choice
 from opara_server.engine.contenders import Contender, limits_bytes
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError
-from opara_server.engine.plan import Candidate
+from opara_server.engine.plan import BEYOND_BUDGET, Candidate
 from opara_server.engine.steps import Steps, at_once
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ LEAST_MARGIN = 0.01  # of the sequential graph's time: what timing one graph twi
 AS_FAST = 0.02
 OVER = 0.05  # by how much one that needs more must be faster than the best that does not
 MEASURE_SECONDS = 0.3  # per candidate
-BEYOND_BUDGET = "not measured: beyond the tuning budget"
 ROUNDS = (15, 200)
 
 

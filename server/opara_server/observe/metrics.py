@@ -113,7 +113,7 @@ class Metrics:
         for bucket in plan.buckets:
             self.plan_speedup.labels(plan.model, str(bucket.batch_size)).set(bucket.speedup)
             self.graph_bytes.labels(plan.model, str(bucket.batch_size)).set(bucket.peak_bytes)
-        wanted_better = (plan.fallback_reason or any(c.rejected for c in b.candidates) for b in plan.buckets)
+        wanted_better = (plan.fallback_reason or any(c.given_up for c in b.candidates) for b in plan.buckets)
         fallen = (better and b.policy == SEQUENTIAL for better, b in zip(wanted_better, plan.buckets, strict=True))
         self.fallbacks.labels(plan.model).inc(sum(map(bool, fallen)))
         return ModelMetrics(self, plan)
