@@ -221,8 +221,15 @@ class ModelConfig(_Settings):
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """One readable sentence per problem that pydantic found."""
-    for problem in error.errors(include_url=False):
+    """One readable sentence per problem that pydantic found.
+
+    It also calls a sequence too short where all of its items have problems of their own.
+    """
+    problems = error.errors(include_url=False)
+    inner = {problem["loc"][:end] for problem in problems for end in range(len(problem["loc"]))}
+    for problem in problems:
+        if problem["type"] == "too_short" and problem["loc"] in inner:
+            continue
         where = ".".join(str(part) for part in problem["loc"])
         match problem["type"]:
             case "extra_forbidden":

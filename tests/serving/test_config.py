@@ -116,6 +116,20 @@ def test_a_wrong_model_file_is_explained(tmp_path: Path, text: str, message: str
     assert "pydantic" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MODEL[: MODEL.rindex("[[")].replace("range = [0, 1000]\n", ""), "inputs.0: an int64 input needs a range"),
+        (MODEL.replace("[8, 1]", "[0]"), "batch_sizes.0: input should be greater than 0, not 0"),
+    ],
+)
+def test_what_only_follows_from_a_problem_is_not_told(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "at least 1 item" not in str(caught.value)
+
+
 def test_every_problem_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)unknown key 'a'.*unknown key 'b'"):
         load(tmp_path, "a = 1\nb = 2\n" + MODEL)

@@ -85,6 +85,23 @@ def test_a_model_serves_at_once_and_better_later(tmp_path: Path) -> None:
         assert sample("opara_replays_total", {"model": "a", "bucket": "4", "policy": "improved"})
 
 
+@pytest.mark.parametrize("best_already", [False, True])
+def test_the_log_says_whether_anything_was_replaced(
+    tmp_path: Path, best_already: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Behind()
+    with caplog.at_level(logging.INFO), serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        compiler.made["a"].best_already = best_already
+        compiler.search.go.set()
+        wait_for(lambda: server.registry.describe("a").plan != compiler.search.plan)
+        said = "search finished, nothing faster found" if best_already else "model improved"
+        wait_for(lambda: said in caplog.messages)
+    assert len({"search finished, nothing faster found", "model improved"}.intersection(caplog.messages)) == 1
+    (record,) = [record for record in caplog.records if record.message == said]
+    assert not hasattr(record, "seconds")
+
+
 def test_requests_are_answered_between_the_steps_of_a_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(improvement, "TURN_S", 0.0)
     compiler = Behind()

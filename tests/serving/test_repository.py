@@ -92,6 +92,7 @@ def test_a_model_without_weights_says_so(tmp_path: Path, caplog: pytest.LogCaptu
     entry = Entry("scaled", folder_of(tmp_path))
     entry.module(entry.config())
     assert "no weights.safetensors: the weights are as python:" in caplog.text
+    assert "a saved plan is found again only where they are the same at every start" in caplog.text
 
 
 @pytest.mark.parametrize("weights", ["missing.safetensors", "../outside.safetensors", "link.safetensors"])

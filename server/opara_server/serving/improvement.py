@@ -56,6 +56,8 @@ class Improvement:
                 while self._executor.run(partial(self._advance, steps)).result():
                     pass
             behind.save(found, self._compiled.plan)
+            if self._compiled.plan.chosen == self._served.chosen:
+                log.info("search finished, nothing faster found", extra={"model": name})
         except (CancelledError, StoppedError):
             log.info("the search is given up: the server stops", extra={"model": name})
         except EngineError as error:

@@ -182,7 +182,7 @@ class Registry:
         finally:
             self._executor.bind(None)
         self._describe(entry.name, inputs=compiled.inputs, outputs=compiled.outputs, plan=compiled.plan)
-        log.info("model loaded", extra=_summary(compiled.plan, time.monotonic() - begin))
+        log.info("model loaded", extra=_summary(compiled.plan) | {"seconds": round(time.monotonic() - begin, 3)})
         return loaded
 
     def _warm(self, name: str, config: ModelConfig, compiled: Compiled) -> _Loaded:
@@ -209,7 +209,8 @@ class Registry:
         loaded = self._loaded[name]
         self._loaded[name] = replace(loaded, served=replace(loaded.served, plan=plan))
         self._describe(name, plan=plan)
-        log.info("model improved", extra=_summary(plan, 0.0))
+        if plan.chosen != loaded.served.plan.chosen:
+            log.info("model improved", extra=_summary(plan))
 
     def _failed(self, name: str, reason: str, error: Exception | None = None) -> None:
         log.error("model failed to load: %s", reason, exc_info=error, extra={"model": name})
@@ -244,12 +245,11 @@ def _not_found(name: str) -> NoReturn:
     raise ModelNotFound(f"no model {shown!r}")
 
 
-def _summary(plan: Plan, seconds: float) -> dict[str, object]:
+def _summary(plan: Plan) -> dict[str, object]:
     """A plan as fields of a log line."""
     return {
         "model": plan.model,
         "device": f"{plan.device} ({plan.device_name})",
         "policies": {b.batch_size: b.policy for b in plan.buckets},
         "fallback_reason": plan.fallback_reason,
-        "seconds": round(seconds, 3),
     }

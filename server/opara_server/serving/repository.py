@@ -48,7 +48,13 @@ class Entry:
         if weights is not None:
             _load_weights(module, weights)
         elif next(module.parameters(), None) is not None:
-            log.warning("%s: no %s: the weights are as %s makes them", self.name, DEFAULT_WEIGHTS, config.source)
+            log.warning(
+                "%s: no %s: the weights are as %s makes them; a saved plan is found again only where they are the same "
+                "at every start",
+                self.name,
+                DEFAULT_WEIGHTS,
+                config.source,
+            )
         return module.to(getattr(torch, config.dtype)).eval().requires_grad_(False)
 
     def _weights(self, config: ModelConfig) -> Path | None:
