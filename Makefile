@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH_READY := .venv/.ready-bench
 # pip shows its progress to a person and only its errors to a log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
 
@@ -25,6 +26,12 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(PIP) "torch==$$torch" --editable ".[$$extras]" --constraint constraints.txt
 	@touch $@
 
+$(BENCH_READY): $(READY)
+	@torch=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])'); \
+	echo "installing the models of the benchmarks for torch $$torch into .venv"; \
+	$(PIP) "torch==$$torch" --editable ".[bench]" --constraint constraints.txt
+	@touch $@
+
 demo: setup ## serve the example, send it real images, print what came back
 	$(BIN)/python -m examples.demo
 
@@ -40,16 +47,16 @@ test: setup ## run all tests; those that need a GPU are skipped without one
 gpu-test: setup ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-bench-engine: setup ## every system on every model, tables and plots; goes on where it stopped; needs a GPU and the [bench] extra
+bench-engine: setup $(BENCH_READY) ## every system on every model, tables and plots; goes on where it stopped; needs a GPU
 	$(BIN)/python -m bench.engine
 
-bench-engine-aten: setup ## every policy against the sequential CUDA Graph; needs a GPU and the [bench] extra
+bench-engine-aten: setup $(BENCH_READY) ## every policy against the sequential CUDA Graph; needs a GPU
 	$(BIN)/python -m bench.engine_aten --graphs bench/data
 
-bench-simulator: setup ## how well the simulator predicts random schedules; needs a GPU and the [bench] extra
+bench-simulator: setup $(BENCH_READY) ## how well the simulator predicts random schedules; needs a GPU
 	$(BIN)/python -m bench.simulator
 
-bench-warm-start: setup ## how long the server takes to be READY, first and again; needs a GPU and the [bench] extra
+bench-warm-start: setup $(BENCH_READY) ## how long the server takes to be READY, first and again; needs a GPU
 	$(BIN)/python -m bench.warm_start
 
 bench-allocation: setup ## how long Algorithm 1 and Nimble take to allocate streams

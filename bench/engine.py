@@ -26,6 +26,7 @@ from bench.child import Job
 from bench.environment import environment
 from bench.goals import goals_table, ratios_table
 from bench.gpus import Lane, cells_at_once, lanes_for
+from bench.models import require_packages
 from bench.planning import next_group, share_out
 from bench.report import write_readme, write_report
 from bench.running import Crew, run_group
@@ -67,6 +68,7 @@ def main(
         raise typer.BadParameter(str(error)) from error
     here = environment() | {"device": device}
     todo = [cell for cell in cells if force or not is_current(load_cell(output, cell), here, wanted[cell])]
+    require_packages(cell.model for cell in todo)
     console.print(f"{len(cells)} cells, {len(cells) - len(todo)} of them there already")
 
     def job(cell: CellKey, lane: Lane, together: int, compile_until: float | None) -> Job:

@@ -20,7 +20,7 @@ import typer
 
 from bench.cells import CellKey
 from bench.environment import environment
-from bench.models import MODELS, find_model
+from bench.models import MODELS, find_model, require_packages
 from bench.reference import REPLAYS, Reference, reference
 from bench.subject import Lowered, Subject, opened_subject
 from bench.systems.runners import Called
@@ -51,8 +51,10 @@ def main(
     graphs: Annotated[Path | None, typer.Option(help="Folder for operator graphs and profiles.")] = None,
 ) -> None:
     """Measure every policy on every model."""
+    names = model or list(MODELS)
+    require_packages(names)
     results = []
-    for name in model or list(MODELS):
+    for name in names:
         with opened_subject(CellKey(name, dtype, batch), find_model(name), device, SECONDS, 0.0) as subject:
             results.append(run(subject, repeat))
             if graphs:

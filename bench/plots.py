@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ except ImportError as error:
 from bench.cells import Cell, CellKey
 from bench.figures import Allocation, batch_series, order_studies, paper_cell, sm_utilisation
 from bench.paper import FIGURE_5, FIGURE_8, FIGURE_9, TABLE_1
-from bench.selection import ALL_MODELS, BATCHES
-from bench.tables import COMPILED, OURS, SEQUENTIAL, SHORT, Cells, title
+from bench.selection import ALL_MODELS, BATCHES, REQUIRED_MODELS
+from bench.tables import COMPILED, NOT_RUN, OURS, SEQUENTIAL, SHORT, Cells, cell_name, title
 
 COLOURS = {
     "sequential": "#9aa0a6",
@@ -54,14 +54,17 @@ def draw_all(cells: Cells, allocations: Mapping[str, Allocation], folder: Path) 
 
 def speedup(cells: Cells) -> Figure | None:
     """Over the sequential CUDA Graph, float16 ×1: the paper's method, the best of torch.compile, this engine."""
-    ran = [cell for m in ALL_MODELS if (cell := cells.get(CellKey(m, "float16", 1))) and cell.median(OURS)]
+    found = {model: cells.get(CellKey(model, "float16", 1)) for model in ALL_MODELS}
+    shown = {model: cell for model, cell in found.items() if cell or model in REQUIRED_MODELS}
     bars = {
-        "Opara as published": [cell.speedup(SEQUENTIAL, "opara") for cell in ran],
-        "best torch.compile": [_compiled(cell, SEQUENTIAL) for cell in ran],
-        "opara-serve": [cell.speedup(SEQUENTIAL, OURS) for cell in ran],
+        "Opara as published": _speedups(shown.values(), SEQUENTIAL, "opara"),
+        "best torch.compile": [_compiled(cell, SEQUENTIAL) for cell in shown.values()],
+        "opara-serve": _speedups(shown.values(), SEQUENTIAL, OURS),
     }
     colours = [COLOURS["opara"], COLOURS["compiled"], COLOURS["ours"]]
-    return _grouped([cell.key.model for cell in ran], bars, colours, "speed-up over the sequential CUDA Graph")
+    named = _told(found.values())
+    label = "speed-up over the sequential CUDA Graph"
+    return _grouped(shown, bars, colours, label, f"Speed-up, {named}", baseline=SHORT[SEQUENTIAL])
 
 
 def launch_order(cells: Cells) -> Figure | None:
@@ -79,36 +82,39 @@ def launch_order(cells: Cells) -> Figure | None:
         axes.plot([x], [own], "D", color=COLOURS["opara"], label=label)
     axes.set_xticks(range(len(studies)), [title(study.key.model) for study in studies], rotation=20, ha="right")
     axes.set_ylabel("time over the fastest order's")
+    axes.set_title(f"Launch orders, {_told(cells[study.key] for study in studies)}", fontsize=9)
     axes.legend(frameon=False)
     return figure
 
 
 def over_eager(cells: Cells) -> Figure | None:
     """Fig. 5(a), with the paper's values as lines across the bars."""
-    ran = {model: cell for model in FIGURE_5 if (cell := paper_cell(cells, model)) and cell.median("eager")}
+    shown = {model: paper_cell(cells, model) for model in FIGURE_5}
     systems = ("sequential", "wavefront", "nimble", "opara")
-    bars = {SHORT[name]: [cell.speedup("eager", name) for cell in ran.values()] for name in systems}
-    bars["best torch.compile"] = [_compiled(cell, "eager") for cell in ran.values()]
-    bars[SHORT[OURS]] = [cell.speedup("eager", OURS) for cell in ran.values()]
+    bars = {SHORT[name]: _speedups(shown.values(), "eager", name) for name in systems}
+    bars["best torch.compile"] = [_compiled(cell, "eager") for cell in shown.values()]
+    bars[SHORT[OURS]] = _speedups(shown.values(), "eager", OURS)
     paper = {
-        SHORT["sequential"]: [FIGURE_5[model].cuda_graph for model in ran],
-        SHORT["wavefront"]: [FIGURE_5[model].wavefront for model in ran],
-        SHORT["nimble"]: [FIGURE_5[model].nimble for model in ran],
-        SHORT["opara"]: [FIGURE_5[model].opara for model in ran],
+        SHORT["sequential"]: [figure.cuda_graph for figure in FIGURE_5.values()],
+        SHORT["wavefront"]: [figure.wavefront for figure in FIGURE_5.values()],
+        SHORT["nimble"]: [figure.nimble for figure in FIGURE_5.values()],
+        SHORT["opara"]: [figure.opara for figure in FIGURE_5.values()],
     }
-    return _grouped(list(ran), bars, list(COLOURS.values()), "speed-up over eager PyTorch", paper)
+    named = f"Fig. 5(a), {_told(shown.values())}"
+    return _grouped(shown, bars, list(COLOURS.values()), "speed-up over eager PyTorch", named, paper, "eager")
 
 
 def utilisation(cells: Cells) -> Figure | None:
     """Fig. 5(b)."""
-    ran = {m: c for m in FIGURE_5 if (c := paper_cell(cells, m)) and sm_utilisation(c, SEQUENTIAL) is not None}
+    shown = {model: paper_cell(cells, model) for model in FIGURE_5}
     systems = ("sequential", "opara", OURS)
-    bars = {SHORT[n]: [_percent(sm_utilisation(cell, n)) for cell in ran.values()] for n in systems}
+    bars = {SHORT[n]: [_percent(sm_utilisation(cell, n)) for cell in shown.values()] for n in systems}
     paper = {
-        SHORT["sequential"]: [FIGURE_5[model].sm_efficiency[0] for model in ran],
-        SHORT["opara"]: [FIGURE_5[model].sm_efficiency[1] for model in ran],
+        SHORT["sequential"]: [figure.sm_efficiency[0] for figure in FIGURE_5.values()],
+        SHORT["opara"]: [figure.sm_efficiency[1] for figure in FIGURE_5.values()],
     }
-    return _grouped(list(ran), bars, [COLOURS[n] for n in systems], "SM utilisation, %", paper)
+    named = f"Fig. 5(b), {_told(shown.values())}"
+    return _grouped(shown, bars, [COLOURS[n] for n in systems], "SM utilisation, %", named, paper)
 
 
 def by_batch(cells: Cells) -> Figure | None:
@@ -129,7 +135,9 @@ def by_batch(cells: Cells) -> Figure | None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("batch size, Inception-v3")
+    gpus = _gpus(cell for key, cell in cells.items() if key.model == "inception_v3")
+    axes.set_title(f"Inception-v3, ours on {gpus}", fontsize=9)
+    axes.set_xlabel("batch size; sizes without a mark were not run")
     axes.set_ylabel("speed-up over the sequential CUDA Graph")
     axes.legend(frameon=False)
     return figure
@@ -147,7 +155,7 @@ def allocation(allocations: Mapping[str, Allocation]) -> Figure | None:
         "Nimble": [TABLE_1[model].nimble_ms for model in ran],
     }
     colours = [COLOURS["opara"], COLOURS["nimble"]]
-    figure = _grouped(ran, bars, colours, "time to allocate streams, ms", paper)
+    figure = _grouped(ran, bars, colours, "time to allocate streams, ms", "Table 1, on one processor", paper)
     if figure:
         figure.axes[0].set_yscale("log")
     return figure
@@ -170,34 +178,70 @@ def timeline(cell: Cell | None) -> Figure | None:
         axes.set_ylabel("stream")
         concurrency = traced[name]["concurrency"]
         axes.set_title(f"{SHORT[name]}: {concurrency:.2f} streams busy on average", loc="left", fontsize=9)
-    rows[-1][0].set_xlabel(f"µs, one replay of {title(cell.key.model)} {cell.key.dtype} ×{cell.key.batch}")
+    rows[-1][0].set_xlabel(f"µs, one replay of {cell_name(cell.key)}, {_gpus([cell])}")
     return figure
 
 
 def _grouped(
-    models: Sequence[str],
+    models: Collection[str],
     bars: Mapping[str, Sequence[float | None]],
     colours: Sequence[str],
     label: str,
+    heading: str,
     paper: Mapping[str, Sequence[float]] | None = None,
+    baseline: str = "",
 ) -> Figure | None:
-    """Bars side by side per model, with the paper's values as short lines across them."""
-    if not models:
+    """Bars side by side per model, with the paper's values as short lines across them; None where there is no bar.
+    ``baseline``: what was not run where a model has no bar."""
+    if not any(value for values in bars.values() for value in values):
         return None
-    figure, axes = _axes(width=1.6 + (0.35 + 0.16 * len(bars)) * len(models))
+    figure, axes = _axes(width=3.2 + (0.35 + 0.16 * len(bars)) * len(models))
     width = 0.85 / len(bars)
+    bare = [x for x, values in enumerate(zip(*bars.values(), strict=True)) if not any(values)]
+    for x in bare:
+        _not_run(axes, x, baseline)
     for number, (name, values) in enumerate(bars.items()):
         places = [x + (number - (len(bars) - 1) / 2) * width for x in range(len(models))]
-        axes.bar(places, [value or 0.0 for value in values], width, color=colours[number], label=name)
+        known = {place: value for place, value in zip(places, values, strict=True) if value is not None}
+        axes.bar(list(known), list(known.values()), width, color=colours[number], label=name)
+        for x, place in enumerate(places):
+            if place not in known and x not in bare:
+                _not_run(axes, place)
         for place, value in zip(places, (paper or {}).get(name, ()), strict=False):
             axes.plot([place - width / 2, place + width / 2], [value] * 2, color=PAPER_COLOUR, linewidth=2)
     if paper:
         axes.plot([], [], color=PAPER_COLOUR, linewidth=2, label="the paper")
     axes.set_xticks(range(len(models)), [title(model) for model in models], rotation=20, ha="right")
     axes.set_ylabel(label)
+    axes.set_title(heading, fontsize=9)
+    axes.set_xlim(-0.6, len(models) - 0.4)
     axes.grid(axis="y", linewidth=0.4)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
+
+
+def _not_run(axes: Axes, place: float, what: str = "") -> None:
+    """In the gap where a bar would stand, which could be taken for a bar of nothing."""
+    axes.text(
+        *(place, 0.02, f"{what} {NOT_RUN}".strip()),
+        transform=axes.get_xaxis_transform(),
+        rotation=90,
+        ha="center",
+        va="bottom",
+        fontsize=6,
+        color=PAPER_COLOUR,
+    )
+
+
+def _told(cells: Iterable[Cell | None]) -> str:
+    """dtype, batch size and GPU."""
+    known = [cell for cell in cells if cell]
+    sizes = sorted({f"{cell.key.dtype} ×{cell.key.batch}" for cell in known})
+    return f"{' and '.join(sizes)}, {_gpus(known)}"
+
+
+def _gpus(cells: Iterable[Cell]) -> str:
+    return " and ".join(sorted({str(cell.environment.get("gpu", "no GPU")) for cell in cells}))
 
 
 def _style() -> AbstractContextManager[None]:
@@ -224,9 +268,13 @@ def _once(label: str, position: int) -> str:
     return label if position == 0 else "_" + label
 
 
-def _compiled(cell: Cell, over: str) -> float | None:
-    best = cell.best(COMPILED)
-    return cell.speedup(over, best) if best else None
+def _speedups(cells: Iterable[Cell | None], over: str, system: str) -> list[float | None]:
+    return [cell.speedup(over, system) if cell else None for cell in cells]
+
+
+def _compiled(cell: Cell | None, over: str) -> float | None:
+    best = cell.best(COMPILED) if cell else None
+    return cell.speedup(over, best) if cell and best else None
 
 
 def _percent(share: float | None) -> float | None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.provenance import digest, machine
 from opara_server.engine.graph import OperatorGraph
 from opara_server.engine.profile import Profile
 from opara_server.engine.schedule import Schedule
@@ -27,7 +28,23 @@ RANDOM = "random"
 TOP = 5
 CLOSE = 1.03  # times the best
 STEADY = 0.02  # the largest spread of a time that is worth comparing: beyond, something else ran on the device
+FEW = 10  # steady schedules: fewer say nothing of the TOP
 ALIKE = 3.0  # times the usual spread: the range that twenty equal schedules show
+
+LEGEND = f"""\
+Per model, dtype and batch size, schedules of one operator graph (*lowering*: how its kernels were made) were measured
+in turns, and the simulator predicted each one's time from the same profile.
+
+- *schedules*: those measured steadily, random ones and those of the policies; *unsteady*: those left out, whose spread
+  (how far their time moved when measured again) is above {STEADY:.0%}; *random*: how many steady ones are random, that
+  is operators in a random order on random streams.
+- *slowest / fastest*: of the random ones, measured; *noise*: their median spread.
+- *rank correlation*: Spearman's, of predicted and measured times of the random ones: 1 is the same order, 0 none;
+  *all alike*: slowest and fastest differ by no more than {ALIKE:.0f} times the noise, so that there is no order.
+- *median error*: of |predicted / measured − 1| over all steady ones; *predicted / measured*: the median: above 1 the
+  simulator says too long.
+- *best of top {TOP} / best*: the fastest of the {TOP} predicted fastest, as measured, over the fastest of all; *missed*
+  above {CLOSE:.2f}. The engine measures a few that are predicted fast and takes the best, so this is what counts."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,10 @@ class Accuracy:
     error: float | None
     scale: float | None
     top: float | None
+
+    @property
+    def few(self) -> bool:
+        return self.schedules < FEW
 
     @property
     def alike(self) -> bool:
@@ -158,15 +179,26 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _summary(accuracies: Sequence[Accuracy]) -> str:
-    known = [a.rank_correlation for a in accuracies if a.rank_correlation is not None]
-    tops = [a.top for a in accuracies if a.top is not None]
+    few = sum(a.few for a in accuracies)
+    alike = sum(a.alike for a in accuracies if not a.few)
+    judged = [a for a in accuracies if not (a.few or a.alike)]
+    known = [a.rank_correlation for a in judged if a.rank_correlation is not None]
+    tops = [a.top for a in judged if a.top is not None]
     ranked = f"Median rank correlation {median(known):.3f} over {len(known)}" if known else "No rank correlation"
-    alike = sum(a.alike for a in accuracies)
     held = sum(top <= CLOSE for top in tops)
     return (
-        f"{ranked} of {len(accuracies)}; {alike} are all alike. The top {TOP} hold one within {CLOSE - 1:.0%} of the "
-        f"best in {held} of {len(tops)}. Times whose spread is above {STEADY:.0%} are unsteady and left out."
+        f"{ranked} of {len(accuracies)} records. The top {TOP} hold one within {CLOSE - 1:.0%} of the best in {held} "
+        f"of {len(tops)}. Listed, but left out of both: {few} with fewer than {FEW} steady schedules, "
+        f"{alike} all alike."
     )
+
+
+def described(records: Sequence[Record], accuracies: Sequence[Accuracy]) -> str:
+    """The whole of ``simulator.md``."""
+    environments = [record.environment for record in records]
+    engines = ", ".join(sorted({digest(environment) for environment in environments}))
+    parts = ["# How well the simulator predicts", machine(environments), f"Engine sources {engines}.", LEGEND]
+    return "\n\n".join([*parts, table(accuracies)])
 
 
 def save(record: Record, folder: Path) -> Path:
@@ -219,7 +251,7 @@ def report(records: Sequence[Record], latency: Latency, output: Path) -> str:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
-    text = table(accuracies)
+    text = described(records, accuracies)
     output.with_suffix(".md").write_text(text + "\n")
     return text
 

@@ -16,22 +16,36 @@ from bench import figures, readme, tables
 from bench.cells import Cell, load_cells
 from bench.goals import goals_table
 from bench.plots import draw_all
+from bench.provenance import coverage, digest, machine, sources
 from bench.selection import DTYPES, REQUIRED_MODELS
 from bench.tables import Cells
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
-TOLD = ("gpu", "multiprocessors", "cpu", "cores", "torch", "cuda", "cudnn", "triton", "opara")
 
 HOW = """\
 Every system of a cell ran in one process, in turns, with the same layouts (channels_last for convolutional networks),
-`cudnn.benchmark`, TF32 and inference mode; µs are medians of CUDA event times of one run that follows another.
-Weights are random, batch norms have the statistics of random images, so that outputs depend on inputs. *One graph*:
-torch.compile captured in one sequential CUDA Graph; of its options, the fastest. *over torch.compile*: over the
-fastest that torch.compile gave in any way. *over longest path*: over the sum of the kernels on the longest path of
-the system's own operators. SM use and occupancy: GPM counters during back-to-back runs. *error*: |out − ref| / |ref|
-against float64, verified over fresh inputs and repeated runs. *tuning s*: wall time until the system was ready, without
-waiting for its turn; systems share Inductor's cache, and many cells compile at once."""
+`cudnn.benchmark` and inference mode; *float32* has TF32 allowed; µs are medians of CUDA event times of one run that
+follows another. Weights are random, batch norms have the statistics of random images, so that outputs depend on inputs.
+*One graph*: torch.compile captured in one sequential CUDA Graph; of its options, the fastest. *over torch.compile*:
+over the fastest that torch.compile gave in any way. *over longest path*: over the sum of the kernels on the longest
+path of the system's own operators. SM use and occupancy: GPM counters during back-to-back runs. *tuning s*: wall time
+until the system was ready, without waiting for its turn; systems share Inductor's cache, and many cells compile at
+once.
+
+*not run*: nobody measured that cell or system; of such a cell all other columns are empty. *–*: not to be had, as a
+ratio to a system that was not run. *failed*: tried, and without a result.
+
+*error*: |out − ref| / |ref| against the same module in float64, the largest of all outputs over fresh inputs. An
+output is right if its error is at most the bound of its dtype (5e-03 for float16, 2e-03 for float32 with TF32) or
+three times eager PyTorch's own error on the same inputs, and if repeated runs repeat it. Deep networks with random
+weights lose digits in eager PyTorch as well: beside ours is the error of the CUDA Graph, which has eager PyTorch's
+kernels."""
+
+GOALS = """\
+Speed-ups that are asked of the engine on an H100 or H200, over the sequential CUDA Graph of the eager module and over
+the fastest of torch.compile in one sequential graph: a *floor* must be held, a *goal* is aimed at. The last column says
+which was reached (*MISSED*: not even the floor), or how many cells were run where some are lacking."""
 
 
 def main(
@@ -62,7 +76,9 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
     """The whole of ``engine.md``."""
     parts = [
         "# The benchmark suite",
-        provenance(list(cells.values())),
+        machine(cell.environment for cell in cells.values()),
+        coverage(cells),
+        sources(cells),
         HOW,
         _image("speedup", plots),
         "## All systems",
@@ -72,8 +88,7 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
         tables.drift(cells),
         _wrong(cells),
         "## Floors and goals",
-        "On an H100 or H200, over the sequential CUDA Graph of the eager module, and over the fastest of torch.compile "
-        "in one sequential graph.",
+        GOALS,
         goals_table(cells),
         "## Geometric means",
         "Of the paper's six models:",
@@ -116,25 +131,19 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
 
 def details(cells: Cells) -> str:
     """The whole of ``engine_cells.md``."""
-    parts = ["# Every system of every cell", provenance(list(cells.values()))]
+    parts = [
+        "# Every system of every cell",
+        machine(cell.environment for cell in cells.values()),
+        "How it was measured, and what the columns mean: [engine.md](engine.md). A row without figures: its system was "
+        "not to be had here, and the last column says why.",
+    ]
     for key in sorted(cells):
         cell = cells[key]
         cost = "" if cell.failed else f"Inductor's cache was {cell.cache}. {_cost(cell)}"
         body = f"failed: {cell.failed}" if cell.failed else tables.cell_table(cell)
-        parts += [f"## {tables.title(key.model)} {key.dtype} ×{key.batch}", cost, body]
+        date = cell.environment.get("date", "unknown")
+        parts += [f"## {tables.cell_name(key)} ({date}, engine sources {digest(cell.environment)})", cost, body]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def provenance(cells: Sequence[Cell]) -> str:
-    """What the cells were measured on. More than one value of anything is said."""
-    if not cells:
-        return "Nothing was run."
-    told = []
-    for name in (*TOLD, "date", "engine"):
-        values = sorted({str(cell.environment[name]) for cell in cells if name in cell.environment})
-        if values:
-            told.append(f"{'engine sources' if name == 'engine' else name} {', '.join(values)}")
-    return "; ".join(told) + "."
 
 
 def _cost(cell: Cell) -> str:
@@ -145,7 +154,7 @@ def _wrong(cells: Cells) -> str:
     wrong = tables.unverified(cells)
     if wrong:
         return "Wrong numbers, and out of all comparisons: " + "; ".join(wrong) + "."
-    return "Every output was verified." if cells else ""
+    return "Every output was right, by the rule above." if cells else ""
 
 
 def _image(name: str, plots: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ import typer
 from bench.cells import CellKey
 from bench.child import Child, Job
 from bench.gpus import cells_at_once
+from bench.models import require_packages
 from bench.prediction import load, record_path, report
 from bench.selection import ALL_MODELS, REQUIRED_MODELS
 from opara_server.engine.options import ATEN, FUSED
@@ -75,6 +76,7 @@ def main(
     cells = [CellKey(model, dtype, int(batch)) for batch in batches.split(",") for model in chosen]
     missing = {cell: tuple(name for name in names if not _path(data, cell, name).exists()) for cell in cells}
     todo = [cell for cell in cells if missing[cell]]
+    require_packages(cell.model for cell in todo)
     processors = len(os.sched_getaffinity(0))
     at_once = jobs or cells_at_once(device, processors)
     for first in range(0, len(todo), at_once):

@@ -70,6 +70,10 @@ def title(model: str) -> str:
     return TITLES.get(model, model)
 
 
+def cell_name(key: CellKey) -> str:
+    return f"{title(key.model)} {key.dtype} ×{key.batch}"
+
+
 def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
@@ -84,7 +88,7 @@ def main_table(cells: Cells) -> str:
         *("model", "dtype", "batch", "eager", "CUDA Graph", "wavefront", "Nimble", "Opara"),
         *("reduce-overhead", "max-autotune", "torch.compile, one graph", "opara-serve", "over CUDA Graph"),
         *("over torch.compile", "over best other", "over longest path", "SM use", "occupancy"),
-        *("peak MiB", "tuning s", "streams", "error"),
+        *("peak MiB", "tuning s", "streams", "error", "error, CUDA Graph's"),
     ]
     others = [key for key in _full_matrix(cells) if key in cells and key not in set(required_keys())]
     return markdown(header, [_main_row(key, cells.get(key)) for key in [*required_keys(), *others]])
@@ -93,15 +97,16 @@ def main_table(cells: Cells) -> str:
 def _main_row(key: CellKey, cell: Cell | None) -> list[str]:
     start = [title(key.model), key.dtype, str(key.batch)]
     if cell is None or cell.failed:
-        return [*start, NOT_RUN if cell is None else f"failed: {cell.failed}", *[""] * 18]
+        return [*start, NOT_RUN if cell is None else f"failed: {cell.failed}", *[""] * 19]
     times = [_time(cell, name) for name in ("eager", "sequential", "wavefront", "nimble", "opara", *CALLED)]
     best = cell.best(ONE_GRAPH)
     in_graph = f"{number(cell.median(best), '.1f')} ({SHORT[best].split(': ')[1]})" if best else "–"
     own = cell.systems.get(OURS)
     if own is None or own.failed is not None:
-        return [*start, *times, in_graph, _time(cell, OURS), *[""] * 10]
+        return [*start, *times, in_graph, _time(cell, OURS), *[""] * 11]
     ratios = [number(ratio(cell), unit="×") for ratio in (over_sequential, over_compiled, over_best_other)]
-    return [*start, *times, in_graph, _time(cell, OURS), *ratios, *_own_columns(own)]
+    errors = [_error(own), _error(cell.systems.get(SEQUENTIAL))]
+    return [*start, *times, in_graph, _time(cell, OURS), *ratios, *_own_columns(own), *errors]
 
 
 def _own_columns(own: SystemResult) -> list[str]:
@@ -109,8 +114,13 @@ def _own_columns(own: SystemResult) -> list[str]:
     return [
         *(number(path, unit="×"), number(own.sm_utilisation, ".0%"), number(own.sm_occupancy, ".1%")),
         *(mebibytes(own.peak_bytes), number(own.tuning_seconds, ".0f"), number(own.streams, "d")),
-        number(own.error, ".0e") if own.verified else "WRONG",
     ]
+
+
+def _error(result: SystemResult | None) -> str:
+    if result is None or result.failed is not None:
+        return "–"
+    return number(result.error, ".0e") if result.verified else "WRONG"
 
 
 def _time(cell: Cell, name: str) -> str:
@@ -168,10 +178,7 @@ def worst_cell(cells: Cells) -> str:
     other = cells[worst].best(name for name in cells[worst].systems if name != OURS)
     slower = [key for key, ratio in ratios.items() if ratio < 0.97]
     count = f"{len(slower)} of {len(ratios)} cells are more than 3 % slower than the best other system"
-    return (
-        f"{count}. The worst is {title(worst.model)} {worst.dtype} ×{worst.batch}: "
-        f"{ratios[worst]:.3f}× as fast as {SHORT[other or '']}."
-    )
+    return f"{count}. The worst is {cell_name(worst)}: {ratios[worst]:.3f}× as fast as {SHORT[other or '']}."
 
 
 def drift(cells: Cells) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 
 from bench.environment import environment
-from bench.models import BenchModel, find_model
+from bench.models import BenchModel, find_model, require_packages
 from bench.served import NAME
 from opara_server.engine.compiled import MEASURING
 
@@ -87,6 +87,7 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder of the result.")] = RESULTS,
 ) -> None:
     """Start once without and several times with a saved plan."""
+    require_packages([model])
     batches = batch or [1, 2, 4, 8, 16, 32]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "models" / "model"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 
 from torch import Tensor, nn
 
@@ -32,24 +33,24 @@ class EncoderDecoder(LastHidden):
         return hidden
 
 
-def _torchvision(name: str, **options: object) -> Callable[[], nn.Module]:
+def _torchvision(name: str, side: int, **options: object) -> BenchModel:
     def build() -> nn.Module:
         import torchvision.models  # noqa: PLC0415 - only for those who run these models
 
         module: nn.Module = getattr(torchvision.models, name)(weights=None, **options)
         return module.eval()
 
-    return build
+    return BenchModel(build, image(side), channels_last=True, package="torchvision")
 
 
-def _timm(name: str) -> Callable[[], nn.Module]:
+def _timm(name: str, side: int) -> BenchModel:
     def build() -> nn.Module:
         import timm  # noqa: PLC0415
 
         module: nn.Module = timm.create_model(name, pretrained=False)
         return module.eval()
 
-    return build
+    return BenchModel(build, image(side), channels_last=True, package="timm")
 
 
 def _bert() -> nn.Module:
@@ -65,24 +66,28 @@ def _t5() -> nn.Module:
 
 
 MODELS = {
-    "googlenet": BenchModel(
-        _torchvision("googlenet", aux_logits=False, init_weights=False), image(224), channels_last=True
-    ),
-    "inception_v3": BenchModel(
-        _torchvision("inception_v3", aux_logits=False, init_weights=False), image(299), channels_last=True
-    ),
-    "nasnet_a_large": BenchModel(_timm("nasnetalarge"), image(331), channels_last=True),
-    "hrnet_w18_small_v2": BenchModel(_timm("hrnet_w18_small_v2"), image(224), channels_last=True),
+    "googlenet": _torchvision("googlenet", 224, aux_logits=False, init_weights=False),
+    "inception_v3": _torchvision("inception_v3", 299, aux_logits=False, init_weights=False),
+    "nasnet_a_large": _timm("nasnetalarge", 331),
+    "hrnet_w18_small_v2": _timm("hrnet_w18_small_v2", 224),
     "deepfm": BenchModel(lambda: DeepFM().eval(), ids(ids=26)),
-    "bert_base": BenchModel(_bert, ids(ids=128)),
-    "t5_small": BenchModel(_t5, ids(ids=128, decoder_ids=32)),
-    "squeezenet": BenchModel(_torchvision("squeezenet1_1"), image(224), channels_last=True),
-    "densenet121": BenchModel(_torchvision("densenet121"), image(224), channels_last=True),
-    "resnet50": BenchModel(_torchvision("resnet50"), image(224), channels_last=True),
+    "bert_base": BenchModel(_bert, ids(ids=128), package="transformers"),
+    "t5_small": BenchModel(_t5, ids(ids=128, decoder_ids=32), package="transformers"),
+    "squeezenet": _torchvision("squeezenet1_1", 224),
+    "densenet121": _torchvision("densenet121", 224),
+    "resnet50": _torchvision("resnet50", 224),
     "randwire": BenchModel(lambda: RandWire().eval(), image(224), channels_last=True),
     "two_tower": BenchModel(lambda: TwoTower().eval(), ids(user=8 + HISTORY, item=8)),
-    "vit_b16": BenchModel(_timm("vit_base_patch16_224"), image(224), channels_last=True),
+    "vit_b16": _timm("vit_base_patch16_224", 224),
 }
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Ends the process with one line that says what to install, where a package of these models is not there. Anybody's
+    own models are not asked, nor those that nobody knows."""
+    packages = {MODELS[name].package for name in names if name in MODELS} - {""}
+    if missing := sorted(package for package in packages if find_spec(package) is None):
+        raise SystemExit(f"not installed: {', '.join(missing)}; run: pip install -e '.[bench]'")
 
 
 def find_model(name: str) -> BenchModel:

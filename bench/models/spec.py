@@ -14,11 +14,13 @@ Inputs = Callable[[str], tuple[TensorSpec, ...]]
 
 @dataclass(frozen=True)
 class BenchModel:
-    """``build`` makes the module in eval mode, float32, on the CPU; ``inputs``: one row's, for the dtype it runs in."""
+    """``build`` makes the module in eval mode, float32, on the CPU; ``inputs``: one row's, for the dtype it runs in;
+    ``package``: what ``build`` imports and not everybody has."""
 
     build: Callable[[], nn.Module]
     inputs: Inputs
     channels_last: bool = False
+    package: str = ""
 
 
 def image(side: int) -> Inputs:

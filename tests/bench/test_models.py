@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.models import MODELS, find_model, settle
+from bench.models import MODELS, find_model, registry, require_packages, settle
 from bench.models.randwire import NODES, RandWire, wiring
 from bench.models.recommenders import TwoTower
 from opara_server.engine.tensors import static_inputs
 from tests.bench.tiny import CONVOLUTIONS
 
 CPU = torch.device("cpu")
+
+
+def test_what_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"timm"}
+    monkeypatch.setattr(registry, "find_spec", lambda name: name if name in installed else None)
+    require_packages(["deepfm", "randwire", "vit_b16", "tests.bench.tiny:BRANCHES", "no such"])
+    with pytest.raises(SystemExit) as ended:
+        require_packages(MODELS)
+    assert ended.value.code == "not installed: torchvision, transformers; run: pip install -e '.[bench]'"
 
 
 def test_random_wiring_is_a_watts_strogatz_graph_without_cycles() -> None:

@@ -75,8 +75,21 @@ def test_times_that_cannot_be_trusted_are_counted_and_left_out() -> None:
     assert accuracy.top == 1
     unknown = evaluate(replace(right, measured=disturbed), Latency())
     assert (unknown.schedules, unknown.rank_correlation, unknown.top) == (0, None, None)
-    assert table([accuracy, unknown]).endswith("left out.")
     assert "in 1 of 1." in table([accuracy, unknown]), "what is unknown neither holds nor misses"
+
+
+def test_few_schedules_and_equal_ones_are_listed_and_judge_nothing() -> None:
+    right, backwards = record(lambda predicted: predicted), record(lambda predicted: 1e6 / predicted)
+    few = evaluate(replace(backwards, measured=backwards.measured[:9]), Latency())
+    alike = evaluate(record(lambda _predicted: 100.0), Latency())
+    enough = evaluate(replace(right, measured=right.measured[:10]), Latency())
+    assert (few.few, enough.few, alike.alike) == (True, False, True)
+    assert few.rank_correlation == pytest.approx(-1)
+    text = table([few, alike, enough])
+    assert text.count("| net float16 ×1 |") == 3
+    assert "Median rank correlation 1.000 over 1 of 3 records." in text
+    assert "in 1 of 1." in text
+    assert text.endswith("left out of both: 1 with fewer than 10 steady schedules, 1 all alike.")
 
 
 def test_schedules_that_only_noise_tells_apart_are_all_alike() -> None:
@@ -102,6 +115,10 @@ def test_a_report_is_a_table_and_its_data(tmp_path: Path) -> None:
     text = report([record(lambda predicted: predicted), record(lambda predicted: 1e6 / predicted)], Latency(), output)
     assert output.with_suffix(".md").read_text() == text + "\n"
     assert "hold one within 3% of the best in 1 of 2" in text
+    assert text.startswith("# How well the simulator predicts\n\ngpu none.\n\nEngine sources unknown.\n")
+    columns = text[text.index("| model") :].splitlines()[0].strip("| ").split(" | ")
+    explained = text[: text.index("| model")].replace("\n", " ")
+    assert [name for name in columns if f"*{name}*" not in explained] == ["model"]
     written = json.loads(output.read_text())
     assert written["environments"] == [{"gpu": "none"}]
     assert [round(result["rank_correlation"]) for result in written["results"]] == [1, -1]
