@@ -11,8 +11,8 @@ try:
     import matplotlib as mpl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError("plots need: pip install 'opara-serve[bench]'") from error
+except ImportError:  # whoever imports this is a command, and has measured nothing yet
+    raise SystemExit("not installed: matplotlib; run: pip install -e '.[bench]'") from None
 
 from bench.cells import Cell, CellKey
 from bench.figures import Allocation, batch_series, order_studies, paper_cell, sm_utilisation

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +183,13 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert "## ViT-B/16 float16 ×1" in written["engine_cells.md"].decode()
     write_report(tmp_path / "cells", tmp_path)
     assert written == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_without_matplotlib_a_command_ends_with_one_line() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; import runpy; runpy.run_module('bench.engine')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr == "not installed: matplotlib; run: pip install -e '.[bench]'\n"
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
