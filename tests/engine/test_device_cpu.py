@@ -20,7 +20,7 @@ from torch import Tensor
 from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.capture import capture
 from opara_server.engine.device import CapturedGraph, open_device
-from opara_server.engine.device_cpu import CpuDevice
+from opara_server.engine.device_cpu import TRIAL_RUNS, CpuDevice
 from opara_server.engine.errors import CaptureError, DeviceError
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.launch import launch_list
@@ -313,6 +313,23 @@ def test_streams_share_the_threads_and_the_caller_keeps_its_own(device: CpuDevic
     assert sorted(seen) == sorted([threading.current_thread().name, "opara-stream-1", "opara-stream-2"])
     assert set(seen.values()) <= {1, 8 // 3}
     assert after == 3
+
+
+def test_threads_that_wait_for_each_other_are_given_up_early(device: CpuDevice) -> None:
+    """As on a busy machine, where PyTorch's threads take a thousand times as long as one."""
+    used: list[int] = []
+
+    def operator(x: Tensor) -> Tensor:
+        used.append(torch.get_num_threads())
+        if used[-1] > 1:
+            time.sleep(0.2)
+        return x + 1
+
+    program = program_of((operator, [0]))
+    graph = capture(program, assemble("test", program.graph, [0], [0]), device)
+    assert 1 <= len(used) - used.count(1) < TRIAL_RUNS / 2
+    graph.replay()
+    assert used[-1] == 1
 
 
 def stream_threads() -> set[threading.Thread]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.profile import Kernel, OperatorProfile, Profile, Roofline
-from opara_server.engine.profiler import ANNOTATION, count_flops, kernels_by_operator, profile_cpu
+from opara_server.engine.profiler import ANNOTATION, PASSES, count_flops, kernels_by_operator, profile_cpu
 from opara_server.engine.program import Program
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from tests.engine.models import IMAGE, TOKENS, Attention, Branches, ConvBranches
+from tests.engine.programs import program_of as program_by_hand
 
 Event = dict[str, Any]
 
@@ -160,6 +162,30 @@ def test_the_profile_of_a_small_model() -> None:
     assert by_name["aten.stack.default"].bytes == 2 * 3 * activation
     assert profile.roofline.flops_per_second > 1e8
     assert profile.roofline.bytes_per_second > 1e8
+
+
+@pytest.mark.parametrize("slow", ["alone", "together"])
+@pytest.mark.usefixtures("_inference")
+def test_operators_are_profiled_with_the_threads_that_make_the_whole_faster(slow: str) -> None:
+    """Threads that wait for each other, as on a busy machine, are not waited for."""
+    used: list[int] = []
+
+    def operator(x: Tensor) -> Tensor:
+        used.append(torch.get_num_threads())
+        if (used[-1] == 1) == (slow == "alone"):
+            time.sleep(0.1)
+        return x + 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (seen,) = profile_cpu(program_by_hand((operator, [0]))).operators
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen.duration_us < 50_000
+    together = len(used) - used.count(1)
+    assert together == (PASSES if slow == "alone" else 1)
 
 
 @pytest.mark.usefixtures("_inference")

@@ -24,6 +24,7 @@ import torch
 
 from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
 from opara_server.engine.errors import CaptureError
+from opara_server.engine.intra_op import faster
 from opara_server.engine.launch import Launch, LaunchList
 from opara_server.engine.profile import Profile
 from opara_server.engine.profiler import profile_cpu
@@ -33,6 +34,7 @@ from opara_server.engine.simulate import IDEAL, Latency
 from opara_server.engine.trace import Interval, Trace
 
 Job = Callable[[], None]
+Observe = Callable[[Launch, float, float], None]  # a launch, with when its operator began and ended
 
 TRIAL_RUNS = 9
 HANDOVERS = 200
@@ -166,7 +168,7 @@ class CpuGraph:
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {error}") from error
         self.outputs: tuple[torch.Tensor, ...] = tuple(torch.empty_like(result) for result in results)
-        self._threads = min({max(1, threads // launches.streams), 1}, key=self._seconds_with)
+        self._threads = faster(max(1, threads // launches.streams), self._seconds_with)
 
     def replay(self) -> None:
         self._store(self._run())
@@ -184,14 +186,14 @@ class CpuGraph:
         for static, result in zip(self.outputs, results, strict=True):
             static.copy_(result)
 
-    def _seconds_with(self, threads: int) -> float:
-        """The median of a few runs, after one to warm up."""
+    def _seconds_with(self, threads: int, observe: Observe | None) -> list[float]:
+        """Of a few runs; the first is to warm up."""
         self._threads = threads
         stamps = [time.perf_counter()]
         for _ in range(TRIAL_RUNS + 1):
-            self.replay()
+            self._store(self._run(observe))
             stamps.append(time.perf_counter())
-        return statistics.median(end - start for start, end in pairwise(stamps[1:]))
+        return [end - start for start, end in pairwise(stamps)]
 
     def _traced(self) -> tuple[Interval, ...]:
         intervals: list[Interval] = []  # list.append is atomic
@@ -203,7 +205,7 @@ class CpuGraph:
         )
         return tuple(intervals)
 
-    def _run(self, observe: Callable[[Launch, float, float], None] | None = None) -> tuple[torch.Tensor, ...]:
+    def _run(self, observe: Observe | None = None) -> tuple[torch.Tensor, ...]:
         run = _Run(self._program, self._program.new_environment(self._prepared), self._awaited, observe)
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for worker, launches in zip(self._workers, self._streams[1:], strict=True):
@@ -227,7 +229,7 @@ class _Run:
         program: Program,
         environment: Environment,
         awaited: Sequence[int],
-        observe: Callable[[Launch, float, float], None] | None,
+        observe: Observe | None,
     ) -> None:
         self.environment = environment
         self.error: BaseException | None = None
