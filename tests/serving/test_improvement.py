@@ -102,6 +102,22 @@ def test_the_log_says_whether_anything_was_replaced(
     assert not hasattr(record, "seconds")
 
 
+def test_an_end_that_fails_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_compiled: FakeCompiled) -> None:
+        raise RuntimeError("no way to let go")
+
+    monkeypatch.setattr(FakeCompiled, "settle", fail)
+    compiler = Behind()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        compiler.search.go.set()
+        wait_for(lambda: "what runs is described as it was before the search" in caplog.messages)
+        after, answer = ask(server, 6)
+        np.testing.assert_array_equal(answer.array(), after * 1.5)
+
+
 def test_requests_are_answered_between_the_steps_of_a_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(improvement, "TURN_S", 0.0)
     compiler = Behind()

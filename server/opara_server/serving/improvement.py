@@ -64,7 +64,12 @@ class Improvement:
             log.warning("the search failed, what runs goes on: %s", error, extra={"model": name})
         except Exception:
             log.exception("the search failed, what runs goes on", extra={"model": name})
-        self._executor.run(self._end)
+        try:
+            self._executor.run(self._end).result()
+        except CancelledError:
+            pass  # the server has stopped
+        except Exception:
+            log.exception("what runs is described as it was before the search", extra={"model": name})
 
     def _report(self, doing: str, share: float) -> None:
         if self._executor.stopping:
@@ -83,7 +88,7 @@ class Improvement:
 
     def _advance(self, steps: Iterator[None]) -> bool:
         """Executor's thread: some of the ``steps``, while requests wait. Whether any are left."""
-        if not self._executor.runs(self._worker.name):
+        if self._executor.stopping or not self._executor.runs(self._worker.name):
             raise StoppedError
         device, end = self._compiled.device, time.monotonic() + TURN_S
         self._executor.bind(device)
