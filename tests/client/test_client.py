@@ -124,7 +124,7 @@ def test_models_and_model(client: OparaClient) -> None:
         1.5,
         True,
     )
-    assert [candidate.policy for candidate in bucket.candidates] == ["sequential", "opara", "nimble"]
+    assert [candidate.policy for candidate in bucket.candidates] == ["sequential", "opara", "nimble", "wavefront"]
     assert [candidate.compact for candidate in bucket.candidates] == [False, True, False]
     assert bucket.compact
     assert bucket.candidates[2].rejected == "wrong in 1 of 100 replays"
