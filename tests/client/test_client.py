@@ -125,7 +125,7 @@ def test_models_and_model(client: OparaClient) -> None:
         True,
     )
     assert [candidate.policy for candidate in bucket.candidates] == ["sequential", "opara", "nimble", "wavefront"]
-    assert [candidate.compact for candidate in bucket.candidates] == [False, True, False]
+    assert [candidate.compact for candidate in bucket.candidates] == [False, True, False, False]
     assert bucket.compact
     assert bucket.candidates[2].rejected == "wrong in 1 of 100 replays"
     with pytest.raises(dataclasses.FrozenInstanceError):
