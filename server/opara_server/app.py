@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from opara_server.config import ConfigError, ServerConfig, may_use_a_gpu
-from opara_server.engine.profiler import start_profiler
+from opara_server.engine.kineto import start_kineto
 from opara_server.observe.metrics import Metrics
 from opara_server.rpc.health import Health
 from opara_server.rpc.service import SERVICE, InferenceService
@@ -92,7 +92,7 @@ class Application:
         await self._listen()
         self._registry.on_change(self._model_changed)
         if may_use_a_gpu(self._config.models):
-            start_profiler()
+            start_kineto()
         loading = asyncio.wrap_future(self._executor.run(lambda: self._registry.load_all(self._progress)))
         asked = asyncio.ensure_future(self._stop_asked.wait())
         await asyncio.wait((loading, asked), return_when=asyncio.FIRST_COMPLETED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -80,9 +81,9 @@ def test_the_chosen_plan_is_right(
     assert bool((whole == 7.0).all())
 
 
-def lowered(module: nn.Module, rows: int) -> tuple[Program, nn.Module]:
-    with torch.inference_mode(False):
-        module = settled(module).cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
+def lowered(build: Callable[[], nn.Module], rows: int) -> tuple[Program, nn.Module]:
+    with torch.inference_mode(False):  # from the first weight on: one made in inference mode has no version counter
+        module = settled(build()).cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]
         for weight in module.parameters():
             weight.requires_grad_(False)
     inputs = static_inputs([SPEC], rows, GPU, channels_last=True)
@@ -113,7 +114,7 @@ def check(program: Program, module: nn.Module, device: Device, policy: str) -> N
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("policy", ["sequential", "opara"])
 def test_a_model_of_explicit_convolutions(device: Device, rows: int, policy: str) -> None:
-    program, module = lowered(inception(), rows)
+    program, module = lowered(inception, rows)
     targets = [operator.target for operator in program.graph.operators]
     assert targets.count(EXPLICIT) == 8
     written = {b for operator in program.graph.operators if operator.target == EXPLICIT for b in operator.writes}
@@ -124,7 +125,7 @@ def test_a_model_of_explicit_convolutions(device: Device, rows: int, policy: str
 
 @pytest.mark.usefixtures("device")
 def test_a_saved_program_has_the_same_plans_and_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    program, module = lowered(inception(), 1)
+    program, module = lowered(inception, 1)
     weights = dict(module.named_parameters())
     writer = ProgramWriter(weights.items())
     saved = writer.write(program)
@@ -142,7 +143,7 @@ def test_without_the_package_convolutions_are_pytorchs_own(device: Device, monke
     monkeypatch.setattr(convolution_plans, "frontend", lambda: None)
     fastest.cache_clear()
     try:
-        program, module = lowered(inception(), 1)
+        program, module = lowered(inception, 1)
         targets = [operator.target for operator in program.graph.operators]
         assert EXPLICIT not in targets
         assert targets.count("opara.convolution_relu.default") == 8

@@ -7,35 +7,30 @@ them by position in a list.)
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from opara_server.engine.errors import EngineError
 from opara_server.engine.intra_op import Patience, TooSlow, intra_op_threads
 from opara_server.engine.kernel import KernelLaunch
+from opara_server.engine.kineto import DEVICE_WORK, Event, recorded
 from opara_server.engine.profile import Kernel, OperatorProfile, Profile, Roofline
 from opara_server.engine.program import Program
 from opara_server.engine.trace import Interval, Trace
 
 PASSES = 5
 ANNOTATION = "opara::operator::"
-DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 LAUNCHES = {"cuda_runtime", "cuda_driver"}
 CACHE_BYTES = 32 << 20  # of a CPU's last level, as servers have it
 
-Event = Mapping[str, Any]
 Shape = tuple[int, ...]
 
 
@@ -137,14 +132,14 @@ def profile_cuda(program: Program) -> Profile:
     """Run the program alone, operator by operator, under the profiler; per operator its kernels and their sum."""
     flops = count_flops(program)
     program.run_in_order()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+    with recorded(ProfilerActivity.CPU, ProfilerActivity.CUDA) as events:
         for _ in range(PASSES):
             environment = program.new_environment()
             for operator in range(len(program.graph)):
                 with torch.profiler.record_function(f"{ANNOTATION}{operator}"):
                     program.run(operator, environment)
             torch.cuda.synchronize()
-    kernels = kernels_by_operator(_events(profiler), len(program.graph))
+    kernels = kernels_by_operator(events, len(program.graph))
     properties = torch.cuda.get_device_properties()
     dtypes = [t.dtype for t in program.fixed.values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
     return Profile(
@@ -223,24 +218,16 @@ def _block_share(kernel: Kernel, properties: Any) -> float:
     return min(1.0, max(shared_memory, registers, threads))
 
 
-def start_profiler() -> None:
-    """On the thread that imported PyTorch, before its profiler is used on any other: else Kineto says ERROR on stderr.
-    Takes as long as the first use would. Nothing happens without a GPU."""
-    if torch.cuda.is_available():
-        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]):
-            pass
-
-
 def trace_cuda(replay: Callable[[], None], replays: int) -> Trace:
     """Profile graph replays: the kernels of one replay share its launch's correlation id and carry hardware streams."""
     replay()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+    with recorded(ProfilerActivity.CUDA) as events:
         for _ in range(replays):
             replay()
             torch.cuda.synchronize()
     work = defaultdict(list)
-    for event in _events(profiler):
+    for event in events:
         if event.get("cat") in DEVICE_WORK:
             work[event["args"]["correlation"]].append(event)
     numbers: dict[int, int] = {}  # hardware streams in order of first use
@@ -254,13 +241,3 @@ def _intervals(events: Sequence[Event], numbers: dict[int, int]) -> tuple[Interv
         Interval(numbers.setdefault(e["args"]["stream"], len(numbers)), e["ts"] - begin, e["ts"] - begin + e["dur"])
         for e in ordered
     )
-
-
-def _events(profiler: torch.profiler.profile) -> list[Event]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events: list[Event] = json.loads(path.read_text())["traceEvents"]
-    if not any(event.get("cat") in DEVICE_WORK for event in events):
-        raise EngineError("the profiler saw no kernel: is another profiler attached to this GPU?")
-    return events

@@ -1,0 +1,28 @@
+"""What PyTorch's profiler records, where there is no GPU: nothing that counts, and said so."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity
+
+from opara_server.engine.errors import EngineError
+from opara_server.engine.kineto import recorded
+
+
+def test_a_recording_without_kernels_is_an_error() -> None:
+    with pytest.raises(EngineError, match="saw no kernel"), recorded(ProfilerActivity.CPU):
+        torch.ones(3).add_(1)
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, "1"), ("0", "0")], ids=["by itself", "as the user says"])
+def test_the_profiler_leaves_cuda_alone_when_it_has_done(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, told: str
+) -> None:
+    monkeypatch.setenv("TEARDOWN_CUPTI", asked or "")
+    if asked is None:
+        monkeypatch.delenv("TEARDOWN_CUPTI")
+    with pytest.raises(EngineError), recorded(ProfilerActivity.CPU):
+        assert os.environ["TEARDOWN_CUPTI"] == told
