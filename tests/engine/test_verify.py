@@ -270,3 +270,16 @@ def test_poison_leaves_nothing_right() -> None:
     assert floats.isnan().all()
     assert integers.tolist() == [32767] * 3
     assert bools.tolist() == [False, True]
+
+
+def test_the_float64_reference_alone_runs_without_cudnn(check: Check) -> None:
+    seen = set()
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add((x.dtype, torch.backends.cudnn.enabled))
+            return x.relu()
+
+    check(Watched())
+    assert seen == {(torch.float32, True), (torch.float64, False)}
+    assert torch.backends.cudnn.enabled

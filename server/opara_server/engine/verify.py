@@ -147,20 +147,24 @@ class Verifier:
 
     def _run_exact(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The module in float64; where that fails (an operator without float64), eager PyTorch as it is."""
-        if self._no_exact:
-            return self._flat(*[tensor.clone() for tensor in inputs])
+        if not self._no_exact:
+            try:
+                return self._run_double(inputs)
+            except Exception as error:  # noqa: BLE001 - a model may raise anything on doubles it does not expect
+                log.warning("no float64 reference (%s): comparing with eager alone", first_line(error))
+                self._exact, self._no_exact = None, True
+        return self._flat(*[tensor.clone() for tensor in inputs])
+
+    def _run_double(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Without cuDNN, which would take milliseconds per layer to plan what runs once."""
+        self._exact = self._exact or copy.deepcopy(self._flat.module).double()
         doubles = [tensor.double() if tensor.is_floating_point() else tensor.clone() for tensor in inputs]
-        benchmark = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = False  # nobody waits for the reference to be fast
+        enabled = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
         try:
-            self._exact = self._exact or copy.deepcopy(self._flat.module).double()
             return self._flat.run(self._exact, doubles)
-        except Exception as error:  # noqa: BLE001 - a model may raise anything on doubles it does not expect
-            log.warning("no float64 reference (%s): comparing with eager alone", first_line(error))
-            self._exact, self._no_exact = None, True
-            return self._run_exact(inputs)
         finally:
-            torch.backends.cudnn.benchmark = benchmark
+            torch.backends.cudnn.enabled = enabled
 
 
 def default_bound(module: nn.Module, device: Device) -> float:
