@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_protos.v1 import inference_pb2 as pb
-from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
+from opara_server.engine.spec import TensorSpec
 from opara_server.rpc import wire
 from opara_server.serving.errors import InvalidInput
 from opara_server.serving.rows import Rows
@@ -108,9 +108,6 @@ def test_tensors_come_in_the_order_of_the_model() -> None:
             "input 'mask' has 3 rows, but input 'image' has 2",
             id="different numbers of rows",
         ),
-        pytest.param(
-            [tensor(IMAGE), tensor(MASK, data=b"\1\2")], "input 'mask': a bool is a byte of 0 or 1", id="half a bool"
-        ),
     ],
 )
 def test_bad_tensors_are_named(tensors: list[pb.Tensor], says: str) -> None:
@@ -130,31 +127,6 @@ def test_outputs_are_chosen_by_name_in_the_order_asked_for() -> None:
         wire.wanted_outputs(request(outputs=("y",)), SPECS)
     with pytest.raises(InvalidInput, match=r"^output 'mask' is asked for more than once$"):
         wire.wanted_outputs(request(outputs=("mask", "mask")), SPECS)
-
-
-def test_the_answer_repeats_the_id_and_has_only_the_wanted_outputs() -> None:
-    response = pb.InferResponse()
-    answer = Rows((memoryview(bytes(48)), memoryview(b"\1\0")), 2)
-    wire.encode(request(), SPECS, (1,), answer, response)
-    assert (response.model, response.id) == ("m", "7")
-    assert list(response.outputs) == [tensor(MASK, data=b"\1\0")]
-
-
-@pytest.mark.parametrize("dtype", ELEMENT_BYTES)
-@given(data=st.data())
-def test_every_element_type_travels_both_ways(dtype: str, data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.lists(st.integers(0, 3), max_size=3)))
-    spec, count = TensorSpec("x", dtype, shape), data.draw(st.integers(1, MAX_ROWS))
-    size = count * spec.row_bytes
-    raw = data.draw(st.binary(min_size=size, max_size=size))
-    if dtype == "bool":
-        raw = bytes(byte & 1 for byte in raw)
-    sent = request(tensor(spec, rows=count, data=raw))
-    message = wire.parse(pb.InferRequest, sent.SerializeToString())
-    rows = wire.decode(message, (spec,), MAX_ROWS)
-    response = pb.InferResponse()
-    wire.encode(message, (spec,), (0,), rows, response)
-    assert list(response.outputs) == list(sent.inputs)
 
 
 @given(st.binary())

@@ -91,6 +91,7 @@ class Registry:
         self._compile = compile_with or self._compile_with_engine
         self._entries = scan(config.models)
         self._descriptions = {e.name: ModelDescription(e.name, ModelState.LOADING) for e in self._entries}
+        self.generation = 0  # changes whenever what ``get`` gives may have
         self._loaded: dict[str, _Loaded] = {}
         self._lost: list[_Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
@@ -230,6 +231,7 @@ class Registry:
 
     def _describe(self, name: str, **known: object) -> None:
         self._descriptions[name] = replace(self._descriptions[name], **known)  # type: ignore[arg-type]
+        self.generation += 1
 
     def _change(self, name: str, **known: object) -> None:
         self._describe(name, **known)

@@ -1,0 +1,132 @@
+"""opara.v1: requests from the wire, answers onto it, each with one copy of a tensor, to and from staging memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_server.engine.spec import TensorSpec
+from opara_server.rpc.errors import Failure
+from opara_server.rpc.forms import Buffer, Form, Forms, Rejected, Request, check_bools
+from opara_server.rpc.scan import Cut, scan_infer, scan_streamed, varint
+from opara_server.rpc.wire import DATA_TYPES, decode, parse, wanted_outputs
+from opara_server.serving.errors import InvalidInput, ServingError
+from opara_server.serving.registry import Registry, ServedModel
+from opara_server.serving.rows import Rows
+
+_ID, _OUTPUTS, _DATA = b"\x12", b"\x1a", b"\x22"  # of InferResponse and Tensor
+_STREAMED_ID, _STREAMED_RESPONSE = b"\x0a", b"\x12"  # of InferStreamResponse
+
+
+class Streamed(NamedTuple):
+    """A request of InferStream. ``timeout_us``: 0 sets no limit."""
+
+    request: Request | Rejected
+    timeout_us: int = 0
+
+
+class OparaCodec:
+    """Not thread-safe, but ``write`` is for every thread."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._forms = Forms(registry)
+
+    def read(self, message: bytes) -> Request | Rejected:
+        """Of an InferRequest. The rows are views of ``message``."""
+        return self._read(message, 0, len(message))
+
+    def write(self, request: Request, outputs: Sequence[Buffer]) -> bytes:
+        """An InferResponse. ``outputs``: per output of the model as many rows as the request has; they are copied."""
+        form = request.form
+        parts: list[Buffer] = [form.head]
+        if request.id:
+            parts += (_ID, varint(len(request.id)), request.id)
+        for head, index in zip(form.heads, form.wanted, strict=True):
+            parts += (head, outputs[index])
+        return b"".join(parts)
+
+    def read_streamed(self, message: bytes) -> Streamed:
+        """Of an InferStreamRequest."""
+        if found := scan_streamed(message):
+            (begin, end), timeout_us = found
+            return Streamed(self._read(message, begin, end), timeout_us)
+        try:
+            streamed = parse(pb.InferStreamRequest, message)
+        except ServingError as error:
+            return Streamed(Rejected(error))
+        if streamed.timeout_us < 0:
+            refusal = InvalidInput(f"timeout_us must not be negative, got {streamed.timeout_us}")
+            return Streamed(Rejected(refusal, streamed.request.model, streamed.request.id.encode()))
+        return Streamed(self._decided(streamed.request, None), streamed.timeout_us)
+
+    def write_streamed(self, request: Request, outputs: Sequence[Buffer]) -> bytes:
+        """An InferStreamResponse."""
+        response = self.write(request, outputs)
+        parts = [_STREAMED_RESPONSE, varint(len(response)), response]
+        if request.id:
+            parts = [_STREAMED_ID, varint(len(request.id)), request.id, *parts]
+        return b"".join(parts)
+
+    def fail_streamed(self, request_id: bytes, why: Failure) -> bytes:
+        """An InferStreamResponse."""
+        response = pb.InferStreamResponse(id=request_id.decode())
+        response.error.code, response.error.message = why.number, why.text
+        return response.SerializeToString()
+
+    def _read(self, message: bytes, begin: int, end: int) -> Request | Rejected:
+        cut = scan_infer(message, begin, end)
+        form = None if cut is None else self._forms.get(cut.key)
+        if cut is None or form is None:
+            try:
+                request = parse(pb.InferRequest, message[begin:end])
+            except ServingError as error:
+                return Rejected(error)
+            return self._decided(request, cut)
+        view, tensors = memoryview(message), []
+        for index in form.order:
+            start, stop = cut.data[index]
+            tensors.append(view[start:stop])
+        if form.bools:
+            try:
+                check_bools(tensors, form.model.inputs)
+            except ServingError as error:
+                return Rejected(error, form.model.name, cut.id)
+        return Request(form, cut.id, Rows(tuple(tensors), form.count))
+
+    def _decided(self, request: pb.InferRequest, cut: Cut | None) -> Request | Rejected:
+        """Checks all that a client may get wrong."""
+        try:
+            model = self._registry.get(request.model)
+            rows = decode(request, model.inputs, model.max_rows)
+            wanted = wanted_outputs(request, model.outputs)
+            check_bools(rows.tensors, model.inputs)
+        except ServingError as error:
+            return Rejected(error, request.model, request.id.encode())
+        form = _form(model, rows.count, [tensor.name for tensor in request.inputs], wanted)
+        if cut is not None:
+            self._forms.keep(cut.key, form)
+        return Request(form, request.id.encode(), rows)
+
+
+def _form(model: ServedModel, count: int, names: Sequence[str], wanted: tuple[int, ...]) -> Form:
+    """``names``: of the request's tensors, in its order."""
+    return Form(
+        model=model,
+        count=count,
+        order=tuple(names.index(spec.name) for spec in model.inputs),
+        wanted=wanted,
+        bools=any(spec.dtype == "bool" for spec in model.inputs),
+        head=pb.InferResponse(model=model.name).SerializeToString(),
+        heads=tuple(_head(model.outputs[index], count) for index in wanted),
+    )
+
+
+def _head(spec: TensorSpec, count: int) -> bytes:
+    """Of an output in InferResponse, up to its data."""
+    tensor = pb.Tensor(name=spec.name, data_type=DATA_TYPES[spec.dtype], shape=(count, *spec.shape)).SerializeToString()
+    size = count * spec.row_bytes
+    if size:
+        tensor += _DATA + varint(size)
+    return _OUTPUTS + varint(len(tensor) + size) + tensor
