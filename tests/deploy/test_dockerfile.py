@@ -57,11 +57,24 @@ def test_it_runs_as_the_user_that_owns_the_cache_and_not_as_root() -> None:
 
 def test_the_versions_of_torch_are_the_ones_that_make_installs() -> None:
     makefile = dict(re.findall(r"^TORCH_(CPU|GPU) := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    assert (
-        dict(rest.split("=", 1) for name, rest in instructions() if name == "ARG")["TORCH_VERSION"] == makefile["CPU"]
-    )
-    assert f"TORCH_VERSION={makefile['GPU']}" in dockerfile
+    pinned = [rest.removeprefix("PINNED_TORCH=") for _, rest in instructions() if rest.startswith("PINNED_TORCH=")]
+    stages = [rest.split(" AS ")[-1] for name, rest in instructions() if name == "FROM"]
+    assert dict(zip(stages, pinned, strict=False)) == {"cpu": makefile["CPU"], "cuda": makefile["GPU"]}
+    assert ("FROM", "${KIND} AS build") in instructions()
+    assert ("ARG", "KIND=cpu") in instructions()
+
+
+def test_operators_can_be_fused_in_it_wherever_the_root_is_read_only() -> None:
+    """Triton compiles with gcc, and keeps what it made below its home and its cache."""
+    last = [name for name, _ in instructions()].count("FROM") - 1
+    begin = [at for at, (name, _) in enumerate(instructions()) if name == "FROM"][last]
+    final = instructions()[begin:]
+    assert any(name == "RUN" and {"gcc", "libc6-dev"} <= set(rest.split()) for name, rest in final)
+    folders = dict(re.findall(r"(\w+)=(/tmp\S*)", " ".join(rest for name, rest in final if name == "ENV")))
+    assert folders.keys() == {"TRITON_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    manifest = (ROOT / "deploy" / "k8s" / "base" / "deployment.yaml").read_text()
+    assert "mountPath: /tmp" in manifest
+    assert 'tmpfs: ["/tmp:exec,' in (ROOT / "docker-compose.yml").read_text()
 
 
 @pytest.mark.parametrize("suffix", ["org", "net", "io", "com", "dev"])

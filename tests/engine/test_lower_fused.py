@@ -39,14 +39,19 @@ def test_on_a_cpu_it_is_refused() -> None:
         lower_fused(exported, inputs, "fused", Weights())
 
 
-def test_without_triton_it_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_or_its_compiler_it_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnAGpu:
         is_cuda = True
 
-    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: False)
     exported: Any = None
     inputs: Any = [OnAGpu()]
-    with pytest.raises(NoVariantError, match="Triton"):
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: False)
+    with pytest.raises(NoVariantError, match="there is no Triton"):
+        lower_fused(exported, inputs, "fused", Weights())
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NoVariantError, match="Triton finds no C compiler"):
         lower_fused(exported, inputs, "fused", Weights())
 
 

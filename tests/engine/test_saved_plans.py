@@ -19,6 +19,7 @@ from opara_server.engine import build
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.launch import LaunchList
 from opara_server.engine.options import BuildOptions
+from opara_server.engine.plan_store import sealed
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import content_digest
 from tests.engine.compiling import assert_right, compiled, on_several_streams, streams_are_fast
@@ -208,7 +209,7 @@ def change(file: Path, name: str, damage: Callable[[Any], None]) -> None:
         tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118
     data = json.loads(metadata[name])
     damage(data)
-    save_file(tensors, file, {**metadata, name: json.dumps(data)})
+    save_file(tensors, file, sealed({**metadata, name: json.dumps(data)}))
 
 
 def forget_a_wait(choices: Any) -> None:
@@ -284,7 +285,7 @@ def test_a_saved_plan_whose_numbers_are_wrong_is_measured_anew(
     zeros = torch.zeros_like(next(iter(tensors.values())))
     for name in tensors:
         metadata["choices"] = metadata["choices"].replace(name, content_digest(zeros))
-    save_file({content_digest(zeros): zeros}, file, metadata)
+    save_file({content_digest(zeros): zeros}, file, sealed(metadata))
     model = compiled(module, cache_dir=tmp_path)
     assert "ignoring the saved plan" in caplog.text
     assert not model.plan.reused

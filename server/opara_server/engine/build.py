@@ -16,7 +16,7 @@ from opara_server.engine.choose import Search, saved_plan
 from opara_server.engine.compiled import EXPORTING, MEASURING, CompiledModel, Progress, forward_only
 from opara_server.engine.device import CapturedGraph, Device, open_device
 from opara_server.engine.digests import calls_digest, sources_digest, tensors_digest
-from opara_server.engine.errors import CaptureError, LoweringError, TuningError, VerificationError, first_line
+from opara_server.engine.errors import LoweringError, TuningError, first_line
 from opara_server.engine.export import export_all
 from opara_server.engine.finishing import Finisher
 from opara_server.engine.flat_module import FlatModule
@@ -103,7 +103,7 @@ class _Build:
         if choices:
             try:
                 graphs, plan = self._finish_all(choices, reused=True)
-            except (CaptureError, VerificationError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is: what was saved does not run, so it is searched for
                 log.warning("ignoring the saved plan of %s: %s", self.name, first_line(error))
                 choices = None
         if not choices:

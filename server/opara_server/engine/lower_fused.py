@@ -8,6 +8,8 @@ kernel overwrites the arguments named ``out_ptr*``, changes those that Inductor 
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,6 +104,8 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
         raise NoVariantError("Inductor's kernels are taken apart for GPUs only")
     if not _triton.has_triton():
         raise NoVariantError("there is no Triton, or none for a GPU this old")
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise NoVariantError("Triton finds no C compiler: neither gcc nor clang, nor does the variable CC name one")
     variant = VARIANTS[lowering]
     try:
         with torch.inference_mode(False), torch.no_grad():

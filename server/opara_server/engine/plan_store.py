@@ -1,7 +1,8 @@
 """Saved plans, with the programs that they run: one file per whole key.
 
 A plan is found only under exactly the conditions it was measured in. The file is in the safetensors format: the plan
-and the programs are JSON in its metadata, what they need besides the model's weights are its tensors.
+and the programs are JSON in its metadata, what they need besides the model's weights are its tensors. Digests stand
+beside both: a launch with one number changed could harm the whole device.
 """
 
 from __future__ import annotations
@@ -53,7 +54,13 @@ def write(path: Path, key: Mapping[str, Any], saved: SavedPlan) -> None:
     """Raises OSError, SafetensorError or ValueError."""
     said = {"key": key, "plan": saved.plan.to_json(), "choices": saved.choices}
     metadata = {name: json.dumps(value, allow_nan=False) for name, value in said.items()}
-    save_file(dict(saved.tensors), path, metadata)
+    save_file(dict(saved.tensors), path, sealed(metadata))
+
+
+def sealed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """With the digest of all of it."""
+    said = {name: text for name, text in metadata.items() if name != "digest"}
+    return said | {"digest": sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def read(path: Path, key: Mapping[str, Any]) -> SavedPlan:
@@ -62,6 +69,8 @@ def read(path: Path, key: Mapping[str, Any]) -> SavedPlan:
         said = file.metadata()
         if json.loads(said["key"]) != json.loads(json.dumps(key)):
             raise ValueError("the key inside does not match")
+        if sealed(said) != said:
+            raise ValueError("it is damaged")
         plan = Plan.from_json(json.loads(said["plan"]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if damaged := [name for name, tensor in tensors.items() if content_digest(tensor) != name]:
