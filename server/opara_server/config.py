@@ -138,18 +138,34 @@ def _bounds(dtype: str) -> tuple[int, int]:
     return (0, values) if dtype.startswith("u") else (-values // 2, values // 2)
 
 
+def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(sizes)) != len(sizes):
+        raise ValueError("the same size twice")
+    return tuple(sorted(sizes))
+
+
 class BatchingConfig(_Settings):
     """How requests wait for each other. Rows count; None: see ModelConfig.max_rows and max_queue_rows."""
 
     max_queue_delay_us: NonNegativeInt = 0  # longest wait of an idle device for a fuller batch
     max_queue_rows: PositiveInt | None = None
     max_rows: PositiveInt | None = None
+    preferred_sizes: Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)] = ()  # rows that end the wait
+    priority_levels: Annotated[int, Field(ge=1, le=64)] = 1  # 1 is the highest
+    default_priority: PositiveInt | None = None  # of requests that name none; None: the lowest
+    priority_queue_rows: tuple[PositiveInt, ...] = ()  # of each level, the highest first; (): max_queue_rows alone
+    queue_timeout_us: NonNegativeInt = 0  # longest time in the queue; 0: none
+    allow_timeout_override: bool = True  # whether a request may ask for less
+    weight: PositiveFloat = 1.0  # its share of the device, to those of other models
 
-
-def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(sizes)) != len(sizes):
-        raise ValueError("the same size twice")
-    return tuple(sorted(sizes))
+    @model_validator(mode="after")
+    def _priorities_fit(self) -> Self:
+        levels, given = self.priority_levels, len(self.priority_queue_rows)
+        if self.default_priority and self.default_priority > levels:
+            raise ValueError(f"default_priority {self.default_priority} is beyond priority_levels {levels}")
+        if given not in {0, levels}:
+            raise ValueError(f"priority_queue_rows has {given} numbers, priority_levels is {levels}")
+        return self
 
 
 class ModelConfig(_Settings):
@@ -177,6 +193,10 @@ class ModelConfig(_Settings):
             raise ValueError("two inputs of the same name")
         if self.max_queue_rows < self.max_rows:
             raise ValueError(f"max_queue_rows {self.max_queue_rows} is less than max_rows {self.max_rows}")
+        if (fewest := min(self.batching.priority_queue_rows, default=self.max_rows)) < self.max_rows:
+            raise ValueError(f"{fewest} of priority_queue_rows is less than max_rows {self.max_rows}")
+        if (most := max(self.batching.preferred_sizes, default=0)) > self.batch_sizes[-1]:
+            raise ValueError(f"{most} of preferred_sizes is more than the largest batch size {self.batch_sizes[-1]}")
         return self
 
     def with_policy(self, policy: str | None) -> Self:

@@ -45,7 +45,7 @@ def scrape(metrics: Metrics) -> dict[tuple[str, Labels], float]:
 def test_every_metric_has_its_name_and_labels(metrics: Metrics) -> None:
     model = metrics.model(plan(bucket(1), bucket(4)))
     model.ran(4, rows=3, copy_in_s=1e-5, replay_s=2e-3, copy_out_s=1e-5)
-    model.queue_seconds.observe(1e-3)
+    model.waited([1e-3, 2e-3])
     model.watch_queue(lambda: 17)
     metrics.request("m", "OK", 0.004)
     metrics.request("m", "RESOURCE_EXHAUSTED", 0.001)
@@ -59,7 +59,9 @@ def test_every_metric_has_its_name_and_labels(metrics: Metrics) -> None:
         ("opara_request_seconds_bucket", (("le", "0.0001"), m)): 0,
         ("opara_request_seconds_bucket", (("le", "0.005"), m)): 1,
         ("opara_request_seconds_bucket", (("le", "10.0"), m)): 1,
-        ("opara_queue_seconds_sum", (m,)): 1e-3,
+        ("opara_queue_seconds_sum", (m,)): 3e-3,
+        ("opara_queue_seconds_count", (m,)): 2,
+        ("opara_queue_seconds_bucket", (("le", "0.001"), m)): 1,
         ("opara_copy_in_seconds_sum", (m,)): 1e-5,
         ("opara_replay_seconds_sum", (b, m)): 2e-3,
         ("opara_copy_out_seconds_count", (m,)): 1,

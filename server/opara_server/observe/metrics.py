@@ -6,14 +6,15 @@ Labels are bounded: a model's name is used only once the repository has it, ever
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
 
 from opara_server.engine.plan import SEQUENTIAL, Plan
 from opara_server.engine.trace import Occupancy
+from opara_server.observe.tallies import Count, CountFamily, Distribution, DistributionFamily
 
 UNKNOWN_MODEL = "(unknown)"  # no folder of a model may have parentheses in its name
 REASONS = {
@@ -23,7 +24,7 @@ REASONS = {
     "RESOURCE_EXHAUSTED": "queue_full",
     "DEADLINE_EXCEEDED": "deadline",
 }
-Answers = tuple[Counter, Counter | None, Histogram]
+Answers = tuple[Count, Count | None, Distribution]
 """Per model and code: requests, those rejected (None: they were executed), and the latency of those that were not."""
 
 _REQUEST_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -37,6 +38,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._known: set[str] = set()
         self._answers: dict[tuple[str, str], Answers] = {}
+        self._answered = threading.Lock()  # answers come from every thread
         self._exposition: tuple[WSGIServer, threading.Thread] | None = None
         model, bucket = ["model"], ["model", "bucket"]
         self.request_seconds = self._histogram(
@@ -48,12 +50,12 @@ class Metrics:
         )
         self.replay_seconds = self._histogram("replay_seconds", "One run of the graph.", bucket, _DEVICE_SECONDS)
         self.copy_out_seconds = self._histogram("copy_out_seconds", "Answers from the device.", model, _DEVICE_SECONDS)
-        self.requests = self._counter("requests", "Requests by the gRPC code of their answer.", ["model", "code"])
-        self.rejected = self._counter("rejected", "Requests that were not executed, by reason.", ["model", "reason"])
-        self.rows = self._counter("rows", "Rows executed.", model)
-        self.batches = self._counter("batches", "Batches executed.", model)
-        self.padded_rows = self._counter("padded_rows", "Rows of padding executed.", model)
-        self.replays = self._counter("replays", "Graph replays.", ["model", "bucket", "policy"])
+        self.requests = self._counts("requests", "Requests by the gRPC code of their answer.", ["model", "code"])
+        self.rejected = self._counts("rejected", "Requests that were not executed, by reason.", ["model", "reason"])
+        self.rows = self._counts("rows", "Rows executed.", model)
+        self.batches = self._counts("batches", "Batches executed.", model)
+        self.padded_rows = self._counts("padded_rows", "Rows of padding executed.", model)
+        self.replays = self._counts("replays", "Graph replays.", ["model", "bucket", "policy"])
         self.fallbacks = self._counter("schedule_fallbacks", "Buckets that run sequentially for want of better.", model)
         self.queue_depth_rows = self._gauge("queue_depth_rows", "Rows waiting.", model)
         self.plan_speedup = self._gauge("plan_speedup", "Measured, over the sequential graph.", bucket)
@@ -71,8 +73,11 @@ class Metrics:
         self._build = Info("opara_build", "What is running.", registry=self.registry)
         ProcessCollector(registry=self.registry)
 
-    def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"opara_{name}", text, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> DistributionFamily:
+        return DistributionFamily(f"opara_{name}", text, labels, buckets, self.registry)
+
+    def _counts(self, name: str, text: str, labels: Sequence[str]) -> CountFamily:
+        return CountFamily(f"opara_{name}_total", text, labels, self.registry)
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         return Counter(f"opara_{name}_total", text, labels, registry=self.registry)
@@ -95,12 +100,13 @@ class Metrics:
     def request(self, model: str, code: str, seconds: float) -> None:
         """One request was answered with the gRPC code of that name. ``model`` may be anything a client sent."""
         label = model if model in self._known else UNKNOWN_MODEL
-        count, rejected, latency = self._answers.get((label, code)) or self._bind_answers(label, code)
-        count.inc()
-        if rejected is None:
-            latency.observe(seconds)
-        else:
-            rejected.inc()
+        with self._answered:
+            count, rejected, latency = self._answers.get((label, code)) or self._bind_answers(label, code)
+            count.value += 1
+            if rejected is None:
+                latency.observe(seconds)
+            else:
+                rejected.value += 1
 
     def _bind_answers(self, model: str, code: str) -> Answers:
         rejected = self.rejected.labels(model, REASONS[code]) if code in REASONS else None
@@ -153,11 +159,12 @@ class Metrics:
 
 
 class ModelMetrics:
-    """One model's children of every metric, looked up once: labels() costs more than counting."""
+    """One model's children of every metric, looked up once: labels() costs more than counting. Only the executor's
+    thread counts here."""
 
     def __init__(self, metrics: Metrics, plan: Plan) -> None:
         name = plan.model
-        self.queue_seconds = metrics.queue_seconds.labels(name)
+        self._queue = metrics.queue_seconds.labels(name)
         self._copy_in = metrics.copy_in_seconds.labels(name)
         self._copy_out = metrics.copy_out_seconds.labels(name)
         self._rows = metrics.rows.labels(name)
@@ -172,12 +179,17 @@ class ModelMetrics:
         """``rows`` is called at every scrape: the queue itself pays nothing."""
         self._queue_depth.set_function(rows)
 
+    def waited(self, seconds: Iterable[float]) -> None:
+        """How long each request of a batch waited for it."""
+        for waited in seconds:
+            self._queue.observe(waited)
+
     def ran(self, bucket: int, rows: int, copy_in_s: float, replay_s: float, copy_out_s: float) -> None:
         """One batch of ``rows`` real rows ran."""
-        self._batches.inc()
-        self._rows.inc(rows)
-        self._padded.inc(bucket - rows)
-        self._replays[bucket].inc()
+        self._batches.value += 1
+        self._rows.value += rows
+        self._padded.value += bucket - rows
+        self._replays[bucket].value += 1
         self._copy_in.observe(copy_in_s)
         self._replay[bucket].observe(replay_s)
         self._copy_out.observe(copy_out_s)

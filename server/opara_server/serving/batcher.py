@@ -1,10 +1,10 @@
 """Requests of one model wait here, and become batches. No torch and no asyncio: any transport can submit.
 
 Natural batching: the executor takes a batch whenever the device is idle, so requests wait for each other only while
-the device is busy, or up to ``max_queue_delay_s`` where that is set. Every request is answered exactly once, and
-received = answered + failed + cancelled + refused + pending at any moment.
+the device is busy, or up to ``max_queue_delay_s`` where that is set, unless a preferred size is reached before. Every
+request is answered exactly once, and received = answered + failed + cancelled + refused + pending at any moment.
 
-State by lifetime: the model's is in Batcher, a request's in its Ticket, a batch's in Batch.
+State by lifetime: the model's is in Batcher and Waiting, a request's in its Ticket, a batch's in Batch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from math import inf
 
 from opara_server.engine.spec import TensorSpec
@@ -26,80 +24,25 @@ from opara_server.serving.errors import (
     ModelUnavailable,
     Overloaded,
     ServingError,
-    Status,
 )
-from opara_server.serving.limits import Limits, Pace
-from opara_server.serving.rows import Rows, check_rows
+from opara_server.serving.limits import Limits
+from opara_server.serving.pace import Pace
+from opara_server.serving.rows import RowCheck, Rows
+from opara_server.serving.ticket import Batch, Counts, Done, Piece, Ticket
+from opara_server.serving.turns import InFlight
+from opara_server.serving.waiting import Waiting
 
 __all__ = ["Batch", "Batcher", "Counts", "Done", "Piece", "Rows", "Ticket"]
 
 log = logging.getLogger(__name__)
 
-Done = Callable[[Rows | ServingError], None]
-"""Takes the answer: called exactly once, from the executor's thread, from submit's own or from cancel's."""
-
-
-class Ticket:
-    """One submitted request. The batcher's lock guards what changes; ``parts`` belongs to the executor's thread."""
-
-    __slots__ = ("_batcher", "arrived", "deadline", "done", "due", "parts", "rows", "settled", "taken", "turn")
-
-    def __init__(self, batcher: Batcher, rows: Rows, deadline: float | None, done: Done, arrived: float) -> None:
-        self._batcher = batcher
-        self.rows = rows
-        self.deadline = inf if deadline is None else deadline
-        self.done = done
-        self.arrived = arrived
-        self.turn = arrived  # its place among the heads of all queues
-        self.due = arrived  # when it stops waiting for a fuller batch
-        self.taken = 0  # rows that batches have taken so far
-        self.parts: list[tuple[bytes, ...]] = []
-        self.settled = False
-
-    @property
-    def left(self) -> int:
-        return self.rows.count - self.taken
-
-    def cancel(self) -> None:
-        """Free its place in the queue and call done(Cancelled()), unless it is answered already. Any thread."""
-        self._batcher._cancel(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows start .. start + count of one request: all of it, unless it is larger than the largest bucket."""
-
-    ticket: Ticket
-    start: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one replay runs: ``rows`` real rows, packed in the order of ``pieces``, padded to ``bucket``."""
-
-    pieces: tuple[Piece, ...]
-    rows: int
-    bucket: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Requests since the start. ``pending`` are queued or in flight."""
-
-    received: int
-    answered: int
-    failed: int
-    cancelled: int
-    refused: int
-
-    @property
-    def pending(self) -> int:
-        return self.received - self.answered - self.failed - self.cancelled - self.refused
-
 
 class Batcher:
-    """The bounded queue of one model. ``submit`` and ``cancel`` are for every thread, the rest is the executor's."""
+    """The bounded queue of one model. ``submit`` and ``cancel`` are for every thread, the rest is the executor's.
+
+    ``wake`` is called when a batch may be taken that could not be before; ``in_flight``: what all models that share
+    the device have running on it.
+    """
 
     def __init__(
         self,
@@ -108,173 +51,208 @@ class Batcher:
         metrics: ModelMetrics,
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        in_flight: InFlight | None = None,
     ) -> None:
         self.limits = limits
-        self._inputs = tuple(inputs)
+        self._check = RowCheck(inputs, limits.max_rows)
         self._metrics = metrics
-        self._wake = wake  # tells the executor that something is queued
+        self._wake = wake
         self._clock = clock
+        self._in_flight = in_flight or InFlight()
+        self._delay_s = limits.max_queue_delay_s
+        self._timeout_s = limits.queue_timeout_s
+        self._default_level = limits.default_level - 1
+        self._enough = min((*limits.preferred_sizes, limits.largest))  # rows that end the delay
         self._lock = threading.Lock()
-        self._queue: OrderedDict[Ticket, None] = OrderedDict()
-        self._queued_rows = 0
-        self._received = 0
-        self._settled: Counter[Status] = Counter()
+        self._pace = Pace(limits.buckets)
+        self._waiting = Waiting(limits, self._pace)
+        self._due = (
+            inf  # when the first of those that wait stops waiting for a fuller batch; kept where there is a delay
+        )
         self._closed = False
-        self._pace = Pace(limits)
-        metrics.watch_queue(lambda: self._queued_rows)
+        self._received = self._answered = self._failed = self._cancelled = self._refused = 0
+        metrics.watch_queue(lambda: self._waiting.rows)
 
-    def submit(self, rows: Rows, deadline: float | None, done: Done) -> Ticket:
-        """Queue a request. ``deadline``: on time.monotonic(). Never blocks; what is wrong goes to ``done``."""
+    def submit(
+        self, rows: Rows, deadline: float | None, done: Done, *, priority: int = 0, timeout_us: int = 0
+    ) -> Ticket:
+        """Queue a request. Never blocks; what is wrong goes to ``done``, at once.
+
+        ``deadline``: on time.monotonic(); by then it must be answered. ``priority``: 1 is the highest, 0 the model's
+        default. ``timeout_us``: µs after which it must have left the queue; 0: the model's own limit. One that cannot
+        be met by the fastest runs seen of what is in flight and ahead of it is refused, and so not executed.
+        """
         ticket = Ticket(self, rows, deadline, done, self._clock())
-        invalid: ServingError | None = None
+        refusal: ServingError | None = None
+        wake = False
         try:
-            check_rows(rows, self._inputs, self.limits.max_rows)
+            self._check(rows)
+            if priority < 0 or timeout_us < 0:
+                raise InvalidInput(f"priority and timeout must not be negative, got {priority} and {timeout_us}")
         except InvalidInput as error:
-            invalid = error
+            refusal = error
         with self._lock:
             self._received += 1
-            refusal = self._refusal(ticket, invalid)
-            if refusal:
-                self._settle(ticket, refusal.status)
+            level = self.limits.level(priority) - 1 if priority else self._default_level
+            if self._closed:
+                refusal = ModelUnavailable("the model serves no more")
+            elif refusal is None:
+                refusal = self._refusal(ticket, level)
+            if refusal is None:
+                wake = not self._waiting.rows
+                self._waiting.add(ticket, level)
+                if timeout_us or self._timeout_s < inf:
+                    ticket.start_by = ticket.arrived + self.limits.timeout_s(timeout_us)
+                    ticket.suspect_at = min(ticket.suspect_at, ticket.start_by)
+                if self._delay_s:
+                    wake = self._ends_delay(ticket) or wake
             else:
-                ticket.due = self._due(ticket)
-                self._queue[ticket] = None
-                self._queued_rows += rows.count
-        if refusal:
-            self._deliver([(ticket, refusal)])
-        else:
+                self._refused += 1
+                ticket.settled = True
+        if refusal is not None:
+            _deliver([(ticket, refusal)])
+        elif wake:
             self._wake()
         return ticket
 
-    def _refusal(self, ticket: Ticket, invalid: ServingError | None) -> ServingError | None:
-        if self._closed:
-            return ModelUnavailable("the model serves no more")
-        if invalid:
-            return invalid
-        if ticket.deadline <= ticket.arrived:
-            return DeadlineExceeded()
-        if self._queued_rows + ticket.rows.count > self.limits.max_queue_rows:
-            return Overloaded(f"the queue is full: {self._queued_rows} of {self.limits.max_queue_rows} rows wait")
+    def _refusal(self, ticket: Ticket, level: int) -> ServingError | None:
+        """Under the lock. Also notes from when on the request may be late."""
+        waiting, limits, count = self._waiting, self.limits, ticket.rows.count
+        if waiting.rows + count > limits.max_queue_rows:
+            return Overloaded(f"the queue is full: {waiting.rows} of {limits.max_queue_rows} rows wait")
+        if limits.level_rows and waiting.levels[level].rows + count > limits.level_rows[level]:
+            rows, most = waiting.levels[level].rows, limits.level_rows[level]
+            return Overloaded(f"the queue of priority {level + 1} is full: {rows} of {most} rows wait")
+        if ticket.deadline < inf:
+            now, pace = ticket.arrived, self._pace
+            shortest = pace.shortest(count)
+            free = max(now, self._in_flight.until) + waiting.ahead(level)
+            if ticket.deadline <= now or max(now + shortest, free + pace.busy(count)) > ticket.deadline:
+                return DeadlineExceeded()
+            ticket.suspect_at = ticket.deadline - shortest
         return None
 
-    def _due(self, ticket: Ticket) -> float:
-        """A request that has no time to wait for others does not."""
-        due = ticket.arrived + self.limits.max_queue_delay_s
-        return due if due + self._pace.shortest(self.limits.largest) <= ticket.deadline else ticket.arrived
+    def _ends_delay(self, ticket: Ticket) -> bool:
+        """Under the lock: when does it stop waiting for others? One that has no time to wait does not. Whether a batch
+        may be taken earlier than without it."""
+        due = ticket.arrived + self._delay_s
+        in_time = due + self._pace.shortest(self.limits.largest) <= ticket.deadline and due <= ticket.start_by
+        ticket.due = due if in_time else ticket.arrived
+        sooner = ticket.due < self._due
+        self._due = min(self._due, ticket.due)
+        return sooner or self._waiting.rows >= self._enough
 
-    def _cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: Ticket) -> None:
+        """See Ticket.cancel."""
         with self._lock:
             if ticket.settled:
                 return
-            self._settle(ticket, Status.CANCELLED)
-        self._deliver([(ticket, Cancelled())])
+            ticket.settled = True
+            self._cancelled += 1
+            self._waiting.drop(ticket)
+            self._note_due()
+        _deliver([(ticket, Cancelled())])
 
     def close(self, *, drop_queued: bool) -> None:
         """Take no more requests. What is queued is still run, unless ``drop_queued``. Any thread, any time."""
         with self._lock:
             self._closed = True
-            dropped = list(self._queue) if drop_queued else []
+            dropped = self._waiting.tickets() if drop_queued else []
             for ticket in dropped:
-                self._settle(ticket, Status.UNAVAILABLE)
-        self._deliver((ticket, ModelUnavailable("the model serves no more")) for ticket in dropped)
+                ticket.settled = True
+                self._waiting.drop(ticket)
+            self._refused += len(dropped)
+        _deliver((ticket, ModelUnavailable("the model serves no more")) for ticket in dropped)
 
     @property
     def counts(self) -> Counts:
         with self._lock:
-            received, settled = self._received, self._settled.copy()
-        answered, failed, cancelled = (settled.pop(s, 0) for s in (Status.OK, Status.INTERNAL, Status.CANCELLED))
-        return Counts(received, answered, failed, cancelled, refused=settled.total())
+            return Counts(self._received, self._answered, self._failed, self._cancelled, self._refused)
 
-    def ready(self, now: float) -> tuple[float, float] | None:
-        """When a batch may be taken, and the turn of the queue's head, both on the clock; None when nothing waits."""
-        with self._lock:
-            if not self._queue:
-                return None
-            turn = next(iter(self._queue)).turn
-            if not self.limits.max_queue_delay_s or self._closed or self._queued_rows >= self.limits.largest:
-                return now, turn
-            return min(ticket.due for ticket in self._queue), turn  # fewer tickets than the largest bucket has rows
+    def ready(self, now: float) -> float | None:
+        """When a batch may be taken, on the clock; None when nothing waits."""
+        rows = self._waiting.rows
+        if not rows:
+            return None
+        return now if not self._delay_s or self._closed or rows >= self._enough else self._due
 
     def take(self) -> Batch | None:
-        """The next batch, first come first packed; requests that cannot be answered in time are refused instead."""
+        """The next batch, which is to run now; requests that cannot be answered in time are refused instead."""
         now = self._clock()
         with self._lock:
-            pieces, late = self._pack(now)
-        self._deliver((ticket, DeadlineExceeded()) for ticket in late)
-        if not pieces:
+            if not self._waiting.rows:
+                return None
+            packing = self._waiting.take(now, self._at_most(now))
+            self._refused += len(packing.late)
+            self._note_due()
+            bucket = self.limits.bucket(packing.rows)
+            if packing.rows:
+                self._in_flight.add(now, self._pace.replay(bucket))
+        _deliver((ticket, DeadlineExceeded()) for ticket in packing.late)
+        if not packing.rows:
             return None
-        rows = sum(piece.count for piece in pieces)
-        for piece in pieces:
-            if piece.start == 0:
-                self._metrics.queue_seconds.observe(now - piece.ticket.arrived)
-        return Batch(tuple(pieces), rows, self.limits.bucket(rows))
+        self._metrics.waited([now - piece.ticket.arrived for piece in packing.pieces if not piece.start])
+        return Batch(tuple(packing.pieces), packing.rows, bucket)
 
-    def _pack(self, now: float) -> tuple[list[Piece], list[Ticket]]:
-        """Whole requests in order. Only one larger than the largest bucket is split, and fills what room is left."""
-        pieces: list[Piece] = []
-        late: list[Ticket] = []
-        used, tightest = 0, inf
-        while self._queue and used < self.limits.largest:
-            ticket = next(iter(self._queue))
-            if now + self._pace.shortest(ticket.left) > ticket.deadline:
-                self._settle(ticket, Status.DEADLINE_EXCEEDED)
-                late.append(ticket)
-                continue
-            count = min(ticket.left, self.limits.largest - used)
-            if count < ticket.left <= self.limits.largest:
-                break
-            tightest = min(tightest, ticket.deadline)
-            if pieces and now + self._pace.shortest(used + count) > tightest:
-                break  # together in a larger bucket, one of them would be late
-            pieces.append(Piece(ticket, ticket.taken, count))
-            used += count
-            self._queued_rows -= count
-            ticket.taken += count
-            ticket.turn = now  # a split request lets other models run between its pieces
-            if not ticket.left:
-                del self._queue[ticket]
-        return pieces, late
+    def _at_most(self, now: float) -> int:
+        """Rows of the next batch: before the delay is over the largest preferred size that has been reached."""
+        largest, rows = self.limits.largest, self._waiting.rows
+        if not self._delay_s or self._closed or rows >= largest or now >= self._due:
+            return largest
+        return max((size for size in self.limits.preferred_sizes if size <= rows), default=largest)
 
-    def ran(self, bucket: int, seconds: float) -> None:
-        """Note how long a batch of ``bucket`` took from copy in to copy out."""
+    def _note_due(self) -> None:
+        if self._delay_s and self._waiting.rows < self._enough:
+            self._due = min((ticket.due for ticket in self._waiting.tickets()), default=inf)
+
+    def ran(self, bucket: int, seconds: float, replay_s: float | None = None) -> None:
+        """A batch of ``bucket`` took ``seconds`` from copy in to copy out; for ``replay_s`` of them (None: for all)
+        the device could run no other."""
         with self._lock:
-            self._pace.ran(bucket, seconds)
+            self._pace.ran(bucket, seconds, replay_s)
 
-    def answer(self, batch: Batch, parts: Sequence[tuple[bytes, ...]]) -> None:
-        """``parts``: per piece of the batch one raw buffer per output of the model."""
-        whole = []
+    def answer(self, batch: Batch, parts: Sequence[tuple[bytes | memoryview, ...]]) -> None:
+        """``parts``: per piece of the batch one raw buffer per output of the model, which need not outlive the call."""
+        answers: list[tuple[Ticket, Rows]] = []
         with self._lock:
             for piece, part in zip(batch.pieces, parts, strict=True):
-                ticket = piece.ticket
-                ticket.parts.append(part)
-                if not ticket.settled and piece.start + piece.count == ticket.rows.count:
-                    self._settle(ticket, Status.OK)
-                    whole.append(ticket)
-        self._deliver((ticket, _joined(ticket)) for ticket in whole)
+                ticket, count = piece.ticket, piece.ticket.rows.count
+                if ticket.settled:
+                    continue
+                if piece.count == count:
+                    answer = Rows(part, count)
+                else:
+                    ticket.parts.append(tuple(map(bytes, part)))
+                    if piece.start + piece.count < count:
+                        continue
+                    answer = _joined(ticket)
+                ticket.settled = True
+                answers.append((ticket, answer))
+            self._answered += len(answers)
+        _deliver(answers)
 
     def fail(self, batch: Batch, error: ServingError) -> None:
         """Answer every request of the batch with ``error``; what is left of a split one is not run."""
+        failed = []
         with self._lock:
-            failed = [piece.ticket for piece in batch.pieces if not piece.ticket.settled]
-            for ticket in failed:
-                self._settle(ticket, error.status)
-        self._deliver((ticket, error) for ticket in failed)
+            for piece in batch.pieces:
+                ticket = piece.ticket
+                if not ticket.settled:
+                    ticket.settled = True
+                    self._waiting.drop(ticket)
+                    failed.append((ticket, error))
+            self._failed += len(failed)
+            self._note_due()
+        _deliver(failed)
 
-    def _settle(self, ticket: Ticket, status: Status) -> None:
-        """Under the lock: the one point where a request's outcome is decided."""
-        ticket.settled = True
-        self._settled[status] += 1
-        if ticket in self._queue:
-            del self._queue[ticket]
-            self._queued_rows -= ticket.left
 
-    def _deliver(self, outcomes: Iterable[tuple[Ticket, Rows | ServingError]]) -> None:
-        """Never under the lock: ``done`` may submit again, or take a lock of its own."""
-        for ticket, outcome in outcomes:
-            try:
-                ticket.done(outcome)
-            except Exception:
-                log.exception("a transport failed to take an answer")
+def _deliver(outcomes: Iterable[tuple[Ticket, Rows | ServingError]]) -> None:
+    """Never under the lock: ``done`` may submit again, or take a lock of its own."""
+    for ticket, outcome in outcomes:
+        try:
+            ticket.done(outcome)
+        except Exception:
+            log.exception("a transport failed to take an answer")
 
 
 def _joined(ticket: Ticket) -> Rows:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from opara_server.observe.metrics import ModelMetrics
 from opara_server.serving.batcher import Batch, Batcher
 from opara_server.serving.errors import InternalError
 from opara_server.serving.staging import Lane, LaneDevice
+from opara_server.serving.turns import Share, Turns
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One model at work: where its batches come from, where they run, and who is told."""
+    """One model at work: where its batches come from, where they run, who is told, and its part of the time."""
 
     name: str
     batcher: Batcher
     lane: Lane
     metrics: ModelMetrics
+    share: Share = field(default_factory=Share)
 
 
 class Executor:
@@ -42,6 +44,7 @@ class Executor:
         self._lock = threading.Lock()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._workers: dict[str, Worker] = {}  # touched by the executor's thread only
+        self._turns = Turns()
         self._stop_by = inf  # on time.monotonic(); anything less: stop once all queues are empty, or then
         self._stopped = False
         self._at_end: list[Callable[[], None]] = []
@@ -71,6 +74,7 @@ class Executor:
     def attach(self, worker: Worker) -> None:
         """From now on run its batches. Executor's thread."""
         self._workers[worker.name] = worker
+        self._turns.rest(worker.share)
 
     def runs(self, name: str) -> bool:
         """Whether a model of that name is attached. Executor's thread."""
@@ -140,19 +144,21 @@ class Executor:
             worker.batcher.close(drop_queued=late)
 
     def _next(self) -> tuple[Worker | None, float | None]:
-        """The due model whose head has waited longest; or how long to wait for one (None: until woken)."""
+        """The model whose turn it is, of those with a batch that is due; or how long to wait for one (None: until
+        woken)."""
         now = time.monotonic()
-        chosen, oldest, soonest = None, inf, inf
+        chosen, soonest = None, inf
         for worker in self._workers.values():
-            ready = worker.batcher.ready(now)
-            if ready is None:
-                continue
-            due, turn = ready
-            if due > now:
-                soonest = min(soonest, due)
-            elif turn < oldest:
-                chosen, oldest = worker, turn
-        return chosen, None if soonest == inf else soonest - now
+            due = worker.batcher.ready(now)
+            if due is not None and due <= now:
+                if chosen is None or worker.share.start < chosen.share.start:
+                    chosen = worker
+            else:
+                self._turns.rest(worker.share)
+                soonest = min(soonest, inf if due is None else due)
+        if chosen is not None:
+            self._turns.begin(chosen.share)
+        return chosen, None if soonest == inf else max(soonest - now, 0.0)
 
     def _run_next_batch(self, worker: Worker) -> None:
         batch = worker.batcher.take()
@@ -165,7 +171,8 @@ class Executor:
             self._fail(worker, batch)
             self._check_device(worker)
             return
-        worker.batcher.ran(batch.bucket, timing.total_s)
+        worker.share.used(timing.total_s)
+        worker.batcher.ran(batch.bucket, timing.total_s, timing.replay_s)
         worker.metrics.ran(batch.bucket, batch.rows, timing.copy_in_s, timing.replay_s, timing.copy_out_s)
         worker.batcher.answer(batch, parts)
 

@@ -1,19 +1,47 @@
-"""What bounds a model's batches: sizes that are set, and a time that is measured."""
+"""What is set of a model's batches and of its queue."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import inf
+
+from opara_server.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``buckets`` ascending; the rest counts rows."""
+    """``buckets`` and ``preferred_sizes`` ascending; what is called rows counts rows.
+
+    ``level_rows``: per level of priority, the highest first, how many rows may wait there; empty: one level, bounded
+    by ``max_queue_rows`` alone. Levels count from 1.
+    """
 
     buckets: tuple[int, ...]
     max_rows: int  # of one request
-    max_queue_rows: int
+    max_queue_rows: int  # of all levels together
     max_queue_delay_s: float = 0.0
+    preferred_sizes: tuple[int, ...] = ()
+    level_rows: tuple[int, ...] = ()
+    default_level: int = 1
+    queue_timeout_s: float = inf
+    timeout_override: bool = True
+
+    @classmethod
+    def of(cls, config: ModelConfig, buckets: tuple[int, ...]) -> Limits:
+        """What a model.toml says, of a model with these ``buckets``."""
+        batching, levels = config.batching, config.batching.priority_levels
+        return cls(
+            buckets,
+            config.max_rows,
+            config.max_queue_rows,
+            max_queue_delay_s=batching.max_queue_delay_us / 1e6,
+            preferred_sizes=batching.preferred_sizes,
+            level_rows=batching.priority_queue_rows or (config.max_queue_rows,) * levels,
+            default_level=batching.default_priority or levels,
+            queue_timeout_s=batching.queue_timeout_us / 1e6 or inf,
+            timeout_override=batching.allow_timeout_override,
+        )
 
     @property
     def largest(self) -> int:
@@ -21,24 +49,16 @@ class Limits:
 
     def bucket(self, rows: int) -> int:
         """The smallest bucket that holds ``rows``."""
-        return next(b for b in self.buckets if b >= rows)
+        return self.buckets[bisect_left(self.buckets, rows)]
 
+    def level(self, priority: int) -> int:
+        """The level of a request. As in Triton's protocol 1 is the highest, and both 0 and what the model does not
+        have mean its default."""
+        return priority if 1 <= priority <= len(self.level_rows) else self.default_level
 
-class Pace:
-    """The fastest run seen of each bucket: a lower bound, so that one slow run never makes later requests late."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._fastest: dict[int, float] = {}
-
-    def ran(self, bucket: int, seconds: float) -> None:
-        """A batch took ``seconds`` from copy in to copy out."""
-        self._fastest[bucket] = min(self._fastest.get(bucket, inf), seconds)
-
-    def shortest(self, rows: int) -> float:
-        """Seconds that ``rows`` take at least, in one batch or several; 0 for what has not been run."""
-        whole, rest = divmod(rows, self._limits.largest)
-        return whole * self._seen(self._limits.largest) + (self._seen(self._limits.bucket(rest)) if rest else 0.0)
-
-    def _seen(self, bucket: int) -> float:
-        return self._fastest.get(bucket, 0.0)
+    def timeout_s(self, timeout_us: int) -> float:
+        """How long a request may wait. As in Triton a request can shorten the model's own time, where the model lets
+        it, never extend it; 0 asks for nothing."""
+        if not (timeout_us and self.timeout_override):
+            return self.queue_timeout_s
+        return min(timeout_us / 1e6, self.queue_timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,6 +26,7 @@ from opara_server.serving.improvement import Improvement
 from opara_server.serving.limits import Limits
 from opara_server.serving.repository import Entry, RepositoryError, scan
 from opara_server.serving.staging import Compiled, Lane
+from opara_server.serving.turns import InFlight, Share
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Registry:
         self._descriptions = {e.name: ModelDescription(e.name, ModelState.LOADING) for e in self._entries}
         self.generation = 0  # changes whenever what ``get`` gives may have
         self._loaded: dict[str, _Loaded] = {}
+        self._in_flight: defaultdict[str, InFlight] = defaultdict(InFlight)  # by the kind of device
         self._lost: list[_Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
         for entry in self._entries:
@@ -191,14 +194,14 @@ class Registry:
         self._executor.bind(compiled.device)
         lane = Lane(compiled)
         metrics = self._metrics.model(compiled.plan)
-        delay_s = config.batching.max_queue_delay_us / 1e6
-        limits = Limits(compiled.buckets, config.max_rows, config.max_queue_rows, delay_s)
-        batcher = Batcher(compiled.inputs, limits, metrics, self._executor.wake)
+        limits = Limits.of(config, compiled.buckets)
+        in_flight = self._in_flight[compiled.plan.device]
+        batcher = Batcher(compiled.inputs, limits, metrics, self._executor.wake, in_flight=in_flight)
         for bucket in compiled.buckets:
             batcher.ran(bucket, lane.warm(bucket))
             occupancy.sample(self._metrics, name, bucket, compiled.graph(bucket))
         served = ServedModel(name, compiled.inputs, compiled.outputs, config.max_rows, compiled.plan, batcher)
-        return _Loaded(compiled, Worker(name, batcher, lane, metrics), served)
+        return _Loaded(compiled, Worker(name, batcher, lane, metrics, Share(config.batching.weight)), served)
 
     def _compile_with_engine(self, name: str, module: nn.Module, config: ModelConfig, progress: Progress) -> Compiled:
         from opara_server.engine.build import compile_model  # noqa: PLC0415 - only to load, and slow

@@ -1,0 +1,95 @@
+"""Counters and histograms for the path of requests: an attribute and a list, read when Prometheus asks.
+
+prometheus_client's own take a lock for every increment, at 0.3 to 0.7 µs each; what the executor counts, only its
+thread writes. Who counts from several threads brings a lock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+
+class Count:
+    """``value`` only grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+class Distribution:
+    """How many values fell under each of the bounds, and their sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = list(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def sample(self) -> tuple[list[tuple[str, float]], float]:
+        """The buckets as Prometheus has them, each with all that is less, and the sum."""
+        names = [*map(str, self._bounds), "+Inf"]
+        return list(zip(names, accumulate(self._counts[:]), strict=True)), self._sum
+
+
+Child = TypeVar("Child")
+
+
+class _Family(Collector, ABC, Generic[Child]):
+    """One name, with a child for every combination of values that its labels have had."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name, self._text, self._labels = name, text, tuple(labels)
+        self._children: dict[tuple[str, ...], Child] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Child:
+        """The child with these labels, the same at every call."""
+        assert len(values) == len(self._labels)
+        return self._children.setdefault(values, self._child())
+
+    @abstractmethod
+    def _child(self) -> Child: ...
+
+
+class CountFamily(_Family[Count]):
+    def _child(self) -> Count:
+        return Count()
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, child in list(self._children.items()):
+            family.add_metric(values, child.value)
+        yield family
+
+
+class DistributionFamily(_Family[Distribution]):
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        super().__init__(name, text, labels, registry)
+        self._bounds = tuple(bounds)
+
+    def _child(self) -> Distribution:
+        return Distribution(self._bounds)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for values, child in list(self._children.items()):
+            buckets, total = child.sample()
+            family.add_metric(values, buckets, total)
+        yield family
