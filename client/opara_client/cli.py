@@ -1,6 +1,7 @@
 """``opara-client``: ask a server from the command line.
 
-Exit codes: 0 answered (``health``: and SERVING); 1 an error from the server or on the way to it; 2 wrong usage.
+Exit codes: 0 answered (``health``: and SERVING; ``perf``: and every answer right); 1 an error from the server or on the
+way to it; 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from opara_client.health import HealthStatus
 from opara_client.inputs import InputError, make_inputs, parse_inputs
 from opara_client.messages import InferResult
 from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
+from opara_client.perf import PROTOCOLS, perf
+from opara_client.perf_options import add_options
 
 LOG_SAYS_MORE = "the server's log says more"
 
@@ -77,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     health = commands.add_parser("health", parents=[common], help="print the health; exit 0 only if SERVING")
     health.add_argument("service", metavar="SERVICE", nargs="?", default="", help="a model; default: the server")
     health.set_defaults(command=_health)
+
+    load = commands.add_parser("perf", parents=[common], help="load a server and measure it")
+    add_options(load, PROTOCOLS)
+    load.set_defaults(command=_perf)
     return parser
 
 
@@ -120,6 +127,10 @@ def _health(client: OparaClient, args: argparse.Namespace) -> int:
     status = client.health(args.service)
     print(status)
     return 0 if status is HealthStatus.SERVING else 1
+
+
+def _perf(_client: OparaClient, args: argparse.Namespace) -> int:
+    return perf(args)
 
 
 def _save(path: Path, result: InferResult) -> None:

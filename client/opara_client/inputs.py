@@ -39,19 +39,19 @@ def make_inputs(values: Mapping[str, str], specs: Sequence[TensorSpec], rows: in
         if spec is None:
             raise InputError(f"the model has no input {name!r}; it has {', '.join(by_name) or 'none'}")
         if value == "random":
-            inputs[name] = _random(random, spec, rows)
+            if rows < 0:
+                raise InputError(f"--rows {rows}: must not be negative")
+            inputs[name] = random_array(random, spec, (rows, *spec.shape[1:]))
         elif value.startswith("@"):
-            inputs[name] = _load(value[1:])
+            inputs[name] = load_array(value[1:])
         else:
             inputs[name] = _from_json(value, spec)
     return inputs
 
 
-def _random(random: np.random.Generator, spec: TensorSpec, rows: int) -> Array:
-    if rows < 0:
-        raise InputError(f"--rows {rows}: must not be negative")
+def random_array(random: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """In the input's range; without one, floats are standard normal, all else is 0 or 1."""
     dtype = numpy_dtype(spec.dtype)
-    shape = (rows, *spec.shape[1:])
     if dtype.kind == "b" or spec.low is None or spec.high is None:
         values = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
         return values.astype(dtype)
@@ -61,16 +61,33 @@ def _random(random: np.random.Generator, spec: TensorSpec, rows: int) -> Array:
     return random.integers(int(spec.low), int(spec.high), shape, dtype)
 
 
-def _load(path: str) -> Array:
+def load_array(path: str) -> Array:
+    """The one array of a ``.npy`` file."""
+    array = _load(path)
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: holds several arrays, expected one (.npy)")
+    return array
+
+
+def load_arrays(path: str) -> dict[str, Array]:
+    """The arrays of a ``.npz`` file, by name."""
+    arrays = _load(path)
+    if isinstance(arrays, np.ndarray):
+        raise InputError(f"{path}: holds one array without a name, expected several (.npz)")
+    return arrays
+
+
+def _load(path: str) -> Array | dict[str, Array]:
     try:
-        array = np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return dict(loaded)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: holds several arrays, expected one (.npy)")
-    return array
 
 
 def _from_json(text: str, spec: TensorSpec) -> Array:

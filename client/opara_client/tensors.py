@@ -67,13 +67,18 @@ def encode(name: str, array: Array, declared: str = "") -> pb.Tensor:
     raises TypeError: a list has no dtype of its own, and one that is guessed would surprise.
     """
     _check_array(name, array)
-    dtype = array.dtype.newbyteorder("=").name
-    if dtype not in _WIRE_TYPES:
+    if array.dtype.newbyteorder("=").name not in _WIRE_TYPES:
         return pb.Tensor(name=name, shape=array.shape)
+    dtype, data = to_wire(array, declared)
+    return pb.Tensor(name=name, data_type=_WIRE_TYPES[dtype], shape=array.shape, data=data)
+
+
+def to_wire(array: Array, declared: str = "") -> tuple[str, bytes]:
+    """The dtype in which ``array`` goes out, and its bytes; float32 is rounded where ``declared`` is bfloat16."""
+    dtype = array.dtype.newbyteorder("=").name
     if dtype == "float32" and declared == "bfloat16":
         dtype, array = declared, _to_bfloat16(array)
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return pb.Tensor(name=name, data_type=_WIRE_TYPES[dtype], shape=array.shape, data=little.tobytes())
+    return dtype, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def decode(tensor: pb.Tensor) -> Array:
@@ -81,12 +86,16 @@ def decode(tensor: pb.Tensor) -> Array:
     name = dtype_name(tensor.data_type)
     if name not in _WIRE_TYPES:
         raise Internal(f"output {tensor.name!r}: {name} dtype in the answer")
-    stored = np.dtype("<u2") if name == "bfloat16" else np.dtype(name).newbyteorder("<")
-    data, shape = tensor.data, tuple(tensor.shape)
+    return from_wire(tensor.name, name, tuple(tensor.shape), tensor.data)
+
+
+def from_wire(output: str, dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
+    """A read-only array over ``data``; bfloat16 comes as float32. Raises Internal where the shape has another size."""
+    stored = np.dtype("<u2") if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<")
     if any(size < 0 for size in shape) or prod(shape) * stored.itemsize != len(data):
-        raise Internal(f"output {tensor.name!r}: the answer has {len(data)} bytes for {name} {list(shape)}")
+        raise Internal(f"output {output!r}: the answer has {len(data)} bytes for {dtype} {list(shape)}")
     array = np.frombuffer(data, stored).reshape(shape)
-    return _from_bfloat16(array) if name == "bfloat16" else array
+    return _from_bfloat16(array) if dtype == "bfloat16" else array
 
 
 def _check_array(name: str, value: object) -> None:
