@@ -93,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> No
         "--connections", type=_count, default=4, metavar="N", help="of each process; default: %(default)s"
     )
     load.add_argument(
-        "--warm-up", type=_seconds, default=2.0, metavar="SECONDS", help="not measured; default: %(default)g"
+        "--warm-up", type=_seconds, default=1.0, metavar="SECONDS", help="not measured; default: %(default)g"
     )
     load.add_argument(
         "--duration", type=_positive, default=10.0, metavar="SECONDS", help="measured; default: %(default)g"
