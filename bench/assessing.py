@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from bench.cells import SystemResult
@@ -15,20 +16,31 @@ from bench.timing import Timing, back_to_back, device_times, host_times
 
 log = logging.getLogger(__name__)
 
-HOST_SHARE = 3  # of the time for timing by the device, that by the host takes one in so many
+HOST_SHARE = 3  # of the time for timing graphs by the device, that by the host takes one in so many
 OURS = "ours"
 
-Timings = tuple[Timing, Timing]  # by the device's clock, by the host's
+
+@dataclass(frozen=True)
+class Timings:
+    """By the host's clock, and by the device's: None of what the host drives."""
+
+    host: Timing
+    device: Timing | None = None
+
+    @property
+    def counts(self) -> Timing:
+        return self.device or self.host
 
 
 def time_all(subject: Subject, ready: Mapping[str, Ready]) -> dict[str, Timings]:
     """In turns: what is timed together can be compared."""
-    runners = [one.prepared.runner for one in ready.values()]
-    if not runners:
+    if not ready:
         return {}
-    on_device = device_times(runners, subject.device, subject.seconds)
-    on_host = host_times(runners, subject.device, subject.seconds / HOST_SHARE)
-    return dict(zip(ready, zip(on_device, on_host, strict=True), strict=True))
+    graphs = {name: one.prepared.runner for name, one in ready.items() if not one.system.host_driven}
+    on_device = dict(zip(graphs, device_times(list(graphs.values()), subject.device, subject.seconds), strict=True))
+    host_seconds = subject.seconds / (HOST_SHARE if len(graphs) == len(ready) else 1)
+    on_host = host_times([one.prepared.runner for one in ready.values()], subject.device, host_seconds)
+    return {name: Timings(host, on_device.get(name)) for name, host in zip(ready, on_host, strict=True)}
 
 
 def assess(
@@ -40,19 +52,18 @@ def assess(
     results = {}
     for one in systems:
         name = one.system.name
-        replays = REPLAYS[-1] if name == OURS else replays_for(times[name][0].median_us)
-        verdict = right.judge(one.prepared.runner, replays)
+        replays = REPLAYS[-1] if name == OURS else replays_for(times[name].counts.median_us)
+        verdict = right.judge(one.prepared.runner, replays, one.prepared.arena)
         results[name] = _result(subject, one, times[name], loads.get(name), verdict)
     return results
 
 
 def _result(subject: Subject, one: Ready, times: Timings, load: Load | None, verdict: Verdict) -> SystemResult:
-    on_device, on_host = times
     prepared = one.prepared
     return SystemResult(
-        median_us=on_device.median_us,
-        spread=on_device.spread,
-        host_us=on_host.median_us,
+        median_us=times.device.median_us if times.device else None,
+        spread=times.counts.spread,
+        host_us=times.host.median_us,
         longest_path_us=prepared.longest_path_us,
         sm_utilisation=load.sm_utilisation if load else None,
         sm_occupancy=load.sm_occupancy if load else None,
@@ -76,7 +87,7 @@ def _loads(subject: Subject, systems: Iterable[Ready], times: Mapping[str, Timin
     try:
         counters = open_counters()
         for one in systems:
-            run_us = times[one.system.name][0].median_us
+            run_us = times[one.system.name].counts.median_us
             busy = partial(back_to_back, one.prepared.runner, subject.device, seconds, run_us)
             loads[one.system.name] = counters.over(busy)
     except NoCountersError as error:

@@ -19,16 +19,18 @@ from typing import Annotated, Any
 import typer
 
 from bench import launch_order
-from bench.assessing import OURS, assess, time_all
+from bench.assessing import OURS, Timings, assess, time_all
 from bench.cells import Cell, CellKey, SystemResult, save_cell
 from bench.child import LATE, READY
 from bench.environment import environment
 from bench.models import find_model
 from bench.preparing import Ready, capture_all, compile_all
 from bench.reference import reference
+from bench.selection import TUNING_BUDGET_S
 from bench.subject import Subject, opened_subject, settings, weights_bytes
 from bench.systems import SYSTEMS, System
 from bench.systems.compiled import forget
+from bench.tables import SEQUENTIAL
 from opara_server.engine.trace import occupancy
 
 TRACED = ("opara", "ours")
@@ -44,7 +46,7 @@ def main(
     device: str = "cuda",
     seconds: Annotated[float, typer.Option(help="Of timing, per system.")] = 0.3,
     counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system.")] = 0.2,
-    tuning_budget_s: Annotated[float, typer.Option(help="Of this engine.")] = 60.0,
+    tuning_budget_s: Annotated[float, typer.Option(help="Of this engine.")] = TUNING_BUDGET_S,
     compile_until: Annotated[float | None, typer.Option(help="Seconds since 1970: do without what is late.")] = None,
     studies: Annotated[bool, typer.Option("--studies", help="Also launch orders and stream timelines.")] = False,
 ) -> None:
@@ -67,7 +69,8 @@ def measure(
 
     What the host drives is timed and judged first, in turns with the graphs that there are by then: later on a profiler
     has been attached, which slows every launch for as long as the process lives. The graphs, this engine's among them,
-    are timed in turns after that. ``drift``: what the sequential graph takes then over what it took at first.
+    are timed in turns after that. What the host drives has the host's time alone, the graphs have both. ``drift``: what
+    the sequential graph takes then over what it took at first.
     """
     begin = time.perf_counter()
     cold = _cache_is_cold()
@@ -95,12 +98,10 @@ def measure(
     studies = _studies(subject, graphs) if with_studies else {}
     done = time.perf_counter()
     results |= {name: SystemResult(failed=reason) for name, reason in failed.items()}
-    once, again = (timed.get("sequential") for timed in (early_times, times))
-    drift = again[0].median_us / once[0].median_us if once and again else None
     return Cell(
         key=subject.key,
         environment=environment() | {"device": subject.device.kind},
-        settings=settings(subject) | {"reference": right.source, "drift": drift},
+        settings=settings(subject) | {"reference": right.source, "drift": _drift(early_times, times)},
         systems={name: results[name] for name in SYSTEMS if name in results},
         graph=_graph(subject),
         studies=studies,
@@ -114,6 +115,12 @@ def measure(
         },
         cache="cold" if cold else "warm",
     )
+
+
+def _drift(once: Mapping[str, Timings], again: Mapping[str, Timings]) -> float | None:
+    if SEQUENTIAL not in once or SEQUENTIAL not in again:
+        return None
+    return again[SEQUENTIAL].counts.median_us / once[SEQUENTIAL].counts.median_us
 
 
 def _studies(subject: Subject, ready: Mapping[str, Ready]) -> dict[str, Any]:

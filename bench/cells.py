@@ -6,12 +6,16 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1  # of the files: raise it when older ones no longer mean the same
+FORMAT = 2  # of the files: raise it when older ones no longer mean the same
+WITH_DEVICE_TIMES = 1  # the format before, which can be read: it has them of what the host drives, too
+HOST_DRIVEN = {"eager", "compile_reduce_overhead", "compile_max_autotune"}  # of that format
 DECIDING = ("device", "gpu", "cpu", "torch", "cuda", "cudnn", "triton", "opara")  # another of these: measure anew
+ENGINE = "engine"  # its sources decide as well
+DECIDING_SETTINGS = ("seconds", "tuning_budget_s")
 
 
 @dataclass(frozen=True, order=True)
@@ -33,9 +37,10 @@ class CellKey:
 class SystemResult:
     """One system's cell. ``failed``: why there is nothing else; None where there is.
 
-    ``median_us``: device time of one run, of runs in turns; ``spread``: its uncertainty as a share of it;
-    ``host_us``: from the call until the device is done, for a caller who waits. ``longest_path_us``: sum of the kernels
-    along the longest path of the system's own operators. SM figures: shares (0..1) during back-to-back runs.
+    ``median_us``: device time of one run, of runs in turns; None of what the host drives, whose launching a device
+    hides or not, by what else it has to do. ``host_us``: from the call until the device is done, for a caller who
+    waits. ``spread``: uncertainty of ``time_us`` as a share of it. ``longest_path_us``: sum of the kernels along the
+    longest path of the system's own operators. SM figures: shares (0..1) during back-to-back runs.
     ``peak_bytes``: activations, outputs and workspaces during a run, as measured when it was captured; ``held_bytes``:
     what the system keeps beside the module's weights. ``error``: the error norm against float64. ``tuning_seconds``:
     wall time until it was ready.
@@ -58,6 +63,11 @@ class SystemResult:
     verified: bool | None = None
     detail: str = ""
 
+    @property
+    def time_us(self) -> float | None:
+        """What counts: device time, and the host's of what the host drives."""
+        return self.host_us if self.median_us is None else self.median_us
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -75,19 +85,28 @@ class Cell:
     cache: str = ""
     failed: str = ""
 
-    def median(self, system: str) -> float | None:
-        """In µs; None where the system was not run, failed, or gave wrong numbers."""
+    def right(self, system: str) -> SystemResult | None:
+        """None where the system was not run, failed, or gave wrong numbers."""
         found = self.systems.get(system)
-        return found.median_us if found and found.verified is not False else None
+        return found if found and found.failed is None and found.verified is not False else None
+
+    def time_us(self, system: str) -> float | None:
+        found = self.right(system)
+        return found.time_us if found else None
 
     def speedup(self, over: str, system: str) -> float | None:
-        ours, theirs = self.median(system), self.median(over)
-        return theirs / ours if ours and theirs else None
+        """How much longer ``over`` takes: by the device's clock, or by the host's where the host drives one of them."""
+        ours, theirs = self.right(system), self.right(over)
+        if not (ours and theirs):
+            return None
+        if ours.median_us and theirs.median_us:
+            return theirs.median_us / ours.median_us
+        return theirs.host_us / ours.host_us if ours.host_us and theirs.host_us else None
 
-    def best(self, systems: Iterable[str]) -> str | None:
-        """The fastest of ``systems`` that has a right answer."""
-        times = {name: time for name in systems if (time := self.median(name)) is not None}
-        return min(times, key=lambda name: times[name], default=None)
+    def rival(self, systems: Iterable[str], system: str) -> str | None:
+        """The one of ``systems`` over which ``system`` gains least."""
+        gains = {name: gain for name in systems if (gain := self.speedup(name, system)) is not None}
+        return min(gains, key=lambda name: gains[name], default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Without what is not known."""
@@ -100,14 +119,18 @@ class Cell:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
-        """Raises ValueError on what is no cell of this format."""
+        """Raises ValueError on what is no cell of a format that can be read."""
         try:
             fields = dict(data)
             found = fields.pop("format")
-            if found != FORMAT:
+            if found not in (WITH_DEVICE_TIMES, FORMAT):
                 raise ValueError(f"a cell of format {found!r}, not {FORMAT}")
             fields["key"] = CellKey(**fields["key"])
-            fields["systems"] = {name: SystemResult(**result) for name, result in fields["systems"].items()}
+            systems = {name: SystemResult(**result) for name, result in fields["systems"].items()}
+            if found == WITH_DEVICE_TIMES:
+                timed = {name: replace(systems[name], median_us=None, spread=None) for name in HOST_DRIVEN & {*systems}}
+                systems = {name: timed.get(name, result) for name, result in systems.items()}
+            fields["systems"] = systems
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no cell: {error!r}") from error
@@ -143,9 +166,19 @@ def save_cell(folder: Path, cell: Cell) -> None:
         whole.replace(folder / f"{cell.key.stem}.json")
 
 
-def is_current(cell: Cell | None, environment: Mapping[str, str | int], systems: Iterable[str]) -> bool:
-    """Whether a cell need not be measured again: same machine and versions, every system asked for was tried."""
+def is_current(
+    cell: Cell | None,
+    environment: Mapping[str, str | int],
+    settings: Mapping[str, float],
+    systems: Iterable[str],
+    *,
+    any_engine: bool = False,
+) -> bool:
+    """Whether a cell need not be measured again: same machine, versions and settings, and every system asked for was
+    tried. ``any_engine``: by whatever sources of the engine."""
     if cell is None or cell.failed:
         return False
-    same = all(cell.environment.get(name) == environment.get(name) for name in DECIDING)
-    return same and set(systems) <= set(cell.systems)
+    deciding = DECIDING if any_engine else (*DECIDING, ENGINE)
+    same = all(cell.environment.get(name) == environment.get(name) for name in deciding)
+    alike = all(cell.settings.get(name) == settings[name] for name in DECIDING_SETTINGS)
+    return same and alike and set(systems) <= set(cell.systems)

@@ -4,9 +4,9 @@
 
 Each cell group (a model at one dtype and batch size) is measured in a process of its own, by ``bench.cell``, on one
 GPU, and saved as one JSON file. Each GPU has its share of the cells and of the processors: on these many cells compile
-side by side; then one after the other is measured. What is there
-already, from the same machine and versions, is not measured again: a run can be cut off and gone on with. Afterwards
-``bench.report`` makes tables and plots of all that is there.
+side by side; then one after the other is measured. What is there already, from the same machine, versions, sources of
+the engine and settings, is not measured again: a run can be cut off and gone on with, and with ``--any-engine`` after a
+change to the engine as well. Afterwards ``bench.report`` makes tables and plots of all that is there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.models import require_packages
 from bench.planning import next_group, share_out
 from bench.report import write_readme, write_report
 from bench.running import Crew, run_group
-from bench.selection import choose_cells, systems_for
+from bench.selection import TUNING_BUDGET_S, choose_cells, systems_for
 from bench.systems import SYSTEMS
 
 RESULTS = Path(__file__).parent / "results"
@@ -51,8 +51,9 @@ def main(
     jobs: Annotated[int, typer.Option(min=0, help="Cells per GPU that compile at once. 0: as there is room for.")] = 0,
     seconds: Annotated[float, typer.Option(help="Of timing, per system and cell.")] = 0.3,
     counter_seconds: Annotated[float, typer.Option(help="Of reading the SM counters, per system and cell.")] = 0.15,
-    tuning_budget_s: Annotated[float, typer.Option(help="Of this engine, per cell.")] = 60.0,
+    tuning_budget_s: Annotated[float, typer.Option(help="Of this engine, per cell.")] = TUNING_BUDGET_S,
     studies: Annotated[bool, typer.Option("--studies", help="In every cell, not in float16 ×1 alone.")] = False,
+    any_engine: Annotated[bool, typer.Option("--any-engine", help="Keep what other engine sources measured.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Measure what is there already, too.")] = False,
 ) -> None:
     """Measure, then write tables and plots."""
@@ -67,7 +68,12 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     here = environment() | {"device": device}
-    todo = [cell for cell in cells if force or not is_current(load_cell(output, cell), here, wanted[cell])]
+    settings = {"seconds": seconds, "tuning_budget_s": tuning_budget_s}
+
+    def current(cell: CellKey) -> bool:
+        return is_current(load_cell(output, cell), here, settings, wanted[cell], any_engine=any_engine)
+
+    todo = [cell for cell in cells if force or not current(cell)]
     require_packages(cell.model for cell in todo)
     console.print(f"{len(cells)} cells, {len(cells) - len(todo)} of them there already")
 

@@ -24,7 +24,7 @@ from bench.models import MODELS, find_model, require_packages
 from bench.reference import REPLAYS, Reference, reference
 from bench.subject import Lowered, Subject, opened_subject
 from bench.systems.runners import Called
-from bench.timing import device_times
+from bench.timing import device_times, host_times
 from opara_server.engine.capture import capture
 from opara_server.engine.contenders import Contender, contenders
 from opara_server.engine.device import CapturedGraph, open_device
@@ -67,7 +67,7 @@ def main(
 
 def run(subject: Subject, repeat: int) -> Row:
     """One model's result."""
-    eager = device_times([Called(subject.flat, subject.inputs)], subject.device, subject.seconds)[0].median_us
+    eager = host_times([Called(subject.flat, subject.inputs)], subject.device, subject.seconds)[0].median_us
     right = reference(subject)
     program, profile = subject.aten.program, subject.aten.profile
     entrants = contenders(program, profile, POLICIES, subject.device.max_streams)
@@ -100,7 +100,7 @@ def run(subject: Subject, repeat: int) -> Row:
         "depth": program.graph.depth,
         "longest_path_us": program.graph.longest_path(profile.durations),
         "sum_us": sum(profile.durations),
-        "eager_us": eager,
+        "eager_host_us": eager,
         "lower_seconds": subject.aten.lower_seconds,
         "profile_seconds": subject.aten.profile_seconds,
         "candidates": rows,
@@ -121,7 +121,7 @@ def _schedule_row(subject: Subject, entrant: Contender) -> Row:
 
 def _observed(graph: CapturedGraph, right: Reference) -> Row:
     concurrency = occupancy(graph.trace(3)).concurrency
-    verdict = right.judge(graph, REPLAYS[-1])
+    verdict = right.judge(graph, REPLAYS[-1], graph.arena)
     error = verdict.error if verdict.verified else verdict.detail
     return {"concurrency": concurrency, "error": error, "verified": verdict.verified}
 

@@ -11,7 +11,7 @@ from typing import Any
 from bench.cells import Cell, CellKey
 from bench.paper import FIGURE_2, FIGURE_5, FIGURE_8, FIGURE_9, GOOGLENET_STREAMS, PROFILING_MS, TABLE_1
 from bench.selection import ALL_MODELS, BATCHES
-from bench.tables import COMPILED, NOT_RUN, OURS, SEQUENTIAL, SHORT, Cells, markdown, mebibytes, number, title
+from bench.tables import NOT_RUN, OURS, SEQUENTIAL, SHORT, Cells, compiled_over, markdown, number, title
 
 LIKE_THE_PAPER = ("float32", "float16")  # which dtype's cells stand for the paper's, if they were run
 SCHEDULED = ("sequential", "wavefront", "nimble", "opara", OURS)
@@ -74,7 +74,7 @@ def figure_2(cells: Cells) -> str:
 
 
 def figure_5a(cells: Cells) -> str:
-    """Over eager PyTorch: ours / the paper's."""
+    """Over eager PyTorch, by the host's clock: ours / the paper's."""
     rows = []
     for model, paper in FIGURE_5.items():
         cell = paper_cell(cells, model)
@@ -85,8 +85,7 @@ def figure_5a(cells: Cells) -> str:
             "opara": paper.opara,
         }
         ran = [_beside(cell.speedup("eager", n) if cell else None, p) for n, p in published.items()]
-        best = cell.best(COMPILED) if cell else None
-        compiled = cell.speedup("eager", best) if cell and best else None
+        compiled = compiled_over(cell, "eager") if cell else None
         rows.append(
             [
                 *(title(model), cell.key.dtype if cell else NOT_RUN, ran[0], f"– / {paper.onnx_runtime:.2f}", *ran[1:]),
@@ -108,7 +107,7 @@ def figure_5b(cells: Cells) -> str:
     for model, paper in FIGURE_5.items():
         cell = paper_cell(cells, model)
         use = [_use(cell, name) for name in (SEQUENTIAL, "opara", OURS)]
-        memory = [_memory(cell, name) for name in (SEQUENTIAL, "opara", OURS)]
+        memory = [number(memory_mib(cell, name), ".1f") for name in (SEQUENTIAL, "opara", OURS)]
         rows.append(
             [
                 *(title(model), cell.key.dtype if cell else NOT_RUN),
@@ -133,12 +132,12 @@ def _use(cell: Cell | None, name: str) -> str:
     return number(sm_utilisation(cell, name), ".0%")
 
 
-def _memory(cell: Cell | None, name: str) -> str:
+def memory_mib(cell: Cell | None, name: str) -> float | None:
     """Weights and what the system holds beside them."""
     result = cell.systems.get(name) if cell else None
     if cell is None or result is None or result.held_bytes is None or "weights_bytes" not in cell.graph:
-        return "–"
-    return mebibytes(int(cell.graph["weights_bytes"]) + result.held_bytes)
+        return None
+    return (cell.graph["weights_bytes"] + result.held_bytes) / 2**20
 
 
 def batch_series(cells: Cells, dtype: str, system: str, model: str = "inception_v3") -> dict[int, float]:

@@ -21,6 +21,7 @@ from bench.tables import (
     Ratio,
     markdown,
     number,
+    others,
     over_best_other,
     over_one_graph,
     over_sequential,
@@ -87,7 +88,7 @@ def ratios_table(cells: Cells) -> str:
     rows = []
     for key in sorted(cells, key=lambda key: (key.dtype, key.batch, key.model)):
         cell = cells[key]
-        graph, other = cell.best(ONE_GRAPH), cell.best(name for name in cell.systems if name != OURS)
+        graph, other = cell.rival(ONE_GRAPH, OURS), cell.rival(others(cell), OURS)
         rows.append(
             [
                 *(title(key.model), key.dtype, str(key.batch), number(over_sequential(cell))),

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-try:
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ImportError:  # whoever imports this is a command, and has measured nothing yet
-    raise SystemExit("not installed: matplotlib; run: pip install -e '.[bench]'") from None
+from typing import TYPE_CHECKING, Any
 
 from bench.cells import Cell, CellKey
-from bench.figures import Allocation, batch_series, order_studies, paper_cell, sm_utilisation
-from bench.paper import FIGURE_5, FIGURE_8, FIGURE_9, TABLE_1
+from bench.drawing import COLOURS, PAPER_COLOUR, gpus, grouped, new_axes, once, stacked_axes, style, told
+from bench.figures import Allocation, batch_series, memory_mib, order_studies, paper_cell, sm_utilisation
+from bench.paper import FIGURE_2, FIGURE_5, FIGURE_8, FIGURE_9, TABLE_1
 from bench.selection import ALL_MODELS, BATCHES, REQUIRED_MODELS
-from bench.tables import COMPILED, NOT_RUN, OURS, SEQUENTIAL, SHORT, Cells, cell_name, title
+from bench.tables import OURS, SEQUENTIAL, SHORT, Cells, cell_name, compiled_over, title
 
-COLOURS = {
-    "sequential": "#9aa0a6",
-    "wavefront": "#f3c26b",
-    "nimble": "#e58f65",
-    "opara": "#c2559d",
-    "compiled": "#4f86c6",
-    "ours": "#1b7f5c",
-}
-PAPER_COLOUR = "#555555"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TIMELINES = (CellKey("googlenet", "float16", 1), CellKey("nasnet_a_large", "float16", 1))
 
 
@@ -39,6 +26,7 @@ def draw_all(cells: Cells, allocations: Mapping[str, Allocation], folder: Path) 
         "fig2_launch_order": launch_order(cells),
         "fig5a_speedup_over_eager": over_eager(cells),
         "fig5b_sm_utilisation": utilisation(cells),
+        "fig5b_memory": memory(cells),
         "fig8_fig9_batch": by_batch(cells),
         "table1_allocation": allocation(allocations),
         **{f"timeline_{key.model}": timeline(cells.get(key)) for key in TIMELINES},
@@ -47,7 +35,7 @@ def draw_all(cells: Cells, allocations: Mapping[str, Allocation], folder: Path) 
     for name, figure in drawn.items():
         (folder / f"{name}.svg").unlink(missing_ok=True)  # no plot of an earlier run beside tables of this one
         if figure:
-            with _style():
+            with style():
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     return [f"{name}.svg" for name, figure in drawn.items() if figure]
 
@@ -58,31 +46,33 @@ def speedup(cells: Cells) -> Figure | None:
     shown = {model: cell for model, cell in found.items() if cell or model in REQUIRED_MODELS}
     bars = {
         "Opara as published": _speedups(shown.values(), SEQUENTIAL, "opara"),
-        "best torch.compile": [_compiled(cell, SEQUENTIAL) for cell in shown.values()],
+        "best torch.compile": _compiled(shown.values(), SEQUENTIAL),
         "opara-serve": _speedups(shown.values(), SEQUENTIAL, OURS),
     }
     colours = [COLOURS["opara"], COLOURS["compiled"], COLOURS["ours"]]
-    named = _told(found.values())
+    named = told(found.values())
     label = "speed-up over the sequential CUDA Graph"
-    return _grouped(shown, bars, colours, label, f"Speed-up, {named}", baseline=SHORT[SEQUENTIAL])
+    return grouped(shown, bars, colours, label, f"Speed-up, {named}", baseline=SHORT[SEQUENTIAL])
 
 
 def launch_order(cells: Cells) -> Figure | None:
-    """Fig. 2: one dot per launch order, the time over the fastest's."""
+    """Fig. 2: one dot per launch order, the time over the fastest's; the most that the paper saw, as lines."""
     studies = order_studies(cells)
     if not studies:
         return None
-    figure, axes = _axes(width=1.6 + 1.1 * len(studies))
+    figure, axes = new_axes(width=1.6 + 1.1 * len(studies))
     for x, study in enumerate(studies):
         least = min(study.times.values())
         others = [time / least for name, time in study.times.items() if name != "Algorithm 2"]
-        grey, label = COLOURS["sequential"], _once("other orders", x)
+        grey, label = COLOURS["sequential"], once("other orders", x)
         axes.plot([x] * len(others), others, "o", color=grey, alpha=0.7, label=label)
-        own, label = study.times["Algorithm 2"] / least, _once("Algorithm 2", x)
+        own, label = study.times["Algorithm 2"] / least, once("Algorithm 2", x)
         axes.plot([x], [own], "D", color=COLOURS["opara"], label=label)
+    for (gpu, worth), dashes in zip(FIGURE_2.items(), ("--", ":"), strict=True):
+        axes.axhline(1 + worth, linestyle=dashes, color=PAPER_COLOUR, label=f"the paper, at most, {gpu}")
     axes.set_xticks(range(len(studies)), [title(study.key.model) for study in studies], rotation=20, ha="right")
     axes.set_ylabel("time over the fastest order's")
-    axes.set_title(f"Launch orders, {_told(cells[study.key] for study in studies)}", fontsize=9)
+    axes.set_title(f"Launch orders, {told(cells[study.key] for study in studies)}", fontsize=9)
     axes.legend(frameon=False)
     return figure
 
@@ -92,7 +82,7 @@ def over_eager(cells: Cells) -> Figure | None:
     shown = {model: paper_cell(cells, model) for model in FIGURE_5}
     systems = ("sequential", "wavefront", "nimble", "opara")
     bars = {SHORT[name]: _speedups(shown.values(), "eager", name) for name in systems}
-    bars["best torch.compile"] = [_compiled(cell, "eager") for cell in shown.values()]
+    bars["best torch.compile"] = _compiled(shown.values(), "eager")
     bars[SHORT[OURS]] = _speedups(shown.values(), "eager", OURS)
     paper = {
         SHORT["sequential"]: [figure.cuda_graph for figure in FIGURE_5.values()],
@@ -100,12 +90,12 @@ def over_eager(cells: Cells) -> Figure | None:
         SHORT["nimble"]: [figure.nimble for figure in FIGURE_5.values()],
         SHORT["opara"]: [figure.opara for figure in FIGURE_5.values()],
     }
-    named = f"Fig. 5(a), {_told(shown.values())}"
-    return _grouped(shown, bars, list(COLOURS.values()), "speed-up over eager PyTorch", named, paper, "eager")
+    named = f"Fig. 5(a), {told(shown.values())}"
+    return grouped(shown, bars, list(COLOURS.values()), "speed-up over eager PyTorch", named, paper, "eager")
 
 
 def utilisation(cells: Cells) -> Figure | None:
-    """Fig. 5(b)."""
+    """Fig. 5(b), the upper half."""
     shown = {model: paper_cell(cells, model) for model in FIGURE_5}
     systems = ("sequential", "opara", OURS)
     bars = {SHORT[n]: [_percent(sm_utilisation(cell, n)) for cell in shown.values()] for n in systems}
@@ -113,30 +103,43 @@ def utilisation(cells: Cells) -> Figure | None:
         SHORT["sequential"]: [figure.sm_efficiency[0] for figure in FIGURE_5.values()],
         SHORT["opara"]: [figure.sm_efficiency[1] for figure in FIGURE_5.values()],
     }
-    named = f"Fig. 5(b), {_told(shown.values())}"
-    return _grouped(shown, bars, [COLOURS[n] for n in systems], "SM utilisation, %", named, paper)
+    named = f"Fig. 5(b), {told(shown.values())}"
+    return grouped(shown, bars, [COLOURS[n] for n in systems], "SM utilisation, %", named, paper)
+
+
+def memory(cells: Cells) -> Figure | None:
+    """Fig. 5(b), the lower half: weights and what a system holds beside them."""
+    shown = {model: paper_cell(cells, model) for model in FIGURE_5}
+    systems = ("sequential", "opara", OURS)
+    bars = {SHORT[n]: [memory_mib(cell, n) for cell in shown.values()] for n in systems}
+    paper = {
+        SHORT["sequential"]: [figure.peak_mb[0] for figure in FIGURE_5.values()],
+        SHORT["opara"]: [figure.peak_mb[1] for figure in FIGURE_5.values()],
+    }
+    named = f"Fig. 5(b), {told(shown.values())}"
+    return grouped(shown, bars, [COLOURS[n] for n in systems], "memory, MiB (the paper: MB)", named, paper)
 
 
 def by_batch(cells: Cells) -> Figure | None:
     """Fig. 8 and 9: Inception-v3 by batch size."""
     lines = {
-        f"{SHORT[system]}, {dtype}": (batch_series(cells, dtype, system), COLOURS[system], style)
-        for dtype, style in (("float16", "-"), ("float32", ":"))
+        f"{SHORT[system]}, {dtype}": (batch_series(cells, dtype, system), COLOURS[system], dashes)
+        for dtype, dashes in (("float16", "-"), ("float32", ":"))
         for system in ("opara", OURS)
     }
     if not any(points for points, _, _ in lines.values()):
         return None
-    figure, axes = _axes(width=5.5)
-    for label, (points, colour, style) in lines.items():
+    figure, axes = new_axes(width=5.5)
+    for label, (points, colour, dashes) in lines.items():
         if points:
-            axes.plot(list(points), list(points.values()), style, marker="o", color=colour, label=label)
+            axes.plot(list(points), list(points.values()), dashes, marker="o", color=colour, label=label)
     for label, points, marker in (("Fig. 8: Opara, 2080 SUPER", FIGURE_8, "^"), ("Fig. 9: Opara, A100", FIGURE_9, "s")):
         axes.plot(list(points), list(points.values()), "--", marker=marker, color=PAPER_COLOUR, alpha=0.7, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
     axes.axhline(1, color="black", linewidth=0.8)
-    gpus = _gpus(cell for key, cell in cells.items() if key.model == "inception_v3")
-    axes.set_title(f"Inception-v3, ours on {gpus}", fontsize=9)
+    measured_on = gpus(cell for key, cell in cells.items() if key.model == "inception_v3")
+    axes.set_title(f"Inception-v3, ours on {measured_on}", fontsize=9)
     axes.set_xlabel("batch size; sizes without a mark were not run")
     axes.set_ylabel("speed-up over the sequential CUDA Graph")
     axes.legend(frameon=False)
@@ -155,7 +158,7 @@ def allocation(allocations: Mapping[str, Allocation]) -> Figure | None:
         "Nimble": [TABLE_1[model].nimble_ms for model in ran],
     }
     colours = [COLOURS["opara"], COLOURS["nimble"]]
-    figure = _grouped(ran, bars, colours, "time to allocate streams, ms", "Table 1, on one processor", paper)
+    figure = grouped(ran, bars, colours, "time to allocate streams, ms", "Table 1, on one processor", paper)
     if figure:
         figure.axes[0].set_yscale("log")
     return figure
@@ -167,10 +170,8 @@ def timeline(cell: Cell | None) -> Figure | None:
     names = [name for name in ("opara", OURS) if name in traced]
     if not cell or not names:
         return None
-    with _style():
-        figure = Figure(figsize=(8, 1.2 + 1.6 * len(names)), layout="constrained")
-        rows = figure.subplots(len(names), 1, sharex=True, squeeze=False)
-    for (axes,), name in zip(rows, names, strict=True):
+    figure, rows = stacked_axes(len(names))
+    for axes, name in zip(rows, names, strict=True):
         intervals = traced[name]["intervals"]
         for stream in sorted({interval[0] for interval in intervals}):
             spans = [(start, end - start) for number, start, end in intervals if number == stream]
@@ -178,103 +179,16 @@ def timeline(cell: Cell | None) -> Figure | None:
         axes.set_ylabel("stream")
         concurrency = traced[name]["concurrency"]
         axes.set_title(f"{SHORT[name]}: {concurrency:.2f} streams busy on average", loc="left", fontsize=9)
-    rows[-1][0].set_xlabel(f"µs, one replay of {cell_name(cell.key)}, {_gpus([cell])}")
+    rows[-1].set_xlabel(f"µs, one replay of {cell_name(cell.key)}, {gpus([cell])}")
     return figure
-
-
-def _grouped(
-    models: Collection[str],
-    bars: Mapping[str, Sequence[float | None]],
-    colours: Sequence[str],
-    label: str,
-    heading: str,
-    paper: Mapping[str, Sequence[float]] | None = None,
-    baseline: str = "",
-) -> Figure | None:
-    """Bars side by side per model, with the paper's values as short lines across them; None where there is no bar.
-    ``baseline``: what was not run where a model has no bar."""
-    if not any(value for values in bars.values() for value in values):
-        return None
-    figure, axes = _axes(width=3.2 + (0.35 + 0.16 * len(bars)) * len(models))
-    width = 0.85 / len(bars)
-    bare = [x for x, values in enumerate(zip(*bars.values(), strict=True)) if not any(values)]
-    for x in bare:
-        _not_run(axes, x, baseline)
-    for number, (name, values) in enumerate(bars.items()):
-        places = [x + (number - (len(bars) - 1) / 2) * width for x in range(len(models))]
-        known = {place: value for place, value in zip(places, values, strict=True) if value is not None}
-        axes.bar(list(known), list(known.values()), width, color=colours[number], label=name)
-        for x, place in enumerate(places):
-            if place not in known and x not in bare:
-                _not_run(axes, place)
-        for place, value in zip(places, (paper or {}).get(name, ()), strict=False):
-            axes.plot([place - width / 2, place + width / 2], [value] * 2, color=PAPER_COLOUR, linewidth=2)
-    if paper:
-        axes.plot([], [], color=PAPER_COLOUR, linewidth=2, label="the paper")
-    axes.set_xticks(range(len(models)), [title(model) for model in models], rotation=20, ha="right")
-    axes.set_ylabel(label)
-    axes.set_title(heading, fontsize=9)
-    axes.set_xlim(-0.6, len(models) - 0.4)
-    axes.grid(axis="y", linewidth=0.4)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    return figure
-
-
-def _not_run(axes: Axes, place: float, what: str = "") -> None:
-    """In the gap where a bar would stand, which could be taken for a bar of nothing."""
-    axes.text(
-        *(place, 0.02, f"{what} {NOT_RUN}".strip()),
-        transform=axes.get_xaxis_transform(),
-        rotation=90,
-        ha="center",
-        va="bottom",
-        fontsize=6,
-        color=PAPER_COLOUR,
-    )
-
-
-def _told(cells: Iterable[Cell | None]) -> str:
-    """dtype, batch size and GPU."""
-    known = [cell for cell in cells if cell]
-    sizes = sorted({f"{cell.key.dtype} ×{cell.key.batch}" for cell in known})
-    return f"{' and '.join(sizes)}, {_gpus(known)}"
-
-
-def _gpus(cells: Iterable[Cell]) -> str:
-    return " and ".join(sorted({str(cell.environment.get("gpu", "no GPU")) for cell in cells}))
-
-
-def _style() -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "svg.hashsalt": "opara",  # the same data give the same file
-            "svg.fonttype": "none",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "font.size": 9,
-        }
-    )
-
-
-def _axes(width: float) -> tuple[Figure, Axes]:
-    with _style():
-        figure = Figure(figsize=(width, 3.4), layout="constrained")
-        return figure, figure.subplots()
-
-
-def _once(label: str, position: int) -> str:
-    """A label for the legend, but not once more for every model."""
-    return label if position == 0 else "_" + label
 
 
 def _speedups(cells: Iterable[Cell | None], over: str, system: str) -> list[float | None]:
     return [cell.speedup(over, system) if cell else None for cell in cells]
 
 
-def _compiled(cell: Cell | None, over: str) -> float | None:
-    best = cell.best(COMPILED) if cell else None
-    return cell.speedup(over, best) if cell and best else None
+def _compiled(cells: Iterable[Cell | None], over: str) -> list[float | None]:
+    return [compiled_over(cell, over) if cell else None for cell in cells]
 
 
 def _percent(share: float | None) -> float | None:

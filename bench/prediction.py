@@ -28,12 +28,13 @@ RANDOM = "random"
 TOP = 5
 CLOSE = 1.03  # times the best
 STEADY = 0.02  # the largest spread of a time that is worth comparing: beyond, something else ran on the device
-FEW = 10  # steady schedules: fewer say nothing of the TOP
+ENOUGH = 20  # steady random schedules: fewer are no judgement
 ALIKE = 3.0  # times the usual spread: the range that twenty equal schedules show
 
 LEGEND = f"""\
 Per model, dtype and batch size, schedules of one operator graph (*lowering*: how its kernels were made) were measured
-in turns, and the simulator predicted each one's time from the same profile.
+in turns, and the simulator predicted each one's time from the same profile. The simulator's constants were fitted to
+earlier records of the same models (`bench.calibration`): on models that nobody has measured it may do worse.
 
 - *schedules*: those measured steadily, random ones and those of the policies; *unsteady*: those left out, whose spread
   (how far their time moved when measured again) is above {STEADY:.0%}; *random*: how many steady ones are random, that
@@ -41,6 +42,7 @@ in turns, and the simulator predicted each one's time from the same profile.
 - *slowest / fastest*: of the random ones, measured; *noise*: their median spread.
 - *rank correlation*: Spearman's, of predicted and measured times of the random ones: 1 is the same order, 0 none;
   *all alike*: slowest and fastest differ by no more than {ALIKE:.0f} times the noise, so that there is no order.
+  *Not judged*: of records with fewer than {ENOUGH} steady random schedules.
 - *median error*: of |predicted / measured − 1| over all steady ones; *predicted / measured*: the median: above 1 the
   simulator says too long.
 - *best of top {TOP} / best*: the fastest of the {TOP} predicted fastest, as measured, over the fastest of all; *missed*
@@ -103,7 +105,7 @@ class Accuracy:
 
     @property
     def few(self) -> bool:
-        return self.schedules < FEW
+        return self.random < ENOUGH
 
     @property
     def alike(self) -> bool:
@@ -166,12 +168,17 @@ def table(accuracies: Sequence[Accuracy]) -> str:
     for a in accuracies:
         rank = "all alike" if a.alike else _shown(a.rank_correlation, ".3f")
         missed = " (missed)" if a.top is not None and a.top > CLOSE else ""
+        rank, top = ("not judged", "not judged") if a.few else (rank, f"{_shown(a.top, '.3f')}{missed}")
         lines.append(
-            f"| {a.model} {a.dtype} ×{a.batch} | {a.lowering} | {a.schedules} | {a.unsteady} | {a.random} "
+            f"| {_name(a)} | {a.lowering} | {a.schedules} | {a.unsteady} | {a.random} "
             f"| {_shown(a.range, '.2f')} | {_shown(a.noise, '.1%')} | {rank} | {_shown(a.error, '.1%')} "
-            f"| {_shown(a.scale, '.3f')} | {_shown(a.top, '.3f')}{missed} |"
+            f"| {_shown(a.scale, '.3f')} | {top} |"
         )
     return "\n".join([*lines, "", _summary(accuracies)])
+
+
+def _name(accuracy: Accuracy) -> str:
+    return f"{accuracy.model} {accuracy.dtype} ×{accuracy.batch}"
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -179,18 +186,22 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _summary(accuracies: Sequence[Accuracy]) -> str:
-    few = sum(a.few for a in accuracies)
-    alike = sum(a.alike for a in accuracies if not a.few)
+    few = [f"{_name(a)} ({a.random})" for a in accuracies if a.few]
+    alike = [_name(a) for a in accuracies if a.alike and not a.few]
     judged = [a for a in accuracies if not (a.few or a.alike)]
     known = [a.rank_correlation for a in judged if a.rank_correlation is not None]
     tops = [a.top for a in judged if a.top is not None]
     ranked = f"Median rank correlation {median(known):.3f} over {len(known)}" if known else "No rank correlation"
     held = sum(top <= CLOSE for top in tops)
-    return (
+    said = [
         f"{ranked} of {len(accuracies)} records. The top {TOP} hold one within {CLOSE - 1:.0%} of the best in {held} "
-        f"of {len(tops)}. Listed, but left out of both: {few} with fewer than {FEW} steady schedules, "
-        f"{alike} all alike."
-    )
+        f"of {len(tops)}."
+    ]
+    if few:
+        said.append(f"Not judged, with fewer than {ENOUGH} steady random schedules: {', '.join(few)}.")
+    if alike:
+        said.append(f"All alike: {', '.join(alike)}.")
+    return " ".join(said)
 
 
 def described(records: Sequence[Record], accuracies: Sequence[Accuracy]) -> str:

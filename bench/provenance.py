@@ -42,6 +42,23 @@ def sources(cells: Cells) -> str:
     return f"{said} Of other sources, {len(cells) - len(most)}: {listed}."
 
 
+def settings(cells: Cells) -> str:
+    """One sentence: what was set by whoever ran the cells."""
+    told = [
+        f"this engine's tuning budget {_counted(cells, 'tuning_budget_s')}",
+        f"timing, per system, {_counted(cells, 'seconds')}",
+    ]
+    return f"Set for each cell: {'; '.join(told)}." if any(cell.settings for cell in cells.values()) else ""
+
+
+def _counted(cells: Cells, setting: str) -> str:
+    """In seconds; in how many cells where there are several values."""
+    counts = Counter(cell.settings[setting] for cell in cells.values() if setting in cell.settings)
+    if len(counts) < 2:
+        return "".join(f"{value:g} s" for value in counts) or "not known"
+    return ", ".join(f"{value:g} s in {count} cells" for value, count in sorted(counts.items()))
+
+
 def coverage(cells: Cells) -> str:
     """How many cells were run, which of the required ones were not, and which systems are missing in how many."""
     ran = {key: cell for key, cell in cells.items() if not cell.failed}

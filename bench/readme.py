@@ -25,7 +25,7 @@ def updated(text: str, cells: Cells) -> str:
 def table(cells: Cells) -> str:
     """float16, what was run of the required models at batch 1 and 32; times in µs."""
     header = [
-        *("model", "batch", "eager", "CUDA Graph", "torch.compile", "**opara-serve**"),
+        *("model", "batch", "eager, host", "CUDA Graph", "torch.compile", "**opara-serve**"),
         *("over CUDA Graph", "over torch.compile", "memory"),
     ]
     return markdown(header, _rows(cells))
@@ -36,10 +36,10 @@ def _rows(cells: Cells) -> Iterator[list[str]]:
         cell = cells.get(CellKey(model, "float16", batch))
         if cell is None or cell.failed:
             continue
-        best = cell.best(COMPILED)
-        times = [number(cell.median(name) if name else None, ".0f") for name in ("eager", SEQUENTIAL, best)]
+        best = cell.rival(COMPILED, OURS)
+        times = [number(cell.time_us(name) if name else None, ".0f") for name in ("eager", SEQUENTIAL, best)]
         yield [
-            *(title(model), str(batch), *times, f"**{number(cell.median(OURS), '.0f')}**"),
+            *(title(model), str(batch), *times, f"**{number(cell.time_us(OURS), '.0f')}**"),
             *(number(over_sequential(cell), ".2f", "×"), number(over_compiled(cell), ".2f", "×")),
             number(_memory(cells, cell.key), ".2f", "×"),
         ]

@@ -22,12 +22,14 @@ REPLAY_SECONDS = 0.2  # per system that is only compared with
 
 @dataclass(frozen=True)
 class Question:
-    """``allowed``: per output the largest error norm that counts as right."""
+    """``allowed``: per output the largest error norm that counts as right; ``repeats``: by which a run may differ from
+    another one on the same inputs."""
 
     inputs: tuple[Tensor, ...]
     eager: tuple[Tensor, ...]
     exact: tuple[Tensor, ...]
     allowed: tuple[float, ...]
+    repeats: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class Reference:
     questions: tuple[Question, ...]
     source: str
 
-    def judge(self, runner: Runner, replays: int) -> Verdict:
-        """Every question asked with the outputs poisoned; then ``replays`` runs that take the questions in turns, each
-        of which must repeat the first answer to the same question to within what is allowed."""
+    def judge(self, runner: Runner, replays: int, arena: Tensor | None = None) -> Verdict:
+        """Every question asked with the outputs and the ``arena`` poisoned; then ``replays`` runs that take the
+        questions in turns, each of which must repeat the first answer to the same question to within ``repeats``."""
+        scratch = () if arena is None else (arena,)
         worst = 0.0
         first = []
         for question in self.questions:
-            answer = _ask(runner, question)
+            answer = _ask(runner, question, scratch)
             first.append([tensor.clone() for tensor in answer])
             for number, (out, ref, allowed) in enumerate(zip(answer, question.exact, question.allowed, strict=True)):
                 error = error_norm(out, ref)
@@ -60,9 +63,9 @@ class Reference:
         for replay in range(replays):
             turn = replay % len(self.questions)
             question = self.questions[turn]
-            answer = _ask(runner, question)
-            for number, (out, ref, allowed) in enumerate(zip(answer, first[turn], question.allowed, strict=True)):
-                if not error_norm(out, ref) <= allowed:
+            answer = _ask(runner, question, scratch)
+            for number, (out, ref, most) in enumerate(zip(answer, first[turn], question.repeats, strict=True)):
+                if not error_norm(out, ref) <= most:
                     return Verdict(worst, False, f"output {number} differs between runs of the same input")
         return Verdict(worst, True)
 
@@ -87,17 +90,23 @@ def reference(subject: Subject) -> Reference:
     bound = default_bound(module, subject.device)
     return Reference(
         tuple(
-            Question(inputs, own, right, tuple(_allowed(o, r, bound) for o, r in zip(own, right, strict=True)))
+            Question(
+                inputs,
+                own,
+                right,
+                allowed=tuple(_allowed(o, r, bound) for o, r in zip(own, right, strict=True)),
+                repeats=tuple(bound if output.is_floating_point() else 0.0 for output in own),
+            )
             for inputs, own, right in zip(drawn, eager, exact, strict=True)
         ),
         source,
     )
 
 
-def _ask(runner: Runner, question: Question) -> Sequence[Tensor]:
+def _ask(runner: Runner, question: Question, scratch: Sequence[Tensor]) -> Sequence[Tensor]:
     for static, value in zip(runner.inputs, question.inputs, strict=True):
         static.copy_(value)  # a module may write to its inputs
-    poison(runner.outputs)
+    poison((*runner.outputs, *scratch))
     runner.replay()
     return runner.outputs
 

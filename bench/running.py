@@ -70,7 +70,7 @@ def summary(cell: Cell, wanted: Sequence[str] = ()) -> str:
     """One line, in µs; and which of the ``wanted`` systems were not run."""
     if cell.failed:
         return f"{cell.key}: failed, {cell.failed}"
-    times = [f"{name} {result.median_us:.1f}" for name, result in cell.systems.items() if result.median_us]
+    times = [f"{name} {result.time_us:.1f}" for name, result in cell.systems.items() if result.time_us]
     wrong = [name for name, result in cell.systems.items() if result.verified is False]
     late = [name for name in wanted if name not in cell.systems]
     seconds = f"{cell.seconds['compile']:.0f} + {cell.seconds['alone']:.0f} s"

@@ -46,19 +46,31 @@ def over_sequential(cell: Cell) -> float | None:
 
 def over_compiled(cell: Cell) -> float | None:
     """Over the fastest that torch.compile gave, in whatever mode and with whatever options."""
-    best = cell.best(COMPILED)
-    return cell.speedup(best, OURS) if best else None
+    return over_fastest(cell, COMPILED)
 
 
 def over_one_graph(cell: Cell) -> float | None:
     """Over the fastest of torch.compile in one sequential CUDA Graph, with whatever options."""
-    best = cell.best(ONE_GRAPH)
-    return cell.speedup(best, OURS) if best else None
+    return over_fastest(cell, ONE_GRAPH)
 
 
 def over_best_other(cell: Cell) -> float | None:
-    best = cell.best(name for name in cell.systems if name != OURS)
-    return cell.speedup(best, OURS) if best else None
+    return over_fastest(cell, others(cell))
+
+
+def over_fastest(cell: Cell, systems: Iterable[str], system: str = OURS) -> float | None:
+    rival = cell.rival(systems, system)
+    return cell.speedup(rival, system) if rival else None
+
+
+def compiled_over(cell: Cell, system: str) -> float | None:
+    """How much faster the best of torch.compile is than ``system``."""
+    gains = [gain for name in COMPILED if (gain := cell.speedup(system, name)) is not None]
+    return max(gains, default=None)
+
+
+def others(cell: Cell) -> list[str]:
+    return [name for name in cell.systems if name != OURS]
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -83,15 +95,15 @@ def required_keys() -> list[CellKey]:
 
 
 def main_table(cells: Cells) -> str:
-    """The required cells and whatever else was run, µs per run."""
+    """The required cells and whatever else was run, µs per run: of the host's clock where the header says so."""
     header = [
-        *("model", "dtype", "batch", "eager", "CUDA Graph", "wavefront", "Nimble", "Opara"),
-        *("reduce-overhead", "max-autotune", "torch.compile, one graph", "opara-serve", "over CUDA Graph"),
+        *("model", "dtype", "batch", "eager, host", "CUDA Graph", "wavefront", "Nimble", "Opara"),
+        *("reduce-overhead, host", "max-autotune, host", "torch.compile, one graph", "opara-serve", "over CUDA Graph"),
         *("over torch.compile", "over best other", "over longest path", "SM use", "occupancy"),
         *("peak MiB", "tuning s", "streams", "error", "error, CUDA Graph's"),
     ]
-    others = [key for key in _full_matrix(cells) if key in cells and key not in set(required_keys())]
-    return markdown(header, [_main_row(key, cells.get(key)) for key in [*required_keys(), *others]])
+    more = [key for key in _full_matrix(cells) if key in cells and key not in set(required_keys())]
+    return markdown(header, [_main_row(key, cells.get(key)) for key in [*required_keys(), *more]])
 
 
 def _main_row(key: CellKey, cell: Cell | None) -> list[str]:
@@ -99,8 +111,9 @@ def _main_row(key: CellKey, cell: Cell | None) -> list[str]:
     if cell is None or cell.failed:
         return [*start, NOT_RUN if cell is None else f"failed: {cell.failed}", *[""] * 19]
     times = [_time(cell, name) for name in ("eager", "sequential", "wavefront", "nimble", "opara", *CALLED)]
-    best = cell.best(ONE_GRAPH)
-    in_graph = f"{number(cell.median(best), '.1f')} ({SHORT[best].split(': ')[1]})" if best else "–"
+    times_in_graph = {name: time for name in ONE_GRAPH if (time := cell.time_us(name)) is not None}
+    best = min(times_in_graph, key=lambda name: times_in_graph[name], default=None)
+    in_graph = f"{times_in_graph[best]:.1f} ({SHORT[best].split(': ')[1]})" if best else "–"
     own = cell.systems.get(OURS)
     if own is None or own.failed is not None:
         return [*start, *times, in_graph, _time(cell, OURS), *[""] * 11]
@@ -129,7 +142,7 @@ def _time(cell: Cell, name: str) -> str:
         return NOT_RUN
     if result.failed is not None:
         return "failed"
-    return number(result.median_us, ".1f") + ("" if result.verified else " WRONG")
+    return number(result.time_us, ".1f") + ("" if result.verified else " WRONG")
 
 
 def mebibytes(count: int | None) -> str:
@@ -140,7 +153,7 @@ def geometric_means(cells: Cells, models: Sequence[str] = PAPER_MODELS) -> str:
     """Of ``models``, by dtype and batch size, and over how many of them."""
     rows = []
     for dtype, batch in product(DTYPES, BATCHES):
-        ran = [cell for model in models if (cell := cells.get(CellKey(model, dtype, batch))) and cell.median(OURS)]
+        ran = [cell for model in models if (cell := cells.get(CellKey(model, dtype, batch))) and cell.right(OURS)]
         if ran or (dtype, batch) in REQUIRED_SIZES:
             means = [_mean(ran, ratio) for ratio in (over_sequential, over_compiled)]
             rows.append([dtype, str(batch), *(means if ran else [NOT_RUN] * 2), f"{len(ran)} of {len(models)}"])
@@ -164,7 +177,7 @@ def matrix(cells: Cells, dtype: str) -> str:
 def _both(cell: Cell | None) -> str:
     if cell is None:
         return NOT_RUN
-    if cell.failed or not cell.median(OURS):
+    if cell.failed or not cell.right(OURS):
         return "failed"
     return f"{number(over_sequential(cell), unit='×')} / {number(over_compiled(cell), unit='×')}"
 
@@ -175,21 +188,10 @@ def worst_cell(cells: Cells) -> str:
     if not ratios:
         return "No cell has both this engine and another system."
     worst = min(ratios, key=lambda key: ratios[key])
-    other = cells[worst].best(name for name in cells[worst].systems if name != OURS)
+    other = cells[worst].rival(others(cells[worst]), OURS)
     slower = [key for key, ratio in ratios.items() if ratio < 0.97]
     count = f"{len(slower)} of {len(ratios)} cells are more than 3 % slower than the best other system"
     return f"{count}. The worst is {cell_name(worst)}: {ratios[worst]:.3f}× as fast as {SHORT[other or '']}."
-
-
-def drift(cells: Cells) -> str:
-    """One sentence: how far the sequential graph's time moved between the two timings of a cell."""
-    drifts = [abs(moved - 1) for cell in cells.values() if (moved := cell.settings.get("drift"))]
-    if not drifts:
-        return ""
-    return (
-        "What the host drives was timed before anything else of a cell disturbed it, the graphs after; in between, the "
-        f"sequential graph's time moved by at most {max(drifts):.1%}."
-    )
 
 
 def unverified(cells: Cells) -> list[str]:
@@ -214,12 +216,11 @@ def cell_table(cell: Cell) -> str:
 def _system_row(cell: Cell, name: str, result: SystemResult) -> list[str]:
     if result.failed is not None:
         return [SHORT[name], *[""] * 15, result.failed]
-    best = cell.best(COMPILED)
     spread = None if result.spread is None else 100 * result.spread
     path = result.median_us / result.longest_path_us if result.median_us and result.longest_path_us else None
     return [
         *(SHORT[name], number(result.median_us, ".1f"), number(spread, ".1f"), number(result.host_us, ".1f")),
-        *(number(cell.speedup(SEQUENTIAL, name)), number(cell.speedup(best, name) if best else None), number(path)),
+        *(number(cell.speedup(SEQUENTIAL, name)), number(over_fastest(cell, COMPILED, name)), number(path)),
         *(number(result.sm_utilisation, ".0%"), number(result.sm_occupancy, ".1%")),
         *(mebibytes(result.peak_bytes), mebibytes(result.held_bytes), number(result.tuning_seconds, ".1f")),
         *(number(result.streams, "d"), result.lowering or "", result.policy or ""),

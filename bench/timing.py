@@ -1,4 +1,8 @@
-"""Timing of several systems in turns, A B C A B C, so that what drifts on a machine hits all of them alike."""
+"""Timing of several systems in turns, A B C A B C, so that what drifts on a machine hits all of them alike.
+
+A graph is timed by the device's clock. What the host drives, kernel by kernel, is not: how much of that the device
+hides depends on what it has to do when the run begins. There it is the host's clock that tells what a caller sees.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +44,9 @@ class Timing:
 
 
 def device_times(runners: Sequence[Runner], device: Device, seconds: float) -> list[Timing]:
-    """By the device's own clock. An untimed run goes ahead of each timed one: it warms the caches for all alike. The
-    device is kept busy while the CPU enqueues both, else the CPU would be timed as well. ``seconds``: about, per
-    runner, of pairs of runs."""
+    """By the device's own clock, of runners that one call launches whole. An untimed run goes ahead of each timed one:
+    it warms the caches for all alike. The device is kept busy while the CPU enqueues both, else the CPU would be timed
+    as well. ``seconds``: about, per runner, of pairs of runs."""
     samples: list[list[float]] = [[] for _ in runners]
     for _ in range(_rounds(runners, device, seconds)):
         stamps = []

@@ -34,6 +34,7 @@ def published(policy: str) -> Callable[[Subject], Capture]:
                 lowering=program.lowering,
                 longest_path_us=program.graph.longest_path(profile.durations),
                 peak_bytes=graph.peak_bytes,
+                arena=graph.arena,
                 detail=f"{schedule.synchronisations} synchronisations",
                 trace=graph.trace,
             )
@@ -67,6 +68,7 @@ def _prepared(model: CompiledModel, batch: int) -> Prepared:
         lowering=plan.lowering,
         longest_path_us=plan.longest_path_us,
         peak_bytes=graph.peak_bytes,
+        arena=graph.arena,
         detail=model.plan.fallback_reason,
         trace=graph.trace,
     )

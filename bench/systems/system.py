@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
+from torch import Tensor
+
 from bench.background import Background
 from bench.subject import Subject
 from bench.timing import Runner
@@ -20,7 +22,8 @@ class NotRunnableError(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A system that is ready. ``trace``: what ran when on which stream, where that can be told."""
+    """A system that is ready. ``arena``: memory that nobody reads between two runs, where that is known. ``trace``:
+    what ran when on which stream, where that can be told."""
 
     runner: Runner
     streams: int | None = None
@@ -28,6 +31,7 @@ class Prepared:
     lowering: str | None = None
     longest_path_us: float | None = None
     peak_bytes: int | None = None
+    arena: Tensor | None = None
     detail: str = ""
     trace: Callable[[int], Trace] | None = None
 

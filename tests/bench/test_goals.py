@@ -40,7 +40,7 @@ def test_a_floor_holds_when_all_its_cells_ran() -> None:
 
 
 def test_of_torch_compile_the_best_in_one_graph_counts() -> None:
-    every = found(compile_reduce_overhead=90.0, graph_combo_kernels=130.0)
+    every = found(compile_reduce_overhead=108.0, graph_combo_kernels=130.0)
     assert every["the paper's six, ×1, over torch.compile"].value == pytest.approx(1.3)
     assert every["the paper's six, ×1, over torch.compile"].verdict == "MISSED"
     assert every["the worst cell, over its best other system"].value == pytest.approx(0.9)

@@ -22,7 +22,7 @@ from tests.engine.dags import googlenet, random_profile
 
 GRAPH = googlenet()
 PROFILE = replace(random_profile(GRAPH, Random(1)), roofline=Roofline(1.0, 1e12))
-SCHEDULES = [make_schedule(GRAPH, PROFILE, "sequential"), *random_schedules(GRAPH, 12, 0)]
+SCHEDULES = [make_schedule(GRAPH, PROFILE, "sequential"), *random_schedules(GRAPH, 24, 0)]
 PREDICTED = [simulate(GRAPH, schedule, PROFILE, Latency()).makespan_us for schedule in SCHEDULES]
 
 
@@ -47,7 +47,7 @@ def test_a_device_that_is_twice_as_fast_is_ranked_without_fault() -> None:
     assert accuracy.scale == pytest.approx(2)
     assert accuracy.error == pytest.approx(1)
     assert accuracy.top == 1
-    assert accuracy.schedules == 13
+    assert accuracy.schedules == 25
     assert accuracy.range == pytest.approx(max(PREDICTED[1:]) / min(PREDICTED[1:]))
 
 
@@ -70,7 +70,7 @@ def test_times_that_cannot_be_trusted_are_counted_and_left_out() -> None:
     right = record(lambda predicted: predicted)
     disturbed = tuple(Measured(m.schedule, 1.0, 0.3) for m in right.measured[:3])
     accuracy = evaluate(replace(right, measured=(*disturbed, *right.measured[3:])), Latency())
-    assert (accuracy.schedules, accuracy.unsteady, accuracy.random) == (10, 3, 10)
+    assert (accuracy.schedules, accuracy.unsteady, accuracy.random) == (22, 3, 22)
     assert accuracy.rank_correlation == pytest.approx(1)
     assert accuracy.top == 1
     unknown = evaluate(replace(right, measured=disturbed), Latency())
@@ -80,16 +80,20 @@ def test_times_that_cannot_be_trusted_are_counted_and_left_out() -> None:
 
 def test_few_schedules_and_equal_ones_are_listed_and_judge_nothing() -> None:
     right, backwards = record(lambda predicted: predicted), record(lambda predicted: 1e6 / predicted)
-    few = evaluate(replace(backwards, measured=backwards.measured[:9]), Latency())
+    few = evaluate(replace(backwards, measured=backwards.measured[:20]), Latency())
     alike = evaluate(record(lambda _predicted: 100.0), Latency())
-    enough = evaluate(replace(right, measured=right.measured[:10]), Latency())
+    enough = evaluate(replace(right, measured=right.measured[1:21]), Latency())
+    assert (few.schedules, few.random, enough.random) == (20, 19, 20), "the sequential schedule is none of them"
     assert (few.few, enough.few, alike.alike) == (True, False, True)
     assert few.rank_correlation == pytest.approx(-1)
     text = table([few, alike, enough])
     assert text.count("| net float16 ×1 |") == 3
+    assert text.count("| not judged |") == 2, "neither its rank nor its top"
     assert "Median rank correlation 1.000 over 1 of 3 records." in text
     assert "in 1 of 1." in text
-    assert text.endswith("left out of both: 1 with fewer than 10 steady schedules, 1 all alike.")
+    assert text.endswith(
+        "Not judged, with fewer than 20 steady random schedules: net float16 ×1 (19). All alike: net float16 ×1."
+    )
 
 
 def test_schedules_that_only_noise_tells_apart_are_all_alike() -> None:

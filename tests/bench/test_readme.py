@@ -20,7 +20,7 @@ def test_the_readme_tells_what_was_measured() -> None:
 def test_a_table_of_cells() -> None:
     made = cell("googlenet", graph_default=150.0)
     rows = table({made.key: made}).splitlines()
-    assert rows[2:] == ["| GoogLeNet | 1 | 800 | 400 | 150 | **100** | 4.00× | 1.50× | 1.00× |"]
+    assert rows[2:] == ["| GoogLeNet | 1 | 960 | 400 | 150 | **100** | 4.00× | 1.50× | 1.00× |"]
     assert table({CellKey("googlenet", "float16", 8): made}).count("\n") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,3 +96,31 @@ def test_weights_and_inputs_are_the_same_each_time() -> None:
         with opened_subject(KEY, BRANCHES, "cpu", 0.01, 1.0) as opened:
             found.append(opened.flat(*opened.inputs)[0])
     assert torch.equal(*found)
+
+
+def test_a_repeat_may_differ_by_the_dtypes_bound_alone(subject: Subject, right: Reference) -> None:
+    wide = tuple(replace(question, allowed=(0.3,)) for question in right.questions)
+    lax = replace(right, questions=wide)
+    assert lax.judge(runner(subject, lambda outputs, _run: (outputs[0] * 1.01,)), 10).verified
+    verdict = lax.judge(runner(subject, lambda outputs, run: (outputs[0] * (1 + run / 1000),)), 10)
+    assert not verdict.verified
+    assert "between runs" in verdict.detail
+    assert verdict.error < 0.3
+
+
+def test_what_is_read_before_it_is_written_is_poison(subject: Subject, right: Reference) -> None:
+    arena = torch.zeros(8, dtype=torch.uint8)
+    early = runner(subject, lambda outputs, _run: (outputs[0] + 0 * arena.view(torch.float32)[0],))
+    assert right.judge(early, 3).verified
+    assert not right.judge(early, 3, arena).verified
+
+
+def test_integers_repeat_exactly(subject: Subject, right: Reference) -> None:
+    def whole(outputs: Answer, run: int) -> Answer:
+        return (outputs[0], torch.full((3,), 10**9 + (run > 10)))
+
+    first = tuple(
+        replace(q, exact=(*q.exact, torch.full((3,), 10**9)), allowed=(*q.allowed, 0.0), repeats=(*q.repeats, 0.0))
+        for q in right.questions
+    )
+    assert not replace(right, questions=first).judge(runner(subject, whole), 10).verified

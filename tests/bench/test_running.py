@@ -110,7 +110,7 @@ def test_what_was_saved_before_a_crash_counts(tmp_path: Path) -> None:
         run_group(crew, [script(tmp_path, code)], None, {}, told.append)
     assert load_cell(tmp_path, SCRIPTED) == done
     assert told == [
-        "some float32 ×1 (40 + 10 s): eager 800.0, sequential 400.0, opara 250.0, graph_default 200.0, ours 100.0"
+        "some float32 ×1 (40 + 10 s): eager 960.0, sequential 400.0, opara 250.0, graph_default 200.0, ours 100.0"
     ]
 
 

@@ -23,8 +23,8 @@ from opara_server.engine.schedule import Schedule, compact, fold
 from opara_server.engine.search import Stop, never
 from opara_server.engine.simulate import Latency, simulate
 
-# Per lowering. In 19 of 19 sets measured on an H200 (7 models, bench.simulator) the six policies predicted fastest held
-# the best one; the best of five took up to 2.1 % longer, of four 3.2 %.
+# Per lowering. In 12 of the 14 records of bench/data/schedules (H200, 7 models, up to 9 policies each) the six policies
+# predicted fastest held the best one; on NASNet theirs took 0.4 % and 1.5 % longer, of five up to 1.8 %.
 SHORTLIST = 6
 ALWAYS = {SEQUENTIAL, "opara"}  # what everything is compared with, and the paper's method
 LEAN = 2  # per lowering: each takes a second where there are hundreds of operators
