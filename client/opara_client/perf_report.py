@@ -15,7 +15,11 @@ LATE_SHARE = 0.1  # of the latency's p99
 LATE_US = 1000.0
 HELD_SHARE = 0.01  # of the requests
 
-WRONG = {"shape": "of other shapes", "values": "of other values", "undecodable": "that cannot be decoded"}
+WRONG = {
+    "shape": "of other shapes",
+    "values": "of other values (if they differ by rounding, give --tolerance)",
+    "undecodable": "that cannot be decoded",
+}
 COUNTS_FROM = {
     "closed": "latency is service time, from sending to answer: a slow answer holds back its caller's next request, so "
     "users who do not wait for each other would see longer ones; measure those with --rate",
