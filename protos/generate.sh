@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Generates the Python stubs of protos/opara into OUTDIR (default: beside this file), or compares them with the committed ones.
+# Generates the Python stubs of protos/opara and the descriptors of protos/inference into OUTDIR (default: beside this
+# file), or compares them with the committed ones.
 #   bash protos/generate.sh [OUTDIR]
 #   bash protos/generate.sh --check
 # The compiler is old on purpose: what it writes imports on every protobuf from 4.25 on, while newer ones write code
@@ -24,6 +25,9 @@ generate() {
         "-Iopara_protos=$protos/opara" \
         "--python_out=$1" "--mypy_out=quiet:$1" "--grpc_python_out=$1" "--mypy_grpc_out=quiet:$1" \
         opara_protos/v1/inference.proto
+    # No stubs: in a process that has those of another client of this protocol they would clash.
+    "$venv/bin/python" -W ignore -m grpc_tools.protoc "-I$protos/inference" \
+        "--descriptor_set_out=$1/opara_protos/open_inference.binpb" open_inference.proto
 }
 
 if [[ "${1:-}" == --check ]]; then
@@ -31,7 +35,7 @@ if [[ "${1:-}" == --check ]]; then
     trap 'rm -rf "$fresh"' EXIT
     generate "$fresh"
     if ! diff -ru --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ "$protos/opara_protos" "$fresh/opara_protos"; then
-        echo "the committed stubs differ from what the .proto gives: run 'bash protos/generate.sh' and commit the result" >&2
+        echo "the committed stubs or descriptors differ from what the .proto gives: run 'bash protos/generate.sh' and commit the result" >&2
         exit 1
     fi
 else

@@ -20,7 +20,11 @@ from grpc_reflection.v1alpha import reflection
 from opara_server.config import ConfigError, ServerConfig, may_use_a_gpu
 from opara_server.engine.kineto import start_kineto
 from opara_server.observe.metrics import Metrics
+from opara_server.rpc.descriptors import OIP_SERVICE, reflection_pool
 from opara_server.rpc.health import Health
+from opara_server.rpc.hot_calls import HotCalls
+from opara_server.rpc.inference import Inference
+from opara_server.rpc.oip import OpenInference
 from opara_server.rpc.service import SERVICE, InferenceService
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
@@ -66,7 +70,7 @@ class Application:
         self._executor = Executor()
         self._registry = Registry(config, self._executor, self.metrics, compile_with)
         self._health = Health()
-        self._service = InferenceService(self._registry, self.metrics, STREAM_IN_FLIGHT)
+        self._hot = HotCalls(Inference(self._registry, self.metrics), STREAM_IN_FLIGHT)
         self._server = grpc.aio.server(options=_options(config, _message_limit(config)))
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
@@ -118,7 +122,7 @@ class Application:
         if served:
             log.info("draining", extra={"seconds": self._config.drain_delay_s})
             await asyncio.sleep(self._config.drain_delay_s)
-        self._service.close_streams()
+        self._hot.close_streams()
         self._health.close()
         await self._server.stop(self._config.grace_s)
         grace_s = self._config.grace_s if served else _LOAD_GRACE_S
@@ -149,9 +153,12 @@ class Application:
         self.metrics_address = _address(host, port)
 
     async def _listen(self) -> None:
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        own = InferenceService(self._registry)
+        oip = OpenInference(self._registry, self.metrics, self._health.serving, admin=self._config.admin)
+        self._server.add_generic_rpc_handlers((self._hot, own.handler(), oip.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), self._server)
+        services = (SERVICE, OIP_SERVICE, _HEALTH, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._server, reflection_pool())
         self._set_overall(serving=False)
         for name, _ in self._registry.models():
             self._health.set(name, serving=False)
@@ -165,7 +172,7 @@ class Application:
 
     def _set_overall(self, *, serving: bool) -> None:
         self.serving = serving
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, OIP_SERVICE):
             self._health.set(name, serving=serving)
 
     def _model_changed(self, name: str, state: ModelState) -> None:
@@ -175,7 +182,7 @@ class Application:
 
     def _set_model(self, name: str, state: ModelState) -> None:
         self._health.set(name, serving=state is ModelState.READY)
-        if self.serving and state is not ModelState.READY:
+        if self.serving and self._registry.device_lost:
             self._set_overall(serving=False)
 
 

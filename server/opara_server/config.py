@@ -79,6 +79,7 @@ class ServerConfig(_Settings):
     metrics_port: Port = Field(9464, description="Port of the metrics; 0 picks a free one.")
     cache_dir: Path = Field(default_factory=_cache_dir, description="Folder where measured plans are kept.")
     policy: Policy | None = Field(None, description="Policy for every model, instead of what its model.toml says.")
+    admin: bool = Field(False, description="Let clients load and unload models (Open Inference Protocol).")
     strict: bool = Field(False, description="End the start-up when a model fails to load.")
     drain_delay_s: NonNegativeFloat = Field(
         0.0, description="Seconds to keep serving, NOT_SERVING already, after the first SIGTERM."

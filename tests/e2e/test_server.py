@@ -47,11 +47,17 @@ def test_reflection_lists_the_services_and_describes_them(channel: grpc.Channel)
     database: Any = ProtoReflectionDescriptorDatabase(channel)
     assert set(database.get_services()) == {
         "opara.v1.InferenceService",
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     service = DescriptorPool(database).FindServiceByName("opara.v1.InferenceService")
     assert [method.name for method in service.methods] == ["Infer", "InferStream", "ListModels", "GetModel"]
+    oip = DescriptorPool(database).FindServiceByName("inference.GRPCInferenceService")
+    infer = oip.FindMethodByName("ModelInfer")
+    assert infer.input_type.fields_by_name["raw_input_contents"].number == 7
+    for name in database.get_services():
+        assert DescriptorPool(database).FindServiceByName(name).methods
 
 
 def test_the_model_and_the_plan_that_runs_it(channel: grpc.Channel) -> None:

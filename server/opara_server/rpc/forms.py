@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from opara_server.engine.spec import TensorSpec
+from opara_server.rpc.scan import Cut, varint
 from opara_server.serving.errors import InvalidInput, ServingError
 from opara_server.serving.registry import Registry, ServedModel
 from opara_server.serving.rows import Rows
@@ -20,7 +21,8 @@ _LONGEST = 4096  # bytes of a key: a client's request without its data
 @dataclass(frozen=True, slots=True)
 class Form:
     """``order``: per input of the model which of the request's tensors it is. ``wanted``: which outputs it gets.
-    ``head``: the answer's bytes ahead of the id; ``heads``: those ahead of each wanted output's data."""
+    ``head``: the answer's bytes ahead of the id; ``heads``: those ahead of each wanted output's data. ``priority``,
+    ``timeout_us``: as Batcher.submit takes them."""
 
     model: ServedModel
     count: int  # rows
@@ -29,6 +31,8 @@ class Form:
     bools: bool  # whether an input is of bools, whose values are checked
     head: bytes
     heads: tuple[bytes, ...]
+    priority: int = 0
+    timeout_us: int = 0
 
 
 class Request(NamedTuple):
@@ -53,7 +57,23 @@ class Forms:
         self._generation = registry.generation
         self._forms: dict[bytes, Form] = {}
 
-    def get(self, key: bytes) -> Form | None:
+    def read(self, message: bytes, cut: Cut | None) -> Request | Rejected | None:
+        """``message``, if its form is known. The rows are views of it."""
+        form = None if cut is None else self._get(cut.key)
+        if cut is None or form is None:
+            return None
+        view, tensors = memoryview(message), []
+        for index in form.order:
+            start, stop = cut.data[index]
+            tensors.append(view[start:stop])
+        if form.bools:
+            try:
+                check_bools(tensors, form.model.inputs)
+            except ServingError as error:
+                return Rejected(error, form.model.name, cut.id)
+        return Request(form, cut.id, Rows(tuple(tensors), form.count))
+
+    def _get(self, key: bytes) -> Form | None:
         if self._generation != self._registry.generation:
             self._generation = self._registry.generation
             self._forms.clear()
@@ -65,6 +85,17 @@ class Forms:
         if len(self._forms) >= _MOST:
             self._forms.clear()
         self._forms[key] = form
+
+
+def join_answer(id_tag: bytes, request: Request, outputs: Sequence[Buffer]) -> bytes:
+    """The answer's message. ``outputs``: per output of the model as many rows as the request has; they are copied."""
+    form = request.form
+    parts: list[Buffer] = [form.head]
+    if request.id:
+        parts += (id_tag, varint(len(request.id)), request.id)
+    for head, index in zip(form.heads, form.wanted, strict=True):
+        parts += (head, outputs[index])
+    return b"".join(parts)
 
 
 def check_bools(tensors: Sequence[Buffer], inputs: Sequence[TensorSpec]) -> None:

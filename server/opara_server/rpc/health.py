@@ -30,6 +30,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._serving[name] = serving and not self._draining
         self._tell()
 
+    def serving(self, name: str = "") -> bool:
+        return self._serving.get(name, False)
+
     def drain(self) -> None:
         """Everything is NOT_SERVING from now on."""
         self._draining = True

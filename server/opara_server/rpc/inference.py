@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from opara_server.observe.metrics import Metrics
 from opara_server.rpc.errors import Failure, failure
 from opara_server.rpc.forms import Buffer, Rejected, Request
+from opara_server.rpc.oip_codec import OipCodec
 from opara_server.rpc.opara_codec import OparaCodec
 from opara_server.serving.batcher import Ticket
 from opara_server.serving.errors import ServingError, Status
@@ -18,32 +19,63 @@ from opara_server.serving.rows import Rows
 Reply = Callable[[bytes | Failure], None]
 """Takes the answer: called exactly once, from the executor's thread or at once from the caller's."""
 
+Hot = Callable[[bytes, float | None, Reply], Ticket | None]
+"""A hot method: takes a message and the deadline on time.monotonic(). What it returns can be cancelled."""
+
 Write = Callable[[Request, Sequence[Buffer]], bytes]
 
 
 class Inference:
-    """The hot methods. Each returns at once; what it returns can be cancelled, None is answered already. A transport
-    calls them from one thread."""
+    """The hot methods of both protocols. Each returns at once; what it returns can be cancelled, None is answered
+    already. A transport calls them from one thread."""
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
-        self._codec = OparaCodec(registry)
+        self._opara = OparaCodec(registry)
+        self._oip = OipCodec(registry)
         self._metrics = metrics
+
+    @property
+    def unary(self) -> Mapping[str, Hot]:
+        """By the methods' full paths. A reply that is no failure is the method's one answer."""
+        return {
+            "/opara.v1.InferenceService/Infer": self.infer,
+            "/inference.GRPCInferenceService/ModelInfer": self.model_infer,
+        }
+
+    @property
+    def streams(self) -> Mapping[str, Hot]:
+        """By the methods' full paths. Each message has one reply, a message of the stream: an error ends no stream."""
+        return {
+            "/opara.v1.InferenceService/InferStream": self.infer_streamed,
+            "/inference.GRPCInferenceService/ModelStreamInfer": self.model_infer_streamed,
+        }
 
     def infer(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
         """``deadline``: on time.monotonic(). The reply is an InferResponse."""
         started = time.perf_counter()
-        request = self._codec.read(message)
-        return self._submit(request, deadline, reply, self._codec.write, started)
+        return self._submit(self._opara.read(message), deadline, reply, self._opara.write, started)
 
     def infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
-        """A message of InferStream. The reply is an InferStreamResponse: an error ends no stream."""
+        """A message of InferStream. The reply is an InferStreamResponse."""
         started = time.perf_counter()
-        request, timeout_us = self._codec.read_streamed(message)
+        request, timeout_us = self._opara.read_streamed(message)
         if timeout_us:
             limit = time.monotonic() + timeout_us / 1e6
             deadline = limit if deadline is None else min(deadline, limit)
-        told = partial(_tell, reply, self._codec.fail_streamed, request.id)
-        return self._submit(request, deadline, told, self._codec.write_streamed, started)
+        told = partial(_tell, reply, self._opara.fail_streamed, request.id)
+        return self._submit(request, deadline, told, self._opara.write_streamed, started)
+
+    def model_infer(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
+        """The reply is a ModelInferResponse."""
+        started = time.perf_counter()
+        return self._submit(self._oip.read(message), deadline, reply, self._oip.write, started)
+
+    def model_infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
+        """A message of ModelStreamInfer. The reply is a ModelStreamInferResponse."""
+        started = time.perf_counter()
+        request = self._oip.read(message)
+        told = partial(_tell, reply, self._oip.fail_streamed, request.id)
+        return self._submit(request, deadline, told, self._oip.write_streamed, started)
 
     def _submit(
         self, request: Request | Rejected, deadline: float | None, reply: Reply, write: Write, started: float
@@ -52,8 +84,10 @@ class Inference:
             self._metrics.request(request.model, request.error.status, time.perf_counter() - started)
             reply(failure(request.error))
             return None
-        return request.form.model.batcher.submit(
-            request.rows, deadline, partial(self._done, request, reply, write, started)
+        form = request.form
+        done = partial(self._done, request, reply, write, started)
+        return form.model.batcher.submit(
+            request.rows, deadline, done, priority=form.priority, timeout_us=form.timeout_us
         )
 
     def _done(self, request: Request, reply: Reply, write: Write, started: float, answer: Rows | ServingError) -> None:

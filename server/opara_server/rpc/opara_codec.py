@@ -8,12 +8,11 @@ from typing import NamedTuple
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.engine.spec import TensorSpec
 from opara_server.rpc.errors import Failure
-from opara_server.rpc.forms import Buffer, Form, Forms, Rejected, Request, check_bools
+from opara_server.rpc.forms import Buffer, Form, Forms, Rejected, Request, check_bools, join_answer
 from opara_server.rpc.scan import Cut, scan_infer, scan_streamed, varint
 from opara_server.rpc.wire import DATA_TYPES, decode, parse, wanted_outputs
 from opara_server.serving.errors import InvalidInput, ServingError
 from opara_server.serving.registry import Registry, ServedModel
-from opara_server.serving.rows import Rows
 
 _ID, _OUTPUTS, _DATA = b"\x12", b"\x1a", b"\x22"  # of InferResponse and Tensor
 _STREAMED_ID, _STREAMED_RESPONSE = b"\x0a", b"\x12"  # of InferStreamResponse
@@ -39,13 +38,7 @@ class OparaCodec:
 
     def write(self, request: Request, outputs: Sequence[Buffer]) -> bytes:
         """An InferResponse. ``outputs``: per output of the model as many rows as the request has; they are copied."""
-        form = request.form
-        parts: list[Buffer] = [form.head]
-        if request.id:
-            parts += (_ID, varint(len(request.id)), request.id)
-        for head, index in zip(form.heads, form.wanted, strict=True):
-            parts += (head, outputs[index])
-        return b"".join(parts)
+        return join_answer(_ID, request, outputs)
 
     def read_streamed(self, message: bytes) -> Streamed:
         """Of an InferStreamRequest."""
@@ -77,30 +70,20 @@ class OparaCodec:
 
     def _read(self, message: bytes, begin: int, end: int) -> Request | Rejected:
         cut = scan_infer(message, begin, end)
-        form = None if cut is None else self._forms.get(cut.key)
-        if cut is None or form is None:
-            try:
-                request = parse(pb.InferRequest, message[begin:end])
-            except ServingError as error:
-                return Rejected(error)
-            return self._decided(request, cut)
-        view, tensors = memoryview(message), []
-        for index in form.order:
-            start, stop = cut.data[index]
-            tensors.append(view[start:stop])
-        if form.bools:
-            try:
-                check_bools(tensors, form.model.inputs)
-            except ServingError as error:
-                return Rejected(error, form.model.name, cut.id)
-        return Request(form, cut.id, Rows(tuple(tensors), form.count))
+        if known := self._forms.read(message, cut):
+            return known
+        try:
+            request = parse(pb.InferRequest, message[begin:end])
+        except ServingError as error:
+            return Rejected(error)
+        return self._decided(request, cut)
 
     def _decided(self, request: pb.InferRequest, cut: Cut | None) -> Request | Rejected:
         """Checks all that a client may get wrong."""
         try:
             model = self._registry.get(request.model)
             rows = decode(request, model.inputs, model.max_rows)
-            wanted = wanted_outputs(request, model.outputs)
+            wanted = wanted_outputs(request.outputs, model.outputs)
             check_bools(rows.tensors, model.inputs)
         except ServingError as error:
             return Rejected(error, request.model, request.id.encode())

@@ -16,6 +16,8 @@ Span = tuple[int, int]
 _REQUEST, _TIMEOUT = 0x0A, 0x10  # InferStreamRequest
 _MODEL, _ID, _INPUTS, _OUTPUTS = 0x0A, 0x12, 0x1A, 0x22  # InferRequest
 _NAME, _DATA_TYPE, _SHAPE, _DATA = 0x0A, 0x10, 0x1A, 0x22  # Tensor
+_OIP_ID, _OIP_RAW = 0x1A, 0x3A  # inference.ModelInferRequest
+_OIP_KEPT = {0x0A, 0x12, 0x22, 0x2A, 0x32}  # its model_name, model_version, parameters, inputs, outputs
 
 
 class Cut(NamedTuple):
@@ -52,6 +54,39 @@ def scan_infer(message: bytes, begin: int, end: int) -> Cut | None:
                 key.append(message[kept:start])
                 kept = at + size
             elif field not in {_MODEL, _OUTPUTS}:
+                return None
+            at += size
+    except IndexError:
+        return None
+    if at != end or not request_id.isascii():
+        return None
+    key.append(message[kept:end])
+    return Cut(b"".join(key), request_id, data)
+
+
+def scan_model_infer(message: bytes) -> Cut | None:
+    """An inference.ModelInferRequest. ``data`` is that of its raw_input_contents."""
+    key, kept = [], 0
+    request_id, data = b"", []
+    at, end = 0, len(message)
+    try:
+        while at < end:
+            field, start = message[at], at
+            size = message[at + 1]
+            at += 2
+            if size > 127:
+                size, at = _varint(message, at - 1)
+            if field == _OIP_RAW:
+                data.append((at, at + size))
+                key.append(message[kept:at])
+                kept = at + size
+            elif field == _OIP_ID:
+                if request_id or not size:
+                    return None
+                request_id = message[at : at + size]
+                key.append(message[kept:start])
+                kept = at + size
+            elif field not in _OIP_KEPT:
                 return None
             at += size
     except IndexError:

@@ -1,13 +1,13 @@
-"""Protobuf messages to rows and back: everything a client may get wrong in a request is found here, before any work.
+"""Requests' tensors to rows: everything a client may get wrong in them is found here, before any work.
 
 Texts name the input, what was expected and what came. Whatever the client chose in them is cut and escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -20,6 +20,7 @@ DATA_TYPES: dict[str, pb.DataType.ValueType] = {
     name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in ELEMENT_BYTES
 }
 _TYPE_NAMES = {number: name for name, number in DATA_TYPES.items()}
+_OUR_WORDS = {name: name for name in ELEMENT_BYTES}
 _SHOWN = 48  # characters of a client's name, names of a list and sizes of a shape that an error text repeats: 48, 16, 8
 
 M = TypeVar("M", bound=Message)
@@ -33,40 +34,60 @@ def parse(kind: type[M], message: bytes) -> M:
         raise InvalidInput(f"the bytes are not a {kind.DESCRIPTOR.full_name}") from None
 
 
+class WireTensor(NamedTuple):
+    """A tensor as it came. ``data_type``: in the words of its protocol, fit to be shown."""
+
+    name: str
+    data_type: str
+    shape: Sequence[int]
+    data: bytes
+
+
 def decode(request: pb.InferRequest, inputs: Sequence[TensorSpec], max_rows: int) -> Rows:
     """The request's tensors, in the order of ``inputs``. Raises InvalidInput where they do not fit the model."""
+    tensors = (
+        WireTensor(t.name, _TYPE_NAMES.get(t.data_type, f"data type {t.data_type}"), t.shape, t.data)
+        for t in request.inputs
+    )
+    return decode_tensors(tensors, inputs, max_rows, _OUR_WORDS)
+
+
+def decode_tensors(
+    tensors: Iterable[WireTensor], inputs: Sequence[TensorSpec], max_rows: int, words: Mapping[str, str]
+) -> Rows:
+    """``words``: the protocol's names of element types. Raises InvalidInput."""
     specs = {spec.name: spec for spec in inputs}
     buffers: dict[str, bytes] = {}
     count, first = 0, ""
-    for tensor in request.inputs:
+    for tensor in tensors:
         name = tensor.name
         spec = specs.get(name)
         if spec is None:
-            raise InvalidInput(f"unknown input {_shown(name)}: the model takes {_listed(specs)}")
+            raise InvalidInput(f"unknown input {shown(name)}: the model takes {_listed(specs)}")
         if name in buffers:
             raise InvalidInput(f"input {name!r} came more than once")
-        rows = _check_shape(tensor, spec, max_rows)
+        rows = _check_shape(tensor, spec, max_rows, words[spec.dtype])
         if buffers and rows != count:
             raise InvalidInput(f"input {name!r} has {rows} rows, but input {first!r} has {count}")
         if not buffers:
             count, first = rows, name
-        buffers[name] = _check_data(tensor.data, spec, rows)
+        buffers[name] = _check_data(tensor.data, spec, rows, words[spec.dtype])
     missing = [spec.name for spec in inputs if spec.name not in buffers]
     if missing:
         raise InvalidInput(f"missing input: {_listed(missing)}")
     return Rows(tuple(buffers[spec.name] for spec in inputs), count)
 
 
-def wanted_outputs(request: pb.InferRequest, outputs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    """Indices into ``outputs`` of what the request asks for, in its order; all where it names none."""
-    if not request.outputs:
+def wanted_outputs(names: Sequence[str], outputs: Sequence[TensorSpec]) -> tuple[int, ...]:
+    """Indices into ``outputs`` of the ``names`` that a request asks for, in its order; all where there are none."""
+    if not names:
         return tuple(range(len(outputs)))
     indices = {spec.name: index for index, spec in enumerate(outputs)}
     wanted: list[int] = []
-    for name in request.outputs:
+    for name in names:
         index = indices.get(name)
         if index is None:
-            raise InvalidInput(f"unknown output {_shown(name)}: the model gives {_listed(indices)}")
+            raise InvalidInput(f"unknown output {shown(name)}: the model gives {_listed(indices)}")
         if index in wanted:
             raise InvalidInput(f"output {name!r} is asked for more than once")
         wanted.append(index)
@@ -78,11 +99,10 @@ def spec_message(spec: TensorSpec) -> pb.TensorSpec:
     return pb.TensorSpec(name=spec.name, data_type=DATA_TYPES[spec.dtype], shape=shape, low=spec.low, high=spec.high)
 
 
-def _check_shape(tensor: pb.Tensor, spec: TensorSpec, max_rows: int) -> int:
+def _check_shape(tensor: WireTensor, spec: TensorSpec, max_rows: int, data_type: str) -> int:
     """The tensor's number of rows, 1 <= rows <= max_rows. Raises InvalidInput."""
-    if tensor.data_type != DATA_TYPES[spec.dtype]:
-        came = _TYPE_NAMES.get(tensor.data_type, f"data type {tensor.data_type}")
-        raise InvalidInput(f"input {spec.name!r}: expected {spec.dtype}, got {came}")
+    if tensor.data_type != data_type:
+        raise InvalidInput(f"input {spec.name!r}: expected {data_type}, got {tensor.data_type}")
     shape = tensor.shape
     if len(shape) != 1 + len(spec.shape) or tuple(shape[1:]) != spec.shape:
         expected = ", ".join(map(str, ("rows", *spec.shape)))
@@ -93,18 +113,19 @@ def _check_shape(tensor: pb.Tensor, spec: TensorSpec, max_rows: int) -> int:
     return rows
 
 
-def _check_data(data: bytes, spec: TensorSpec, rows: int) -> bytes:
+def _check_data(data: bytes, spec: TensorSpec, rows: int, data_type: str) -> bytes:
     """``data`` where it holds exactly ``rows`` rows. Raises InvalidInput."""
     expected = rows * spec.row_bytes
     if len(data) != expected:
         raise InvalidInput(
             f"input {spec.name!r}: expected {expected} bytes of data "
-            f"({rows * prod(spec.shape)} x {spec.dtype}), got {len(data)}"
+            f"({rows * prod(spec.shape)} x {data_type}), got {len(data)}"
         )
     return data
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """What a client chose, cut, escaped and quoted."""
     return ascii(name if len(name) <= _SHOWN else f"{name[: _SHOWN - 3]}...")
 
 

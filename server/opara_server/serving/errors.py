@@ -5,6 +5,7 @@
 ├── Overloaded         RESOURCE_EXHAUSTED  the queue is full
 ├── DeadlineExceeded   DEADLINE_EXCEEDED   cannot be answered in time, and was not executed
 ├── Cancelled          CANCELLED           the caller gave up
+├── Unsupported        UNIMPLEMENTED       this server does not do that, or was not started to
 └── InternalError      INTERNAL            anything else; the reason is in the log, under the reference in the text
 
 str(error) is what the client reads: no exception texts and no paths may enter it.
@@ -28,6 +29,7 @@ class Status(StrEnum):
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
     INTERNAL = "INTERNAL"
 
 
@@ -65,6 +67,10 @@ class Cancelled(ServingError):
 
     def __init__(self, message: str = "the request was cancelled") -> None:
         super().__init__(message)
+
+
+class Unsupported(ServingError):
+    status = Status.UNIMPLEMENTED
 
 
 class InternalError(ServingError):

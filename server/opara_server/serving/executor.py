@@ -85,6 +85,17 @@ class Executor:
         if worker := self._workers.pop(name, None):
             worker.batcher.close(drop_queued=True)
 
+    def finish(self, name: str) -> None:
+        """Take no more requests of a model, run what waits in its queue, forget it. Executor's thread."""
+        worker = self._workers.get(name)
+        if worker is None:
+            return
+        worker.batcher.close(drop_queued=False)
+        while worker.batcher.ready(time.monotonic()) is not None and time.monotonic() < self._stop_by:
+            self._run_next_batch(worker)
+        self.bind(None)
+        self.detach(name)
+
     def bind(self, device: LaneDevice | None) -> None:
         """Make ``device`` the thread's own; None: none, as every job finds it. Executor's thread."""
         if device is self._bound:

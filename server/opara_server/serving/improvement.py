@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ END = object()  # of the steps
 
 
 class StoppedError(Exception):
-    """The server stops: nobody waits for the search any more."""
+    """The server stops, or the model is unloaded: nobody waits for the search any more."""
 
 
 class Improvement:
@@ -42,9 +42,19 @@ class Improvement:
         self._done = done
         self._served = compiled.plan
         self._told = news_only(self._log)
+        self._abandoned = False
+        self._steps: Generator[None] | None = None  # of a switch under way
 
     def start(self) -> None:
         threading.Thread(target=self._run, name=f"opara-search-{self._worker.name}", daemon=True).start()
+
+    def abandon(self) -> None:
+        """The model is about to be closed, and with it what a switch under way has captured. Executor's thread."""
+        self._abandoned = True
+        if self._steps is not None:
+            self._executor.bind(self._compiled.device)
+            self._steps.close()
+            self._executor.bind(None)
 
     def _run(self) -> None:
         name, behind = self._worker.name, self._compiled.behind
@@ -52,14 +62,14 @@ class Improvement:
         try:
             found = behind.search(self._report)
             for bucket in reversed(self._compiled.buckets):  # largest first: smaller graphs reuse its memory
-                steps = self._switch(found, bucket)
-                while self._executor.run(partial(self._advance, steps)).result():
+                self._steps = self._switch(found, bucket)
+                while self._executor.run(partial(self._advance, self._steps)).result():
                     pass
             behind.save(found, self._compiled.plan)
             if self._compiled.plan.chosen == self._served.chosen:
                 log.info("search finished, nothing faster found", extra={"model": name})
         except (CancelledError, StoppedError):
-            log.info("the search is given up: the server stops", extra={"model": name})
+            log.info("the search is given up: its model serves no more", extra={"model": name})
         except EngineError as error:
             log.warning("the search failed, what runs goes on: %s", error, extra={"model": name})
         except Exception:
@@ -72,23 +82,23 @@ class Improvement:
             log.exception("what runs is described as it was before the search", extra={"model": name})
 
     def _report(self, doing: str, share: float) -> None:
-        if self._executor.stopping:
+        if self._executor.stopping or self._abandoned:
             raise StoppedError
         self._told(doing, share)
 
     def _log(self, doing: str, share: float) -> None:
         log.info("behind serving: %s (%.0f %%)", doing, 100 * share, extra={"model": self._worker.name})
 
-    def _switch(self, found: SavedPlan, bucket: int) -> Iterator[None]:
+    def _switch(self, found: SavedPlan, bucket: int) -> Generator[None]:
         graph = yield from self._compiled.improve(found, bucket)
         self._worker.lane.switch(bucket, graph)
         self._worker.batcher.ran(bucket, self._worker.lane.warm(bucket))
         yield
         occupancy.sample(self._metrics, self._worker.name, bucket, graph)
 
-    def _advance(self, steps: Iterator[None]) -> bool:
+    def _advance(self, steps: Generator[None]) -> bool:
         """Executor's thread: some of the ``steps``, while requests wait. Whether any are left."""
-        if self._executor.stopping or not self._executor.runs(self._worker.name):
+        if self._executor.stopping or self._abandoned or not self._executor.runs(self._worker.name):
             raise StoppedError
         device, end = self._compiled.device, time.monotonic() + TURN_S
         self._executor.bind(device)
@@ -104,6 +114,8 @@ class Improvement:
     def _end(self) -> None:
         """Executor's thread. Metrics and descriptions are of the plan that runs, also where only the batch sizes before
         a failure were switched."""
+        if self._abandoned:
+            return
         self._compiled.settle()
         plan = self._compiled.plan
         if self._executor.runs(self._worker.name) and plan != self._served:

@@ -3,85 +3,30 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from torch import nn
-
-from opara_server.config import ConfigError, ModelConfig, ServerConfig
-from opara_server.engine.errors import EngineError
+from opara_server.config import ConfigError, ServerConfig
 from opara_server.engine.plan import Plan
-from opara_server.engine.spec import TensorSpec
-from opara_server.observe import occupancy
 from opara_server.observe.metrics import Metrics
-from opara_server.serving.batcher import Batcher
 from opara_server.serving.errors import ModelNotFound, ModelUnavailable
-from opara_server.serving.executor import Executor, Worker
+from opara_server.serving.executor import Executor
 from opara_server.serving.improvement import Improvement
-from opara_server.serving.limits import Limits
-from opara_server.serving.repository import Entry, RepositoryError, scan
-from opara_server.serving.staging import Compiled, Lane
-from opara_server.serving.turns import InFlight, Share
+from opara_server.serving.loading import Compile, Loaded, Loader, LoadError, Progress, summary
+from opara_server.serving.models import ModelDescription, ModelState, ServedModel
+from opara_server.serving.repository import Entry, scan
+
+__all__ = ["Compile", "LoadError", "ModelDescription", "ModelState", "Progress", "Registry", "ServedModel"]
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, float], None]
-"""Takes what is being done, and the share done, 0..1."""
-
-Compile = Callable[[str, nn.Module, ModelConfig, Progress], Compiled]
-"""Makes a module ready to run, on the thread that will run it. Raises EngineError."""
-
-
-class LoadError(Exception):
-    """The start-up cannot go on. str() is one message for the person who started the server."""
-
-
-class ModelState(StrEnum):
-    LOADING = "LOADING"
-    READY = "READY"
-    FAILED = "FAILED"
-    UNLOADED = "UNLOADED"
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model that is READY."""
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    max_rows: int  # of one request
-    plan: Plan
-    batcher: Batcher
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """What is known of a model in any state. ``failure`` is for logs, never for the wire."""
-
-    name: str
-    state: ModelState
-    inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
-    max_rows: int = 0
-    plan: Plan | None = None
-    failure: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    compiled: Compiled
-    worker: Worker
-    served: ServedModel
-
 
 class Registry:
-    """Queries are for any thread; loading and unloading for the executor's, from which ``on_change`` calls back."""
+    """Queries are for any thread, as are ``load`` and ``unload``, which happen on the executor's; the rest is the
+    executor's, from which ``on_change`` calls back."""
 
     def __init__(
         self, config: ServerConfig, executor: Executor, metrics: Metrics, compile_with: Compile | None = None
@@ -90,13 +35,13 @@ class Registry:
         self._config = config
         self._executor = executor
         self._metrics = metrics
-        self._compile = compile_with or self._compile_with_engine
+        self._loader = Loader(config, executor, metrics, compile_with, self._describe)
         self._entries = scan(config.models)
         self._descriptions = {e.name: ModelDescription(e.name, ModelState.LOADING) for e in self._entries}
         self.generation = 0  # changes whenever what ``get`` gives may have
-        self._loaded: dict[str, _Loaded] = {}
-        self._in_flight: defaultdict[str, InFlight] = defaultdict(InFlight)  # by the kind of device
-        self._lost: list[_Loaded] = []  # kept: on a lost device nothing can be freed
+        self._loaded: dict[str, Loaded] = {}
+        self._searches: dict[str, Improvement] = {}
+        self._lost: list[Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
         for entry in self._entries:
             metrics.add_model(entry.name)
@@ -105,7 +50,12 @@ class Registry:
 
     def models(self) -> list[tuple[str, ModelState]]:
         """By name."""
-        return [(d.name, d.state) for d in self._descriptions.values()]
+        return sorted((d.name, d.state) for d in list(self._descriptions.values()))
+
+    @property
+    def device_lost(self) -> bool:
+        """Whether models have lost theirs, for as long as the process lives."""
+        return bool(self._lost)
 
     def describe(self, name: str) -> ModelDescription:
         """Raises ModelNotFound."""
@@ -131,25 +81,99 @@ class Registry:
         Raises LoadError when no model could be loaded, or with ``strict`` when any could not.
         """
         for index, entry in enumerate(self._entries):
-            report = self._progress(progress, entry.name, index)
-            try:
-                self._loaded[entry.name] = self._load(entry, report)
-            except (ConfigError, RepositoryError, EngineError) as error:
-                self._failed(entry.name, str(error))
-            except LoadError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the model's own code: it may raise anything
-                self._failed(entry.name, f"{type(error).__name__}: {error}", error)
+            loaded = self._loader.load(entry, self._progress(progress, entry.name, index))
+            if not isinstance(loaded, str):
+                self._loaded[entry.name] = loaded
+                continue
+            self._change(entry.name, state=ModelState.FAILED, failure=loaded)
+            if self._config.strict:
+                raise LoadError(f"model {entry.name}: {loaded}")
         if not self._loaded:
             raise LoadError("no model could be loaded")
         for name, loaded in self._loaded.items():
             self._executor.attach(loaded.worker)
             self._change(name, state=ModelState.READY)
         for name, loaded in self._loaded.items():
-            if loaded.compiled.behind is not None:
-                done = partial(self._improved, name)
-                Improvement(loaded.compiled, loaded.worker, self._executor, self._metrics, done).start()
+            self._improve(name, loaded)
         progress("ready", 1.0)
+
+    def load(self, name: str) -> Future[None]:
+        """Load a model of the folder, where it may be new, while others serve. Their requests wait meanwhile, but for
+        no search: that goes on behind. One that serves is loaded anew, and serves until then; its code is not.
+
+        The future raises ModelNotFound, ModelUnavailable where it cannot be loaded; one that serves then goes on.
+        """
+        return self._executor.run(partial(self._load_now, name))
+
+    def unload(self, name: str) -> Future[None]:
+        """Answer what waits for a model, and free it. The future raises ModelNotFound."""
+        return self._executor.run(partial(self._unload_now, name))
+
+    def _load_now(self, name: str) -> None:
+        entry, old = self._entry(name), self._loaded.get(name)
+        known = self._descriptions.get(name)
+        if known is None:
+            self._metrics.add_model(name)
+            self._descriptions[name] = ModelDescription(name, ModelState.LOADING)
+        if old is None:
+            self._change(name, state=ModelState.LOADING, failure="")
+        new = self._loader.load(entry, self._stop_when_told, tune_behind=True)
+        if isinstance(new, str):
+            if old is None:
+                self._change(name, state=ModelState.FAILED, failure=new)
+            elif known is not None:
+                self._descriptions[name] = known
+                self.generation += 1
+            raise ModelUnavailable(f"model {name!r} could not be loaded: the server's log says why")
+        self._loaded[name] = new
+        self._describe(name)  # from now on requests go to the new one
+        if old is not None:
+            self._free(name, old)
+        if self._loaded.get(name) is not new:
+            raise ModelUnavailable(f"model {name!r} has lost its device")
+        self._executor.attach(new.worker)
+        self._change(name, state=ModelState.READY)
+        self._improve(name, new)
+
+    def _unload_now(self, name: str) -> None:
+        self.describe(name)
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            return
+        self._change(name, state=ModelState.UNLOADED)
+        self._free(name, loaded)
+        self._loaded.pop(name, None)
+
+    def _entry(self, name: str) -> Entry:
+        """Raises ModelNotFound, ModelUnavailable where the folder cannot be used."""
+        try:
+            found = next((e for e in scan(self._config.models) if e.name == name), None)
+        except ConfigError as error:
+            log.error("the models cannot be listed: %s", error)
+            raise ModelUnavailable("the folder of models cannot be read: the server's log says why") from None
+        if found is None:
+            _not_found(name)
+        return found
+
+    def _free(self, name: str, loaded: Loaded) -> None:
+        """Once what waits for it is answered."""
+        if search := self._searches.pop(name, None):
+            search.abandon()
+        self._executor.finish(name)
+        if any(lost.served.plan.device == loaded.served.plan.device for lost in self._lost):
+            self._lost.append(loaded)
+            return
+        self._executor.bind(loaded.compiled.device)
+        loaded.compiled.close()
+        self._executor.bind(None)
+
+    def _improve(self, name: str, loaded: Loaded) -> None:
+        """Start the search behind, where there is one."""
+        if loaded.compiled.behind is not None:
+            done = partial(self._improved, name)
+            search = Improvement(loaded.compiled, loaded.worker, self._executor, self._metrics, done)
+            self._searches[name] = search
+            search.start()
 
     def unload_all(self) -> None:
         """Refuse what is still queued and free the device."""
@@ -171,56 +195,16 @@ class Registry:
 
         return report
 
-    def _load(self, entry: Entry, progress: Progress) -> _Loaded:
-        begin = time.monotonic()
-        progress("loading", 0.0)
-        config = entry.config().with_policy(self._config.policy)
-        inputs = tuple(i.spec for i in config.inputs)
-        self._describe(entry.name, inputs=inputs, max_rows=config.max_rows)
-        compiled = self._compile(entry.name, entry.module(config), config, progress)
-        try:
-            loaded = self._warm(entry.name, config, compiled)
-        except BaseException:
-            compiled.close()
-            raise
-        finally:
-            self._executor.bind(None)
-        self._describe(entry.name, inputs=compiled.inputs, outputs=compiled.outputs, plan=compiled.plan)
-        log.info("model loaded", extra=_summary(compiled.plan) | {"seconds": round(time.monotonic() - begin, 3)})
-        return loaded
-
-    def _warm(self, name: str, config: ModelConfig, compiled: Compiled) -> _Loaded:
-        """Run every bucket through its buffers, and measure how busy its streams are."""
-        self._executor.bind(compiled.device)
-        lane = Lane(compiled)
-        metrics = self._metrics.model(compiled.plan)
-        limits = Limits.of(config, compiled.buckets)
-        in_flight = self._in_flight[compiled.plan.device]
-        batcher = Batcher(compiled.inputs, limits, metrics, self._executor.wake, in_flight=in_flight)
-        for bucket in compiled.buckets:
-            batcher.ran(bucket, lane.warm(bucket))
-            occupancy.sample(self._metrics, name, bucket, compiled.graph(bucket))
-        served = ServedModel(name, compiled.inputs, compiled.outputs, config.max_rows, compiled.plan, batcher)
-        return _Loaded(compiled, Worker(name, batcher, lane, metrics, Share(config.batching.weight)), served)
-
-    def _compile_with_engine(self, name: str, module: nn.Module, config: ModelConfig, progress: Progress) -> Compiled:
-        from opara_server.engine.build import compile_model  # noqa: PLC0415 - only to load, and slow
-
-        options = config.build_options(self._config.cache_dir)
-        return compile_model(name, module, [i.spec for i in config.inputs], config.device, options, progress)
+    def _stop_when_told(self, _doing: str, _share: float) -> None:
+        if self._executor.stopping:
+            raise ModelUnavailable("the server is shutting down")
 
     def _improved(self, name: str, plan: Plan) -> None:
         loaded = self._loaded[name]
         self._loaded[name] = replace(loaded, served=replace(loaded.served, plan=plan))
         self._describe(name, plan=plan)
         if plan.chosen != loaded.served.plan.chosen:
-            log.info("model improved", extra=_summary(plan))
-
-    def _failed(self, name: str, reason: str, error: Exception | None = None) -> None:
-        log.error("model failed to load: %s", reason, exc_info=error, extra={"model": name})
-        self._change(name, state=ModelState.FAILED, failure=reason)
-        if self._config.strict:
-            raise LoadError(f"model {name}: {reason}")
+            log.info("model improved", extra=summary(plan))
 
     def _device_lost(self, name: str) -> None:
         """Nothing runs on this kind of device any more, in this process; the server stays up and says so."""
@@ -248,13 +232,3 @@ class Registry:
 def _not_found(name: str) -> NoReturn:
     shown = name if len(name) <= 64 else f"{name[:64]}..."  # the client chose it: it may be megabytes long
     raise ModelNotFound(f"no model {shown!r}")
-
-
-def _summary(plan: Plan) -> dict[str, object]:
-    """A plan as fields of a log line."""
-    return {
-        "model": plan.model,
-        "device": f"{plan.device} ({plan.device_name})",
-        "policies": {b.batch_size: b.policy for b in plan.buckets},
-        "fallback_reason": plan.fallback_reason,
-    }
