@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.ready-bench
+PEERS_READY := $(patsubst bench/serving/peers/%.txt,.opara-cache/peers/%/.ready,$(sort $(wildcard bench/serving/peers/*.txt)))
 # pip shows its progress to a person and only its errors to a log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
 
@@ -12,7 +13,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers lint format types imports stubs stubs-check check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +62,17 @@ bench-warm-start: setup $(BENCH_READY) ## how long the server takes to be READY,
 
 bench-allocation: setup ## how long Algorithm 1 and Nimble take to allocate streams
 	$(BIN)/python -m bench.allocation_time
+
+bench-serving: setup bench-peers ## the request path beside other servers; half an hour, needs h2load and four idle cores
+	$(BIN)/python -m bench.serving
+
+bench-peers: $(PEERS_READY) ## install the other servers, each into an environment of its own under .opara-cache
+
+.opara-cache/peers/%/.ready: bench/serving/peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	@echo "installing $$(grep == $< | paste -sd ' ') into $(@D)"; \
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq) --requirement $<
+	@touch $@
 
 lint: setup ## style
 	$(BIN)/ruff check

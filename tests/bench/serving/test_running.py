@@ -1,0 +1,63 @@
+"""Layouts; and one short run of the echo, from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.serving.contestants import Contestant, contestants
+from bench.serving.measuring import Settings
+from bench.serving.process import Launch
+from bench.serving.processes import all_processes
+from bench.serving.results import Cell
+from bench.serving.running import Layout, layouts, run
+
+
+def test_layouts_take_four_cores_and_share_none() -> None:
+    halves, three = layouts([7, 3, 5, 1, 9])
+    assert (halves.name, halves.server_cores, halves.generator_cores) == ("2+2", (1, 3), (5, 7))
+    assert (three.name, three.server_cores, three.generator_cores) == ("3+1", (1, 3, 5), (7,))
+
+
+def test_too_few_cores_are_refused() -> None:
+    with pytest.raises(ValueError, match="four cores are needed"):
+        layouts([0, 1])
+
+
+def test_payloads_can_be_left_out() -> None:
+    halves, three = layouts(range(4))
+    assert halves.restricted(["image", "tiny"]).payloads == ("tiny", "image")
+    assert three.restricted(["tiny"]).payloads == ()
+    with pytest.raises(ValueError, match="no payload called huge"):
+        halves.restricted(["huge"])
+
+
+@pytest.fixture
+def same_cores() -> Iterator[tuple[int, ...]]:
+    """All that there are; the run changes them for this process."""
+    cores = os.sched_getaffinity(0)
+    yield tuple(cores)
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load")
+def test_an_echo_is_measured_and_nothing_is_left(tmp_path: Path, same_cores: tuple[int, ...]) -> None:
+    layout = Layout(same_cores, same_cores, ("tiny",))
+    [echo] = contestants(only=["echo-1"])
+    broken = Contestant("broken", "broken", "Broken", echo.protocol, lambda _: Launch(("false",)))
+    told: list[str] = []
+    settings = Settings(rounds=1, seconds=0.2, warm_up_s=0.1, samples=1)
+    entrants, rounds = run(layout, [echo, broken], [1, 8], settings, tmp_path, told.append)
+    assert list(rounds) == [Cell(layout.name, "tiny", callers, "echo-1") for callers in (1, 8)]
+    for [found] in rounds.values():
+        assert found.problems == ()
+        assert found.requests_per_s > 0
+        assert 0 < found.p50_us <= found.p99_us
+    assert [bool(one.failed) for one in entrants] == [False, True]
+    assert "broken does not take part" in told[0]
+    mine = os.getpid()
+    assert not [status for status in all_processes() if status.parent == mine and status.state != "Z"]
