@@ -8,7 +8,7 @@ from itertools import product
 from bench.cells import CellKey
 from opara_server.engine.options import BuildOptions
 
-TUNING_BUDGET_S = BuildOptions.tuning_budget_s  # of this engine, per cell: its own default
+TUNING_BUDGET_S = BuildOptions.tuning_budget_s  # of all benchmarks: what the engine takes for itself
 DTYPES = ("float16", "float32")
 BATCHES = (1, 2, 4, 8, 16, 32)
 PAPER_MODELS = ("googlenet", "inception_v3", "deepfm", "nasnet_a_large", "t5_small", "bert_base")

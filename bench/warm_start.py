@@ -24,6 +24,7 @@ import typer
 
 from bench.environment import environment
 from bench.models import BenchModel, find_model, require_packages
+from bench.selection import TUNING_BUDGET_S
 from bench.served import NAME
 from opara_server.engine.compiled import MEASURING
 
@@ -82,7 +83,7 @@ def main(
     dtype: str = "float16",
     batch: Annotated[list[int] | None, typer.Option(help="Default: 1, 2, 4, 8, 16, 32.")] = None,
     device: str = "cuda",
-    tuning_budget_s: Annotated[float, typer.Option(help="Of the first start.")] = 300.0,
+    tuning_budget_s: Annotated[float, typer.Option(help="Of the first start.")] = TUNING_BUDGET_S,
     again: Annotated[int, typer.Option(min=1, help="Starts with the saved plan.")] = 3,
     results: Annotated[Path, typer.Option(help="Folder of the result.")] = RESULTS,
 ) -> None:

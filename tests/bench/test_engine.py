@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from bench.cells import Cell, CellKey, load_cell, load_cells
+from bench.cells import Cell, CellKey, load_cell, load_cells, save_cell
 from bench.engine import main
 from bench.systems import SYSTEMS
 
@@ -92,6 +92,14 @@ def test_what_is_there_is_not_measured_again(suite: Suite) -> None:
     assert "1 cells, 1 of them there already" in result.output
     assert "1 cells, 0 of them there already" in suite.run([SMALL], "--tuning-budget-s", "1", *SOON).output
     assert (suite.folder / "cells" / f"{SMALL.stem}.json").stat().st_mtime_ns == before
+
+
+def test_what_another_engine_measured_is_measured_again_unless_it_is_to_stay(suite: Suite) -> None:
+    mine = suite.cell(SMALL)
+    save_cell(suite.folder / "cells", replace(mine, environment={**mine.environment, "engine": "old"}))
+    assert "1 cells, 0 of them there already" in suite.run([SMALL], *SOON).output
+    assert "1 cells, 1 of them there already" in suite.run([SMALL], "--any-engine").output
+    save_cell(suite.folder / "cells", mine)
 
 
 def test_no_cell_is_begun_that_would_not_be_done_in_time(suite: Suite) -> None:

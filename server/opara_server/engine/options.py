@@ -25,12 +25,12 @@ OPT_IN = {"fused_max_autotune"}  # minutes of compiling: not among AUTO's
 @dataclass(frozen=True)
 class BuildOptions:
     """``policy``: a name from POLICIES, or AUTO. ``lowering``: ATEN, one of FUSED, or AUTO; what is named competes with
-    the sequential graph of ATen operators alone. ``tuning_budget_s``: how long all batch sizes together may take to
-    compile fused operators and to be measured. ``tune_behind``: without a saved plan the model runs its simplest graphs
-    at once, and whoever runs it lets CompiledModel.behind search meanwhile. ``priorities``: AUTO's most promising
-    schedules compete with high priority for the streams of the longest path as well, on a GPU. ``tolerance``: the
-    verification bound instead of the dtype's own. ``cache_dir``: where plans are saved and looked for; None: nowhere.
-    Raises ValueError on what cannot be."""
+    the sequential graph of ATen operators alone. ``tuning_budget_s``: about how long all batch sizes together may take
+    to compile fused operators and to be measured; each gets one fused variant at least. ``tune_behind``: without a
+    saved plan the model runs its simplest graphs at once, and whoever runs it lets CompiledModel.behind search
+    meanwhile. ``priorities``: AUTO's most promising schedules compete with high priority for the streams of the longest
+    path as well, on a GPU. ``tolerance``: the verification bound instead of the dtype's own. ``cache_dir``: where plans
+    are saved and looked for; None: nowhere. Raises ValueError on what cannot be."""
 
     batch_sizes: tuple[int, ...]
     policy: str = AUTO
