@@ -1,18 +1,19 @@
 """The Open Inference Protocol (KServe v2, as Triton, MLServer and KServe speak it) for the load generator.
 
-Its messages, as far as used here, are declared in a descriptor pool of their own: in the common pool they would clash
-with the stubs of tritonclient or kserve in a process that has both. Fields not declared are skipped when read.
+Its messages are in a descriptor pool of their own: in the common pool they would clash with the stubs of tritonclient
+or kserve in a process that has both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
@@ -22,39 +23,6 @@ from opara_client.models import TensorSpec
 from opara_client.perf_protocol import Signature
 from opara_client.tensors import Array, from_wire, to_wire
 
-# Per message: (name, number, type, repeated). A type that is a string is another message.
-_BOOL, _INT32, _INT64 = FieldDescriptorProto.TYPE_BOOL, FieldDescriptorProto.TYPE_INT32, FieldDescriptorProto.TYPE_INT64
-_UINT32, _UINT64 = FieldDescriptorProto.TYPE_UINT32, FieldDescriptorProto.TYPE_UINT64
-_FLOAT, _DOUBLE = FieldDescriptorProto.TYPE_FLOAT, FieldDescriptorProto.TYPE_DOUBLE
-_STRING, _BYTES = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.TYPE_BYTES
-_Field = tuple[str, int, FieldDescriptorProto.Type.ValueType | str, bool]
-_MESSAGES: dict[str, tuple[_Field, ...]] = {
-    "ModelMetadataRequest": (("name", 1, _STRING, False),),
-    "TensorMetadata": (("name", 1, _STRING, False), ("datatype", 2, _STRING, False), ("shape", 3, _INT64, True)),
-    "ModelMetadataResponse": (("inputs", 4, "TensorMetadata", True), ("outputs", 5, "TensorMetadata", True)),
-    "Contents": (
-        ("bool_contents", 1, _BOOL, True),
-        ("int_contents", 2, _INT32, True),
-        ("int64_contents", 3, _INT64, True),
-        ("uint_contents", 4, _UINT32, True),
-        ("uint64_contents", 5, _UINT64, True),
-        ("fp32_contents", 6, _FLOAT, True),
-        ("fp64_contents", 7, _DOUBLE, True),
-        ("bytes_contents", 8, _BYTES, True),
-    ),
-    "Tensor": (
-        ("name", 1, _STRING, False),
-        ("datatype", 2, _STRING, False),
-        ("shape", 3, _INT64, True),
-        ("contents", 5, "Contents", False),
-    ),
-    "ModelInferRequest": (
-        ("model_name", 1, _STRING, False),
-        ("inputs", 5, "Tensor", True),
-        ("raw_input_contents", 7, _BYTES, True),
-    ),
-    "ModelInferResponse": (("outputs", 5, "Tensor", True), ("raw_output_contents", 6, _BYTES, True)),
-}
 _DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -73,29 +41,15 @@ _DTYPES = {
 _DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 
 
-def _field(
-    name: str, number: int, kind: FieldDescriptorProto.Type.ValueType | str, repeated: bool
-) -> FieldDescriptorProto:
-    label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
-    field = FieldDescriptorProto(name=name, number=number, label=label)
-    if isinstance(kind, str):
-        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".inference.{kind}"
-    else:
-        field.type = kind
-    return field
-
-
-def _declare() -> DescriptorPool:
-    messages = [
-        DescriptorProto(name=name, field=[_field(*field) for field in fields]) for name, fields in _MESSAGES.items()
-    ]
-    file = FileDescriptorProto(name="inference.proto", package="inference", syntax="proto3", message_type=messages)
+def _pool() -> DescriptorPool:
+    data = resources.files("opara_protos").joinpath("open_inference.binpb").read_bytes()
     pool = DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
+    for file in FileDescriptorSet.FromString(data).file:
+        pool.AddSerializedFile(file.SerializeToString())
     return pool
 
 
-_POOL = _declare()
+_POOL = _pool()
 
 
 def _message(name: str) -> Any:
