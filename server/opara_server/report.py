@@ -48,8 +48,22 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print()
         console.print(_graph_line(bucket))
         console.print(_bucket_table(bucket))
+        console.print(_serving_line(bucket))
         for rejection in _rejections(bucket):
             console.print(rejection)
+    console.print()
+    console.print(Text(_legend(), style="dim"))
+
+
+def _legend() -> str:
+    from opara_server.engine.select import AS_FAST, LEAST_MARGIN, OVER  # noqa: PLC0415 - imports torch
+
+    return (
+        "The table has times of the search, in which all were measured in turns; below it, what serves (→) as it was "
+        "measured again. It beats sequential both times, in the search by more than the noise, at least "
+        f"{LEAST_MARGIN:.0%}; of those within {AS_FAST:.0%} of the fastest it is the one with the least memory. To one "
+        f"that needs more memory than it should {OVER:.0%} of its time are added."
+    )
 
 
 def _graph_line(bucket: BucketPlan) -> RenderableType:
@@ -62,11 +76,17 @@ def _graph_line(bucket: BucketPlan) -> RenderableType:
     )
 
 
+def _serving_line(bucket: BucketPlan) -> Text:
+    simplest = bucket.measured_us == bucket.sequential_us
+    beside = "" if simplest else f", sequential {bucket.sequential_us:.1f} µs beside it"
+    return Text(f"→ {_label(bucket)} serves: {bucket.measured_us:.1f} µs{beside}, {bucket.speedup:.2f}×")
+
+
 def _bucket_table(bucket: BucketPlan) -> Table:
     """80 columns are enough for it. What is rejected is told below it, where its reason has room."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True, min_width=1)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for title in ("streams", "syncs", "predicted\nµs", "measured\nµs", "peak\nMiB", "speed-up"):
         table.add_column(title, justify="right", no_wrap=True)
     for candidate in bucket.candidates:
@@ -83,6 +103,7 @@ def _rejections(bucket: BucketPlan) -> Iterator[Text]:
 
 def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
     measured = candidate.measured_us > 0  # what was refused before it was timed has no time
+    sequential_us = bucket.candidates[0].measured_us
     return (
         "→" if _chosen(bucket, candidate) else "✗" if candidate.rejected else "",
         _label(candidate),
@@ -91,11 +112,11 @@ def _cells(bucket: BucketPlan, candidate: Candidate) -> tuple[str, ...]:
         f"{candidate.predicted_us:.1f}",
         f"{candidate.measured_us:.1f}" if measured else "",
         f"{candidate.peak_bytes / 2**20:.2f}",
-        f"{bucket.sequential_us / candidate.measured_us:.2f}×" if measured and not candidate.rejected else "",
+        f"{sequential_us / candidate.measured_us:.2f}×" if measured and not candidate.rejected else "",
     )
 
 
-def _label(candidate: Candidate) -> str:
+def _label(candidate: Candidate | BucketPlan) -> str:
     lowering = "" if candidate.lowering in {ATEN, "whole"} else f"{candidate.lowering} "
     return f"{lowering}{candidate.policy}{' compact' if candidate.compact else ''}"
 

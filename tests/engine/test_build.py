@@ -17,7 +17,7 @@ from opara_server.engine.errors import CaptureError, DeviceError, ModelError, Ve
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.spec import TensorSpec
 from tests.engine.compiling import TWO_BUCKETS, assert_right, compiled, on_several_streams, streams_are_fast, wrong
-from tests.engine.devices import ScriptedDevice
+from tests.engine.devices import ScriptedDevice, Spoil, nothing
 from tests.engine.models import IMAGE, ROW, Branches, ConvBranches, Counter, Function
 
 
@@ -107,6 +107,27 @@ def test_without_a_look_at_its_calls_a_module_has_no_plan_but_serves(
     model.close()
 
 
+def test_where_the_best_is_wrong_another_policy_s_graph_of_the_same_operators_serves() -> None:
+    module = Branches()
+    device = ScriptedDevice(streams_are_fast)
+    serving: list[int] = []
+
+    def first_that_serves_is_wrong(streams: int) -> Spoil:
+        serving.extend([streams] * (streams > 1 and any(graph.closed for graph in device.graphs)))
+        return wrong if len(serving) == 1 else nothing
+
+    device.spoil = first_that_serves_is_wrong
+    model = compiled(module, device=device, batch_sizes=(4,))
+    bucket = model.plan.bucket(4)
+    (refused,) = [c for c in bucket.candidates if c.rejected]
+    assert refused.rejected == "wrong numbers"
+    assert bucket.streams > 1
+    assert bucket.lowering == refused.lowering
+    assert bucket.policy != refused.policy
+    assert_right(model, module)
+    model.close()
+
+
 def test_what_is_slower_when_it_serves_gives_way(caplog: pytest.LogCaptureFixture) -> None:
     device = ScriptedDevice()
     # fast while candidates are compared, whose graphs are closed then; slow as the graph that is to serve
@@ -130,8 +151,8 @@ def test_a_schedule_with_wrong_numbers_gives_way_to_sequential(caplog: pytest.Lo
     assert_right(model, module)
     for bucket in model.plan.buckets:
         assert (bucket.policy, bucket.streams, bucket.speedup) == ("sequential", 1, 1.0)
-        (refused,) = [c for c in bucket.candidates if c.rejected]
-        assert (refused.rejected, refused.streams > 1) == ("wrong numbers", True)
+        refused = [c for c in bucket.candidates if c.rejected]
+        assert [(c.rejected, c.streams > 1) for c in refused] == [("wrong numbers", True)] * 2
     assert "failed, the next best runs instead: output 'output': error" in caplog.text
     serving = [model.graph(bucket) for bucket in model.buckets]
     assert [graph.closed for graph in device.graphs] == [graph not in serving for graph in device.graphs]

@@ -19,6 +19,7 @@ from opara_server.engine.program_json import Json, content_digest
 
 SEQUENTIAL = Candidate("aten", "sequential", False, 1, 0, 90.0, 100.0, 4096)
 OPARA = Candidate("aten", "opara", True, 4, 7, 40.5, 50.0, 6000)
+WAVEFRONT = Candidate("aten", "wavefront", False, 9, 20, 45.0, 60.0, 9000)
 UNCAPTURED = Candidate("aten", "wavefront", False, 9, 20, 45.0, 0.0, 9000, rejected="cannot be captured")
 FUSED = Candidate("fused", "nimble", False, 3, 2, 45.0, 60.0, 6000)
 BUCKET = BucketPlan(8, "opara", True, "aten", 12, 4, 5, 33.3, 4, 7, 50.0, 100.0, 6000, (SEQUENTIAL, OPARA, UNCAPTURED))
@@ -213,14 +214,19 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyt
 
 @pytest.mark.parametrize(
     ("runs", "best", "needed"),
-    [(OPARA, {"tensor": "a" * 64}, "ab"), (FUSED, {"tensor": "c" * 64}, "bc"), (SEQUENTIAL, None, "b")],
+    [
+        (OPARA, {"tensor": "a" * 64, "schedule": {}}, "ab"),
+        (FUSED, {"tensor": "c" * 64, "schedule": {}}, "bc"),
+        (WAVEFRONT, {"tensor": "a" * 64, "schedule": {"streams": 9}}, "ab"),  # of the best's program
+        (SEQUENTIAL, None, "b"),
+    ],
 )
 def test_of_what_was_found_only_what_runs_is_written(runs: Candidate, best: Json, needed: str) -> None:
-    bucket = replace(BUCKET, candidates=(SEQUENTIAL, OPARA, FUSED))
+    bucket = replace(BUCKET, candidates=(SEQUENTIAL, OPARA, FUSED, WAVEFRONT))
     choice = {
         "simplest": {"tensor": "b" * 64},
-        "best": {"tensor": "a" * 64},
-        "others": [[2, {"tensor": "c" * 64}]],
+        "best": {"tensor": "a" * 64, "schedule": {}},
+        "others": [[2, {"tensor": "c" * 64}], [3, {"schedule": {"streams": 9}}]],
     }
     tensors = {letter * 64: torch.zeros(1, dtype=torch.uint8) for letter in "abcd"}
     found = SavedPlan(replace(PLAN, buckets=(bucket,)), {"8": choice}, tensors)

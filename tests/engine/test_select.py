@@ -233,15 +233,30 @@ def test_the_best_of_each_other_lowering_stands_by() -> None:
     with device.bind():
         choice = select(entrants, device)
     device.close()
-    assert (choice.winner, [number for number, _ in choice.others]) == (3, [5, 1])
-    for number in (5, 1, 0):
+    assert (choice.winner, [number for number, _ in choice.others]) == (3, [5, 1, 2])
+    for number in (5, 1, 2, 0):
         choice = choice.falling_back("wrong numbers")
         assert (choice.winner, choice.best) == (number, entrants[number].runnable)
-    assert [number for number, c in enumerate(choice.candidates) if c.rejected] == [1, 3, 5]
+    assert [number for number, c in enumerate(choice.candidates) if c.rejected] == [1, 2, 3, 5]
+
+
+def test_the_next_policy_of_the_same_lowering_stands_by(choose: Callable[..., Choice]) -> None:
+    choice = choose({1: 100.0, 2: 80.0, 7: 60.0}).falling_back("wrong numbers")
+    assert (choice.best, choice.chosen.policy, choice.others) == (TWO.runnable, "two", ())
+
+
+def test_what_is_the_same_graph_or_policy_as_the_best_does_not_stand_by() -> None:
+    same_graph = replace(SEVEN, schedule=replace(SEVEN.schedule, policy="other"))
+    same_policy = replace(TWO, schedule=replace(TWO.schedule, policy="seven"), compact=True)
+    device = ScriptedDevice(lambda streams, _replay: {1: 100.0, 2: 80.0, 7: 60.0}[streams])
+    with device.bind():
+        choice = select([SEQUENTIAL, SEVEN, same_graph, same_policy], device)
+    device.close()
+    assert (choice.winner, choice.others) == (1, ())
 
 
 def test_falling_back(choose: Callable[..., Choice]) -> None:
-    choice = choose({1: 100.0, 2: 80.0, 7: 60.0}).falling_back("wrong numbers")
+    choice = choose({1: 100.0, 2: 120.0, 7: 60.0}).falling_back("wrong numbers")
     assert (choice.best, choice.chosen) == (SEQUENTIAL.runnable, choice.sequential)
     assert [c.rejected for c in choice.candidates] == ["", "", "wrong numbers"]
 

@@ -32,7 +32,7 @@ class Runnable:
 @dataclass(frozen=True)
 class Choice:
     """``best`` was chosen, of those that ``candidates`` tells the measurements of: number ``winner``. Number 0 is
-    ``simplest``, sequential. ``others``: of other lowerings, with their numbers, should the best be refused."""
+    ``simplest``, sequential. ``others``: with their numbers, should the best be refused."""
 
     simplest: Runnable
     best: Runnable
@@ -49,10 +49,12 @@ class Choice:
         return self.candidates[0]
 
     def confirmed(self, sequential_us: float, chosen_us: float) -> Choice:
-        """With the times of the graphs that were captured to serve."""
-        times = {0: sequential_us, self.winner: chosen_us}
-        again = tuple(replace(c, measured_us=times.get(i, c.measured_us)) for i, c in enumerate(self.candidates))
-        return replace(self, candidates=again)
+        """With the times of the graphs that were captured to serve; they count as measured where no search was."""
+        candidates = list(self.candidates)
+        for number, us in ((0, sequential_us), (self.winner, chosen_us)):
+            candidate = candidates[number]
+            candidates[number] = replace(candidate, again_us=us, measured_us=candidate.measured_us or us)
+        return replace(self, candidates=tuple(candidates))
 
     def falling_back(self, reason: str) -> Choice:
         """The next of the others, else the simplest, instead of the best, which is refused for ``reason``."""
@@ -73,8 +75,8 @@ class Choice:
             longest_path_us=graph.longest_path(self.best.durations),
             streams=chosen.streams,
             synchronisations=chosen.synchronisations,
-            measured_us=chosen.measured_us,
-            sequential_us=self.sequential.measured_us,
+            measured_us=chosen.latest_us,
+            sequential_us=self.sequential.latest_us,
             peak_bytes=chosen.peak_bytes,
             candidates=self.candidates,
             reused=reused,
@@ -101,21 +103,19 @@ def unsearched(program: Program) -> Choice:
 
 
 def write_choice(choice: Choice, writer: ProgramWriter) -> Json:
-    """Its graphs; the measurements are the plan's. Raises UnsavableError."""
+    """Its graphs; the measurements are the plan's. The others say only what is not as the best has it. Raises
+    UnsavableError."""
     best = None if choice.winner == 0 else _write(choice.best, writer)
     others = []
     for number, runnable in choice.others:
         with suppress(UnsavableError):  # they only stand by
-            others.append([number, _write(runnable, writer)])
+            others.append([number, _write(runnable, writer, choice.best.program)])
     return {"simplest": _write(choice.simplest, writer), "best": best, "others": others}
 
 
-def _write(runnable: Runnable, writer: ProgramWriter) -> Json:
-    return {
-        "program": writer.write(runnable.program),
-        "schedule": runnable.schedule.to_json(),
-        "durations": runnable.durations,
-    }
+def _write(runnable: Runnable, writer: ProgramWriter, best: Program | None = None) -> Json:
+    program = {} if runnable.program is best else {"program": writer.write(runnable.program)}
+    return program | {"schedule": runnable.schedule.to_json(), "durations": runnable.durations}
 
 
 def read_choice(data: Json, plan: BucketPlan, reader: ProgramReader, inputs: Sequence[Tensor]) -> Steps[Choice]:
@@ -130,12 +130,13 @@ def read_choice(data: Json, plan: BucketPlan, reader: ProgramReader, inputs: Seq
     others = []
     for number, other in data["others"]:
         yield
-        others.append((number, _read(other, reader, inputs)))
+        others.append((number, _read(other, reader, inputs, best.program)))
     return Choice(simplest, best, plan.candidates, winner, tuple(others))
 
 
-def _read(data: Json, reader: ProgramReader, inputs: Sequence[Tensor]) -> Runnable:
-    program, schedule = reader.read(data["program"], inputs), Schedule.from_json(data["schedule"])
+def _read(data: Json, reader: ProgramReader, inputs: Sequence[Tensor], best: Program | None = None) -> Runnable:
+    program = best if best and "program" not in data else reader.read(data["program"], inputs)
+    schedule = Schedule.from_json(data["schedule"])
     check(program.graph, schedule)
     durations = tuple(data["durations"])
     if len(durations) != len(program.graph):

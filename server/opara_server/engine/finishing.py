@@ -55,9 +55,9 @@ class Finisher:
             before, now = yield from measuring([simplest, graph], self._device, seconds)
             if simplest is not serving:
                 simplest.close()
+            choice = choice.confirmed(choice.sequential.latest_us if reused else before.median, now.median)
             if now.median < before.median:
-                sequential_us = choice.sequential.measured_us if reused else before.median
-                return graph, replace(choice.confirmed(sequential_us, now.median), others=())
+                return graph, replace(choice, others=())
             log.warning("%s: measured again, %s is slower than sequential", self._name, choice.chosen.label)
             graph.close()
             choice = choice.falling_back("slower than sequential when measured again")

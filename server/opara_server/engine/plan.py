@@ -28,8 +28,9 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One schedule of one lowering. ``compact``: its streams were reduced to what its order needs. ``measured_us``: 0
-    where it was not captured. ``rejected``: why it could not be chosen whatever it measured; else empty."""
+    """One schedule of one lowering. ``compact``: its streams were reduced to what its order needs. ``measured_us``: by
+    the search, beside all others; 0 where it was not captured. ``again_us``: as a graph captured to serve, beside
+    sequential's; 0 where it was not. ``rejected``: why it could not be chosen whatever it measured; else empty."""
 
     __pydantic_config__ = _STRICT
 
@@ -42,6 +43,11 @@ class Candidate:
     measured_us: Microseconds
     peak_bytes: Count  # for activations: memory.memory_bytes
     rejected: str = ""
+    again_us: Microseconds = 0.0
+
+    @property
+    def latest_us(self) -> float:
+        return self.again_us or self.measured_us
 
     @property
     def given_up(self) -> bool:
@@ -62,7 +68,8 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
     """What runs for one batch size. ``lowering``: "aten", one of the fused ones, or "whole" where the operators
-    could not be had. ``sequential_us``: what ATen operators (or the whole) take one after the other."""
+    could not be had. ``measured_us``: as it serves. ``sequential_us``: what ATen operators (or the whole) take one
+    after the other, measured beside it."""
 
     __pydantic_config__ = _STRICT
 

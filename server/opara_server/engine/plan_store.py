@@ -46,7 +46,8 @@ def as_it_runs(found: SavedPlan, plan: Plan) -> SavedPlan:
 def _as_it_runs(found: SavedPlan, bucket: BucketPlan) -> Json:
     choice = found.choices[str(bucket.batch_size)]
     numbers = {candidate.key: number for number, candidate in enumerate(bucket.candidates)}
-    programs = dict(choice["others"]) | {numbers[found.plan.bucket(bucket.batch_size).key]: choice["best"], 0: None}
+    programs = {number: choice["best"] | other for number, other in choice["others"]}
+    programs |= {numbers[found.plan.bucket(bucket.batch_size).key]: choice["best"], 0: None}
     return {"simplest": choice["simplest"], "best": programs[numbers[bucket.key]], "others": []}
 
 

@@ -81,7 +81,8 @@ def select(entrants: Sequence[Contender], device: Device, budget_s: float = floa
     )
     limits = limits_bytes(entrants)
     over = {number for number, entrant in enumerate(entrants) if entrant.peak_bytes > limits[number]}
-    winner, *others = _ranking(candidates, timed, over, urgent)
+    graph_of = [leaders[entrant.key] for entrant in entrants]
+    winner, *others = _ranking(candidates, timed, graph_of, over, urgent)
     runnables = tuple((number, entrants[number].runnable) for number in others)
     return Choice(entrants[0].runnable, entrants[winner].runnable, candidates, winner, runnables)
 
@@ -95,18 +96,28 @@ class Timing:
 
 
 def _ranking(
-    candidates: Sequence[Candidate], timed: Sequence[Timing | None], over: Collection[int], urgent: Collection[int]
+    candidates: Sequence[Candidate],
+    timed: Sequence[Timing | None],
+    graph_of: Sequence[int],
+    over: Collection[int],
+    urgent: Collection[int],
 ) -> list[int]:
-    """The winner, and after it of each other lowering the one that would win without the lowerings before it.
+    """The winner, and after it those that would win without the ones before them: of each other lowering one, of the
+    winner's own one more, which is another graph of another policy. Most often a refusal is the lowering's fault, yet
+    where there is but one a single bad schedule must not leave the model with the sequential graph.
 
-    ``over``: those that need more memory than they should. ``urgent``: those with urgent streams.
+    ``graph_of``: which graph each is. ``over``: those that need more memory than they should. ``urgent``: those with
+    urgent streams.
     """
     able = {number: timing for number, timing in enumerate(timed) if timing is not None}
-    ranking = []
+    ranking: list[int] = []
     while winner := _winner(candidates, able, over, urgent):
+        beaten = {n for n in able if n and candidates[n].lowering == candidates[winner].lowering}
+        if not ranking:
+            policy, graph = candidates[winner].policy, graph_of[winner]
+            beaten = {n for n in beaten if candidates[n].policy == policy or graph_of[n] == graph}
+        able = {n: timing for n, timing in able.items() if n not in beaten}
         ranking.append(winner)
-        beaten = candidates[winner].lowering
-        able = {n: timing for n, timing in able.items() if n == 0 or candidates[n].lowering != beaten}
     return ranking or [0]
 
 
