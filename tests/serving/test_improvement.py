@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from opara_server.config import ModelConfig
 from opara_server.engine.compiled import Progress
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.errors import EngineError
-from opara_server.engine.plan import BucketPlan, Plan
+from opara_server.engine.plan import BucketPlan, Candidate, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.steps import Steps
 from opara_server.serving import improvement
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Compiler, Server, repository, serving
+
+SLOWER = Candidate("aten", "opara", False, 2, 3, 8.0, 11.0, 1024)
 
 
 class Search:
@@ -100,6 +103,35 @@ def test_the_log_says_whether_anything_was_replaced(
     assert len({"search finished, nothing faster found", "model improved"}.intersection(caplog.messages)) == 1
     (record,) = [record for record in caplog.records if record.message == said]
     assert not hasattr(record, "seconds")
+
+
+@pytest.mark.parametrize("best_already", [False, True])
+def test_the_log_tells_of_each_batch_size_what_became_of_it_with_both_times(
+    tmp_path: Path, best_already: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Behind()
+    with caplog.at_level(logging.INFO), serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        made = compiler.made["a"]
+        made.best_already = best_already
+        slower = replace(SLOWER, again_us=12.0)
+        buckets = tuple(replace(b, candidates=(SLOWER, slower)) for b in made.plan.buckets)
+        made.plan = replace(made.plan, buckets=buckets)
+        compiler.search.go.set()
+        said = "kept as it was" if best_already else "switched"
+        wait_for(lambda: caplog.messages.count(said) == 2)
+    told = [vars(record) for record in caplog.records if record.message == said]
+    assert [line["batch_size"] for line in told] == [4, 1]
+    others = {"found": "aten opara", "found_us": 12.0} if best_already else {"sequential_us": 15.0}
+    for line in told:
+        assert {"model": "a", "measured_us": 9.0 if best_already else 10.0}.items() <= line.items()
+        assert others.items() <= line.items()
+
+
+def test_on_a_processor_it_is_told_that_requests_will_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(repository(tmp_path, a=MODEL), Behind()) as server:
+        server.load()
+    assert [r.levelname for r in caplog.records if "requests wait for seconds" in r.message] == ["WARNING"]
 
 
 def test_an_end_that_fails_is_told(

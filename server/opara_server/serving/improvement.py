@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from opara_server.engine.errors import EngineError
-from opara_server.engine.plan import Plan
+from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.observe import occupancy
 from opara_server.observe.logs import news_only
@@ -46,6 +46,11 @@ class Improvement:
         self._steps: Generator[None] | None = None  # of a switch under way
 
     def start(self) -> None:
+        name = self._worker.name
+        if self._served.device == "cpu":
+            log.warning(
+                "tune_behind is meant for GPUs: here requests wait for seconds while it switches", extra={"model": name}
+            )
         threading.Thread(target=self._run, name=f"opara-search-{self._worker.name}", daemon=True).start()
 
     def abandon(self) -> None:
@@ -89,8 +94,21 @@ class Improvement:
     def _log(self, doing: str, share: float) -> None:
         log.info("behind serving: %s (%.0f %%)", doing, 100 * share, extra={"model": self._worker.name})
 
+    def _log_outcome(self, before: BucketPlan, now: BucketPlan) -> None:
+        what = {"model": self._worker.name, "batch_size": now.batch_size}
+        if now.key != before.key:
+            times = {"measured_us": round(now.measured_us, 1), "sequential_us": round(now.sequential_us, 1)}
+            log.info("switched", extra=what | {"policy": now.policy} | times)
+            return
+        fastest = min((c for c in now.candidates[1:] if c.latest_us), key=lambda c: c.latest_us, default=None)
+        found = {"found": fastest.label, "found_us": round(fastest.latest_us, 1)} if fastest else {}
+        log.info("kept as it was", extra=what | {"measured_us": round(now.measured_us, 1)} | found)
+
     def _switch(self, found: SavedPlan, bucket: int) -> Generator[None]:
+        before = self._compiled.plan.bucket(bucket)
+        log.info("behind serving: verifying and measuring batch size %d", bucket, extra={"model": self._worker.name})
         graph = yield from self._compiled.improve(found, bucket)
+        self._log_outcome(before, self._compiled.plan.bucket(bucket))
         self._worker.lane.switch(bucket, graph)
         self._worker.batcher.ran(bucket, self._worker.lane.warm(bucket))
         yield
