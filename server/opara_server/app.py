@@ -15,17 +15,17 @@ import grpc
 import torch
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from opara_server.config import ConfigError, ServerConfig, may_use_a_gpu
 from opara_server.engine.kineto import start_kineto
 from opara_server.observe.metrics import Metrics
 from opara_server.rpc.descriptors import OIP_SERVICE, reflection_pool
 from opara_server.rpc.health import Health
-from opara_server.rpc.hot_calls import HotCalls
 from opara_server.rpc.inference import Inference
 from opara_server.rpc.oip import OpenInference
 from opara_server.rpc.service import SERVICE, InferenceService
+from opara_server.rpc.transports import open_transport
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
 from opara_server.serving.repository import scan
@@ -70,8 +70,9 @@ class Application:
         self._executor = Executor()
         self._registry = Registry(config, self._executor, self.metrics, compile_with)
         self._health = Health()
-        self._hot = HotCalls(Inference(self._registry, self.metrics), STREAM_IN_FLIGHT)
-        self._server = grpc.aio.server(options=_options(config, _message_limit(config)))
+        inference = Inference(self._registry, self.metrics)
+        options = _options(config, _message_limit(config))
+        self._server = open_transport(config.transport, options, inference, STREAM_IN_FLIGHT)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
 
@@ -122,7 +123,7 @@ class Application:
         if served:
             log.info("draining", extra={"seconds": self._config.drain_delay_s})
             await asyncio.sleep(self._config.drain_delay_s)
-        self._hot.close_streams()
+        self._server.close_streams()
         self._health.close()
         await self._server.stop(self._config.grace_s)
         grace_s = self._config.grace_s if served else _LOAD_GRACE_S
@@ -155,10 +156,11 @@ class Application:
     async def _listen(self) -> None:
         own = InferenceService(self._registry)
         oip = OpenInference(self._registry, self.metrics, self._health.serving, admin=self._config.admin)
-        self._server.add_generic_rpc_handlers((self._hot, own.handler(), oip.handler()))
+        self._server.add_generic_rpc_handlers((own.handler(), oip.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = (SERVICE, OIP_SERVICE, _HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, self._server, reflection_pool())
+        reflector = reflection.aio.ReflectionServicer(services, reflection_pool())  # type: ignore[attr-defined]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)
         self._set_overall(serving=False)
         for name, _ in self._registry.models():
             self._health.set(name, serving=False)

@@ -77,6 +77,9 @@ class ServerConfig(_Settings):
     port: Port = Field(50051, description="Port of the gRPC server; 0 picks a free one.")
     metrics_host: str = Field("127.0.0.1", description="Address the metrics are served on.")
     metrics_port: Port = Field(9464, description="Port of the metrics; 0 picks a free one.")
+    transport: Literal["cq", "aio"] = Field(
+        "cq", description="What carries the calls: a loop straight on gRPC's completion queue, or grpc.aio."
+    )
     cache_dir: Path = Field(default_factory=_cache_dir, description="Folder where measured plans are kept.")
     policy: Policy | None = Field(None, description="Policy for every model, instead of what its model.toml says.")
     admin: bool = Field(False, description="Let clients load and unload models (Open Inference Protocol).")

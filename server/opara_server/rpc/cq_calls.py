@@ -1,0 +1,150 @@
+"""Hot calls on the completion queue: no event loop, no task; an answer leaves from the thread that has it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import grpc
+
+from opara_server.rpc import cq_core as core
+from opara_server.rpc.errors import Failure
+from opara_server.rpc.inference import Hot
+from opara_server.serving.batcher import Ticket
+
+_NO_REQUEST = Failure(grpc.StatusCode.UNIMPLEMENTED, "a unary call has exactly one request")
+_SHUTTING_DOWN = Failure(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+
+
+class UnaryCall:
+    """One call of a hot unary method. Every event comes on the thread that serves, ``_reply`` on any."""
+
+    __slots__ = ("_call", "_deadline", "_ended", "_hot", "_ticket")
+
+    def __init__(self, arrival: core.Event, hot: Hot) -> None:
+        self._call = arrival.call
+        self._deadline = core.deadline_of(arrival)
+        self._hot = hot
+        self._ticket: Ticket | None = None
+        self._ended = False
+        core.receive(self._call, self._received)
+        core.watch_end(self._call, self._over)
+
+    def _received(self, event: core.Event) -> None:
+        message = core.message_of(event)
+        if message is None:
+            if not self._ended:
+                self._reply(_NO_REQUEST)
+            return
+        ticket = self._hot(message, self._deadline, self._reply)
+        if self._ended and ticket is not None:
+            ticket.cancel()
+        self._ticket = ticket
+
+    def _reply(self, outcome: bytes | Failure) -> None:
+        if isinstance(outcome, Failure):
+            core.send_status(self._call, outcome.number, outcome.text, _sent)
+        else:
+            core.send_only(self._call, outcome, _sent)
+
+    def _over(self, event: core.Event) -> None:
+        self._ended = True
+        if self._ticket is not None and core.was_cancelled(event):
+            self._ticket.cancel()
+        self._ticket = None
+
+
+class StreamCall:
+    """One call of a hot stream: ``in_flight`` requests at most are worked on, answers leave as they come."""
+
+    def __init__(self, arrival: core.Event, hot: Hot, in_flight: int) -> None:
+        self._call = arrival.call
+        self._deadline = core.deadline_of(arrival)
+        self._hot = hot
+        self._most = in_flight
+        self._lock = threading.Lock()  # of all below
+        self._waiting: deque[bytes] = deque()  # answers
+        self._tickets: dict[int, Ticket] = {}
+        self._number = 0  # of requests read
+        self._open = 0  # of them, those whose answers are not sent
+        self._sending = self._first_sent = self._receiving = self._no_more = self._closing = self._ended = False
+        core.watch_end(self._call, self._over)
+        self._receiving = True
+        core.receive(self._call, self._received)
+
+    def close(self) -> None:
+        """Reads no further, answers what it has read and ends with UNAVAILABLE. Any thread."""
+        with self._lock:
+            self._closing = True
+        self._go_on()
+
+    def _received(self, event: core.Event) -> None:
+        message = core.message_of(event)
+        with self._lock:
+            self._receiving = False
+            if self._ended:
+                return
+            if message is None:
+                self._no_more = True
+            else:
+                number = self._number = self._number + 1
+                self._open += 1
+        if message is not None:
+            ticket = self._hot(message, self._deadline, lambda outcome: self._reply(number, outcome))
+            with self._lock:
+                if ticket is not None and not self._ended:
+                    self._tickets[number] = ticket
+                    ticket = None
+            if ticket is not None:
+                ticket.cancel()
+        self._go_on()
+
+    def _reply(self, number: int, outcome: bytes | Failure) -> None:
+        assert isinstance(outcome, bytes), "what goes wrong in a stream is a message of its own"
+        with self._lock:
+            self._tickets.pop(number, None)
+            self._waiting.append(outcome)
+        self._go_on()
+
+    def _sent(self, event: core.Event) -> None:
+        with self._lock:
+            self._sending = False
+            self._open -= 1
+            if not event.success:
+                self._ended = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Whatever may be done next, by whoever comes."""
+        with self._lock:
+            if self._ended:
+                return
+            first = not self._first_sent
+            message = None
+            if not self._sending and self._waiting:
+                message = self._waiting.popleft()
+                self._sending = self._first_sent = True
+            over = not self._open and (self._no_more or self._closing)
+            read = not (self._receiving or self._no_more or self._closing) and self._open < self._most
+            self._receiving |= read
+            self._ended |= over
+        if message is not None:
+            core.send_message(self._call, message, self._sent, first=first)
+        if read:
+            core.receive(self._call, self._received)
+        if over and self._no_more:
+            core.send_status(self._call, core.OK, "", _sent, first=first)
+        elif over:
+            core.send_status(self._call, _SHUTTING_DOWN.number, _SHUTTING_DOWN.text, _sent, first=first)
+
+    def _over(self, _event: core.Event) -> None:
+        with self._lock:
+            self._ended = True
+            tickets = list(self._tickets.values())
+            self._tickets.clear()
+        for ticket in tickets:
+            ticket.cancel()
+
+
+def _sent(_event: core.Event) -> None:
+    """Nobody waits for it."""

@@ -1,0 +1,171 @@
+"""What clients may do to a call, and servers to their clients, on either transport."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_server.rpc import cq_core
+from opara_server.rpc.cq_server import CqServer
+from opara_server.rpc.transports import AIO, CQ, AioTransport, open_transport
+from tests.rpc.served import MAX_QUEUE_ROWS, MODEL, PATIENCE_S, Served, doubled, eventually, request, serve, write_model
+
+INFER = "/opara.v1.InferenceService/Infer"
+OVER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def settled(served: Served, code: str, count: int = 1) -> None:
+    await eventually(lambda: served.sample("opara_requests_total", model=MODEL, code=code) == count)
+
+
+async def test_a_cancelled_call_frees_its_place(served: Served) -> None:
+    held = await served.hold()
+    waiting = served.stub.Infer(request(1.0))
+    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 1)
+    waiting.cancel()
+    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    await settled(served, "CANCELLED")
+    served.device.gate.set()
+    assert await held == [2.0]
+    assert await served.infer(3.0) == [6.0]
+
+
+async def test_a_deadline_that_passes_in_the_queue_frees_its_place(served: Served) -> None:
+    held = await served.hold()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.infer(1.0, timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    served.device.gate.set()
+    assert await held == [2.0]
+
+
+async def test_a_connection_that_breaks_frees_all_its_places(served: Served) -> None:
+    held = await served.hold()
+    async with grpc.aio.insecure_channel(served.app.grpc_address) as channel:
+        call: Any = channel.unary_unary(INFER, None, None)
+        calls = [call(request(1.0).SerializeToString()) for _ in range(5)]
+        gathered = asyncio.gather(*calls, return_exceptions=True)
+        await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 5)
+    await gathered
+    await settled(served, "CANCELLED", 5)
+    served.device.gate.set()
+    assert await held == [2.0]
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_compressed_requests_are_read(served: Served, compression: grpc.Compression) -> None:
+    response = await served.stub.Infer(request(1.0), compression=compression)
+    assert doubled(response) == [2.0]
+
+
+async def test_a_message_over_the_limit_is_exhausted(served: Served) -> None:
+    call: Any = served.channel.unary_unary(INFER, None, None)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(bytes(1 << 20), timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await served.infer(1.0) == [2.0]
+
+
+async def test_methods_and_services_that_are_not_there(served: Served) -> None:
+    for path in ("/opara.v1.InferenceService/Explode", "/no.Service/Infer", "/"):
+        call: Any = served.channel.unary_unary(path, None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"", timeout=PATIENCE_S)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_unary_call_without_a_request_is_answered(tmp_path: Path) -> None:
+    """grpc.aio leaves such a client waiting until its own deadline."""
+    nothing: list[bytes] = []
+    async with serve(write_model(tmp_path / "models"), transport=CQ) as served:
+        for path in (INFER, "/opara.v1.InferenceService/ListModels"):
+            call: Any = served.channel.stream_unary(path, None, None)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(nothing, timeout=PATIENCE_S)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await served.infer(1.0) == [2.0]
+
+
+async def test_health_is_checked_and_watched(served: Served) -> None:
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=MODEL), timeout=PATIENCE_S)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    served.app._health.set(MODEL, serving=False)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
+    assert await served.health() == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.health("nobody")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection_lists_the_services(served: Served) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+    answers = [answer async for answer in stub.ServerReflectionInfo(asked, timeout=PATIENCE_S)]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert {"opara.v1.InferenceService", "grpc.health.v1.Health"} <= names
+
+
+async def test_many_callers_each_get_their_own_answer(served: Served) -> None:
+    callers = asyncio.Semaphore(MAX_QUEUE_ROWS)
+
+    async def ask(number: int) -> bool:
+        async with callers:
+            return await served.infer(float(number)) == [2.0 * number]
+
+    assert all(await asyncio.gather(*[ask(number) for number in range(500)]))
+    assert served.sample("opara_requests_total", model=MODEL, code="OK") == 500
+
+
+@pytest.mark.parametrize("transport", [AIO, CQ])
+async def test_stopping_it_finishes_what_is_in_flight_and_takes_no_more(tmp_path: Path, transport: str) -> None:
+    async with serve(write_model(tmp_path / "models"), transport=transport) as served:
+        held = await served.hold()
+        stopping = asyncio.create_task(served.app.stop())
+        await asyncio.sleep(0.1)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.infer(1.0, timeout=2.0)
+        assert caught.value.code() in OVER
+        assert not stopping.done()
+        served.device.gate.set()
+        assert await held == [2.0]
+        await stopping
+
+
+@pytest.mark.parametrize("transport", [AIO, CQ])
+async def test_what_outlasts_the_grace_is_cancelled(tmp_path: Path, transport: str) -> None:
+    async with serve(write_model(tmp_path / "models"), transport=transport, grace_s=0.2) as served:
+        held = await served.hold()
+        stopping = asyncio.create_task(served.app.stop())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await held
+        assert caught.value.code() in OVER
+        served.device.gate.set()
+        await stopping
+
+
+async def test_a_grpcio_without_the_private_layer_serves_with_asyncio(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inference: Any = SimpleNamespace(unary={}, streams={})
+    transport = open_transport(CQ, [], inference, 1)
+    assert isinstance(transport, CqServer)
+    monkeypatch.setattr(cq_core, "cygrpc", object())
+    assert isinstance(open_transport(CQ, [], inference, 1), AioTransport)
+    assert "serving with grpc.aio: grpcio" in caplog.text
+
+
+async def test_unknown_fields_of_a_message_are_no_error(served: Served) -> None:
+    message = request(1.0).SerializeToString() + b"\xa2\x06\x03new"  # field 100
+    call: Any = served.channel.unary_unary(INFER, None, pb.InferResponse.FromString)
+    assert doubled(await call(message, timeout=PATIENCE_S)) == [2.0]
