@@ -58,9 +58,11 @@ def main(
     measured: Rounds = {}
     with tempfile.TemporaryDirectory() as scratch:
         for layout in chosen:
+            if not layout.payloads:
+                continue
             entrants[layout.name], found = run(layout, everyone, callers or CALLERS, settings, Path(scratch), _tell)
             measured |= found
-    write(Results(told, _told(settings), entrants, measured), out)
+            write(Results(told, _told(settings), entrants, measured), out)
 
 
 def write(found: Results, folder: Path) -> None:

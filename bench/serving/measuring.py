@@ -51,8 +51,8 @@ class Running:
 def measure(
     running: Running, payload: Payload, callers: int, generator_cores: tuple[int, ...], settings: Settings
 ) -> Measurement:
-    """A round of one cell. Raises H2LoadError where h2load has no figures, CalledProcessError where the caller has
-    none, and grpc.RpcError where not even one call is answered."""
+    """A round of one cell. Raises H2LoadError and SubprocessError where a generator has no figures, OSError where our
+    server does not tell its counts, and grpc.RpcError where not even one call is answered."""
     contestant, random = running.contestant, np.random.default_rng()
     message = contestant.protocol.encode(payload.name, payload.draw(np.random.default_rng(0)))
     body = running.scratch / "body.bin"
@@ -80,7 +80,7 @@ def measure(
         requests_per_s=report.requests_per_s,
         p50_us=round(float(p50_us), 1),
         p99_us=round(float(p99_us), 1),
-        cpu_us=round(cpu_s / report.done * 1e6, 1),
+        cpu_us=round(cpu_s / max(report.done, 1) * 1e6, 1),
         problems=tuple(problems),
     )
 

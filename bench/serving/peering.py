@@ -24,7 +24,7 @@ backend: "python"
 max_batch_size: 32
 input [{ name: "x", data_type: TYPE_FP32, dims: $dims_in }]
 output [{ name: "y", data_type: TYPE_FP32, dims: $dims_out }]
-instance_group [{ count: 1, kind: KIND_CPU }]
+instance_group [{ count: 2, kind: KIND_CPU }]
 dynamic_batching { }
 """)
 _TRITON_MODEL = """\
@@ -58,7 +58,7 @@ def versions(name: str) -> dict[str, str]:
 
 
 def mlserver(place: Place) -> Launch:
-    """In one process; its clients are served by the models' own coroutines."""
+    """In one process, and without its adaptive batching: with either it is slower."""
     python = python_of("mlserver")
     settings = {
         "host": "127.0.0.1",
@@ -104,7 +104,8 @@ def pytriton(place: Place) -> Launch:
 
 
 def triton(place: Place) -> Launch:
-    """The C++ server that PyTriton brings, with its Python back end and nothing of PyTriton."""
+    """The C++ server that PyTriton brings, with its Python back end and nothing of PyTriton. With dynamic batching it
+    is faster on all payloads; with two instances, a third faster on the MLP."""
     site = site_packages()
     server = site / "pytriton" / "tritonserver"
     back_ends = place.folder / "backends"

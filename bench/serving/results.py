@@ -32,7 +32,7 @@ class Measurement:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # hashed by identity: versions is a mapping
 class Entrant:
     """A server that took part, or could not: then ``failed`` says why. ``idle_cores``: how many cores it kept busy
     while nobody called."""

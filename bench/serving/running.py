@@ -131,7 +131,7 @@ def _measured(running: Running, payload: Payload, count: int, layout: Layout, se
         return measure(running, payload, count, layout.generator_cores, settings)
     except grpc.RpcError as error:
         problem = f"a call failed: {error.code().name}: {error.details()}"
-    except (H2LoadError, subprocess.SubprocessError) as error:
+    except (H2LoadError, OSError, subprocess.SubprocessError) as error:
         problem = str(error)
     return Measurement(0.0, 0.0, 0.0, 0.0, (problem,))
 

@@ -58,10 +58,14 @@ def _load_row(entrant: Entrant, measured: Measurement | None, ours: float | None
 
 
 def versions(results: Results) -> str:
-    known = {one.name: one for entrants in results.entrants.values() for one in entrants if not one.failed}
+    first: dict[str, Entrant] = {}  # the first layout is that of all servers: there each was idle beside the others
+    for entrants in results.entrants.values():
+        for one in entrants:
+            first.setdefault(one.name, one)
     rows = [
         [one.title, ", ".join(f"{name} {found}" for name, found in one.versions.items()), f"{one.idle_cores:.2f}"]
-        for one in known.values()
+        for one in first.values()
+        if not one.failed
     ]
     return markdown(["server", "versions", "cores busy while idle"], rows)
 

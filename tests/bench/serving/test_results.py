@@ -104,3 +104,12 @@ def test_the_report_has_figures_ratios_and_what_is_missing() -> None:
     assert "| kserve | tiny, requests/s, 32 callers | 2+2 | ≥ 5× | ≥ 10× | – | not measured | OPARA |" in lines
     assert "- KServe: kserve is not installed" in lines
     assert "- opara -w 2, tiny, 32 callers, 2+2: a sampled answer is wrong" in lines
+
+
+def test_idle_cores_are_those_of_the_first_layout() -> None:
+    def alone(idle_cores: float) -> Entrant:
+        return Entrant("opara", "opara", "OPARA", 1, {"grpcio": "1.85.1"}, idle_cores)
+
+    found = Results({}, {}, {"2+2": [alone(0.25)], "3+1": [alone(0.5), *ENTRANTS[2:]]}, {})
+    rows = tables.versions(found).splitlines()[2:]
+    assert rows == ["| OPARA | grpcio 1.85.1 | 0.25 |", "| ECHO-1 | grpcio 1.85.1 | 0.00 |"]
