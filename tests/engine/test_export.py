@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opara_server.engine.errors import LoweringError
-from opara_server.engine.export import export_dynamic, export_static, model_line
+from opara_server.engine.errors import LoweringError, explained, model_line
+from opara_server.engine.export import export_dynamic, export_static
 from tests.engine.models import Branches, Function
 
 
@@ -74,3 +74,5 @@ def test_model_line_is_the_innermost_outside_of_pytorch() -> None:
         module(torch.ones(2, 3))
     assert model_line(caught.value).endswith("Function(lambda x: x @ torch.ones(9)))")
     assert model_line(RuntimeError("raised nowhere")) == ""
+    assert explained(RuntimeError("raised nowhere")) == "RuntimeError: raised nowhere"
+    assert explained(KeyError()) == "KeyError"

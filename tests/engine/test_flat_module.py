@@ -29,10 +29,16 @@ def flat(module: nn.Module, specs: tuple[TensorSpec, ...] = ROW, rows: int = 4) 
         (lambda x: {"a": {"b": x}, "c": (x, None, x)}, ["a_b", "c_0", "c_2"]),
         (lambda x: Pair(x, x), ["first", "second"]),
         (lambda x: (None, x, 3, x), ["output1", "output3"]),
+        (lambda x: (x, {"b": [x]}), ["output0", "output1_b_0"]),
     ],
 )
 def test_names(function: Callable[[Tensor], Any], names: list[str]) -> None:
     assert [spec.name for spec in flat(Function(function).eval()).outputs] == names
+
+
+def test_outputs_that_are_no_tensors_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    flat(Function(lambda x: {"y": x, "version": 3, "cache": None}).eval())
+    assert caplog.messages == ["output 'version' is a int, no tensor: clients do not get it, and it must not change"]
 
 
 def test_specs_have_no_batch_dimension() -> None:
@@ -56,7 +62,11 @@ def test_rebuild_gives_the_modules_own_structure() -> None:
         (Function(lambda x: x.sum()).eval(), r"output 'output' has shape \[\] for 4 rows"),
         (Function(lambda x: x.t()).eval(), r"output 'output' has shape \[8, 4\] for 4 rows"),
         (Function(lambda x: {"y": x, "loss": x.mean()}).eval(), "output 'loss' has shape"),
-        (Function(lambda x: x @ x).eval(), "the model's forward fails on 4 random rows: mat1 and mat2"),
+        (Function(lambda x: x @ x).eval(), "fails on 4 random rows: RuntimeError: mat1 and mat2"),
+        (
+            Function(lambda x: {"x": x}["nokey"]).eval(),
+            r"rows: KeyError: 'nokey' \(at .*/test_flat_module\.py:\d+ in <lambda>",
+        ),
         (Function(len).eval(), "returns no tensor"),
         (Function(lambda x: x.to(torch.complex64)).eval(), "output 'output' is complex64, not one of"),
     ],
@@ -82,7 +92,7 @@ def test_one_part_left_in_training_mode_is_noticed() -> None:
     ("function", "message"),
     [
         (lambda x: x.squeeze(), r"change with the batch size: .*\(8,\), 'float32'.* for 1 rows"),
-        (lambda x: x.view(4, 8), r"forward fails on 1 random rows: shape '\[4, 8\]' is invalid"),
+        (lambda x: x.view(4, 8), r"forward fails on 1 random rows: RuntimeError: shape '\[4, 8\]' is invalid"),
         (lambda x: x.int() if x.shape[0] == 1 else x, "change with the batch size"),
         (lambda x: (x, x)[: x.shape[0]], "change with the batch size"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,12 @@ def test_a_source_that_makes_no_module(tmp_path: Path, source: str, message: str
     folder_of(tmp_path, text=MODEL.replace("tests.serving.models:Scale", source))
     with pytest.raises(RepositoryError, match=message):
         load(tmp_path)
+
+
+def test_a_source_that_fails_is_told_with_the_models_own_line(tmp_path: Path) -> None:
+    folder_of(tmp_path, text=MODEL.replace("tests.serving.models:Scale", "tests.serving.models:broken"))
+    with pytest.raises(RepositoryError) as caught:
+        load(tmp_path)
+    assert "source python:tests.serving.models:broken fails: OSError: no such disk (at " in str(caught.value)
+    assert re.search(r"models\.py:\d+ in broken: ", str(caught.value))
+    assert "\n" not in str(caught.value)

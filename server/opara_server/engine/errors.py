@@ -9,10 +9,34 @@
 The texts are for logs and for the person who loads the model, never for the wire.
 """
 
+import sys
+import traceback
+
+NOT_THE_MODELS = {"torch", "opara_server", *sys.stdlib_module_names}  # packages
+
 
 def first_line(error: BaseException) -> str:
     """Of an error's text, which for PyTorch's may run to pages; its type where there is no text."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def explained(error: BaseException) -> str:
+    """What the model's own code raised, and where, in one line."""
+    kind, text, line = type(error).__name__, first_line(error), model_line(error)
+    return f"{kind}{'' if text == kind else f': {text}'}{f' (at {line})' if line else ''}"
+
+
+def model_line(error: BaseException) -> str:
+    """Where in the model's own code the error arose: the innermost frame outside PyTorch, Python and this package."""
+    frames = [
+        summary
+        for (frame, _), summary in zip(
+            traceback.walk_tb(error.__traceback__), traceback.extract_tb(error.__traceback__), strict=True
+        )
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in NOT_THE_MODELS
+        and not summary.filename.startswith("<")
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: {frames[-1].line}" if frames else ""
 
 
 class EngineError(Exception):

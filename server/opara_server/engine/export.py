@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from opara_server.engine.errors import LoweringError, first_line
+from opara_server.engine.errors import LoweringError, first_line, model_line
 
 log = logging.getLogger(__name__)
-TORCH_FOLDER = str(Path(torch.__file__).parent)
 
 
 def export_dynamic(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram | None:
@@ -58,12 +55,3 @@ def export_all(module: nn.Module, inputs: Mapping[int, Sequence[Tensor]]) -> dic
     """
     dynamic = export_dynamic(module, inputs[max(inputs)])
     return {size: (dynamic if size > 1 else None) or export_static(module, inputs[size]) for size in inputs}
-
-
-def model_line(error: BaseException) -> str:
-    """Where in the model's own code the error arose: the innermost frame outside PyTorch and this package."""
-    ours = str(Path(__file__).parent)
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((TORCH_FOLDER, ours, "<"))
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: {frames[-1].line}" if frames else ""

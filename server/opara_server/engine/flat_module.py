@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from opara_server.engine.errors import ModelError, first_line
+from opara_server.engine.errors import ModelError, explained
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 from opara_server.engine.tensors import dtype_name, same_values, static_inputs
+
+log = logging.getLogger(__name__)
 
 
 class FlatModule:
@@ -42,6 +45,10 @@ class FlatModule:
         self.outputs = tuple(_output_spec(leaves[i], rows, len(self._positions)) for i in self._positions)
         if not self.outputs:
             raise ModelError("the model returns no tensor")
+        for path, leaf in leaves:
+            if not isinstance(leaf, Tensor | None):
+                name, kind = _output_name(path, len(leaves)), type(leaf).__name__
+                log.warning("output %r is a %s, no tensor: clients do not get it, and it must not change", name, kind)
 
     def check(self, rows: int) -> None:
         """Raise ModelError unless the module takes ``rows`` rows and gives the same outputs with as many."""
@@ -58,7 +65,7 @@ class FlatModule:
         try:
             return self.module(*static_inputs(self.inputs, rows, self._device, self._channels_last))
         except Exception as error:
-            raise ModelError(f"the model's forward fails on {rows} random rows: {first_line(error)}") from error
+            raise ModelError(f"the model's forward fails on {rows} random rows: {explained(error)}") from error
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.run(self.module, inputs)
@@ -75,11 +82,17 @@ class FlatModule:
         return pytree.tree_unflatten(leaves, self._structure)
 
 
+def _output_name(path: tuple[Any, ...], count: int) -> str:
+    """The keys on the way to it; "output" goes ahead of a number, and stands alone for the one tensor of all."""
+    keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    if not keys or (count == 1 and len(keys) == 1 and keys[0].isdigit()):
+        return "output"
+    return ("output" if keys[0].isdigit() else "") + "_".join(keys)
+
+
 def _output_spec(leaf: tuple[tuple[Any, ...], Tensor], rows: int, count: int) -> TensorSpec:
     path, tensor = leaf
-    name = "_".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-    if not name or name.isdigit():
-        name = f"output{name}" if count > 1 else "output"
+    name = _output_name(path, count)
     if tensor.dim() == 0 or tensor.shape[0] != rows:
         raise ModelError(
             f"output {name!r} has shape {list(tensor.shape)} for {rows} rows: its first dimension must count rows"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from opara_server.config import DEFAULT_WEIGHTS, MODEL_FILE, ConfigError, ModelConfig
+from opara_server.engine.errors import explained
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,15 @@ class Entry:
         return ModelConfig.load(self.folder / MODEL_FILE)
 
     def module(self, config: ModelConfig) -> torch.nn.Module:
-        """The model itself, on the CPU, with its weights, ready for inference. Raises RepositoryError.
-
-        Whatever the model's own code raises passes through.
-        """
-        module = _factory(config.source, self.folder)()
+        """The model itself, on the CPU, with its weights, ready for inference. Raises RepositoryError, also for
+        whatever the model's own code raises."""
+        try:
+            module = _factory(config.source, self.folder)()
+        except RepositoryError:
+            raise
+        except Exception as error:
+            log.debug("the source of %s fails", self.name, exc_info=error)
+            raise RepositoryError(f"{self.folder}: source {config.source} fails: {explained(error)}") from error
         if not isinstance(module, torch.nn.Module):
             made = type(module).__name__
             raise RepositoryError(f"{self.folder}: source {config.source} made a {made}, not a torch.nn.Module")
