@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import nn
 
 from opara_server.config import ConfigError, ModelConfig, ServerConfig
-from opara_server.engine.errors import EngineError
+from opara_server.engine.errors import EngineError, explained
 from opara_server.engine.plan import Plan
 from opara_server.observe import occupancy
 from opara_server.observe.metrics import Metrics
@@ -81,7 +81,7 @@ class Loader:
         except (LoadError, ModelUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - the model's own code: it may raise anything
-            reason, cause = f"{type(error).__name__}: {error}", error
+            reason, cause = explained(error), error
         log.error("model failed to load: %s", reason, exc_info=cause, extra={"model": entry.name})
         return reason
 
