@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from opara_server.engine.spec import TensorSpec
@@ -45,8 +46,13 @@ def config_message(model: ServedModel) -> Any:
             tensors.add(name=spec.name, data_type=_data_type(spec), dims=spec.shape)
     kind = "KIND_GPU" if model.plan.device == "cuda" else "KIND_CPU"
     config.instance_group.add(name=model.name, count=1, kind=kind)
-    config.dynamic_batching.preferred_batch_size.extend(limits.buckets)
-    config.dynamic_batching.max_queue_delay_microseconds = round(limits.max_queue_delay_s * 1e6)
+    batching = config.dynamic_batching
+    batching.preferred_batch_size.extend(limits.preferred_sizes or limits.buckets)
+    batching.max_queue_delay_microseconds = round(limits.max_queue_delay_s * 1e6)
+    batching.priority_levels, batching.default_priority_level = len(limits.level_rows) or 1, limits.default_level
+    if limits.queue_timeout_s < inf:
+        batching.default_queue_policy.default_timeout_microseconds = round(limits.queue_timeout_s * 1e6)
+    batching.default_queue_policy.allow_timeout_override = limits.timeout_override
     return response
 
 
