@@ -146,11 +146,6 @@ class Sender:
             answer = await call(load.payloads[index].request, timeout=load.timeout_s)
         except grpc.aio.AioRpcError as error:
             code = error.code().name
-        except asyncio.CancelledError:  # how grpc.aio tells of the status CANCELLED, too
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            code = "CANCELLED"
         now = time.monotonic_ns()
         if self._begin <= now < self._end:
             tally.ended += 1

@@ -63,7 +63,7 @@ def test_closed_loops_as_a_table(server: FakeServer, perf: Perf) -> None:
 def test_an_open_loop_of_several_processes_as_json(server: FakeServer, perf: Perf, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(12, dtype=np.float32).reshape(6, 2))
     given = ("--input", f"x=@{tmp_path}/x.npy", "--rows", "2")
-    pace = ("--rate", "50,100", "--burst", "5", "--spacing", "constant", "--processes", "2", "--connections", "1")
+    pace = ("--rate", "50,100", "--burst", "5", "--spacing", "constant", "--processes", "3", "--connections", "1")
     code, out, err = perf(server.target, "double", *given, *pace, "--check", "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
@@ -76,7 +76,7 @@ def test_an_open_loop_of_several_processes_as_json(server: FakeServer, perf: Per
     assert (slow["rate"], fast["rate"]) == (50, 100)
     # Of bursts every 0.1 s and every 0.05 s, those between 0.03 s and 0.43 s.
     assert (slow["answered"], fast["answered"]) == (20, 40)
-    assert (fast["burst"], fast["spacing"], fast["processes"], fast["payloads"]) == (5, "constant", 2, 3)
+    assert (fast["burst"], fast["spacing"], fast["processes"], fast["payloads"]) == (5, "constant", 3, 3)
     assert sum(count for _, count in fast["histogram"]) == 40
     assert fast["latency_us"]["percentiles"]["p99.9"] == fast["latency_us"]["max"]
     assert fast["latency_us"]["mean"] > 0

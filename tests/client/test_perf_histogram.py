@@ -38,6 +38,10 @@ def test_count_mean_and_maximum_are_exact(values: list[int]) -> None:
     assert sum(count for _, count in found.buckets()) == len(values)
 
 
+def test_a_share_that_is_no_binary_fraction_is_not_rounded_up() -> None:
+    assert histogram(list(range(1, 1001))).percentile(99.9) == 999
+
+
 def test_of_no_values_all_is_0() -> None:
     assert (Histogram().count, Histogram().mean, Histogram().percentile(99.9)) == (0, 0, 0)
 
