@@ -49,7 +49,7 @@ class Histogram:
     def percentile(self, percent: float) -> int:
         """The value in ns that ``percent`` of the values do not exceed (nearest rank), at most ERROR too high; 0 of no
         values."""
-        rank = max(1, ceil(round(self.count * percent / 100, 6)))  # 99.9 % of 1000 is 999, not the 1000 of its rounding
+        rank = max(1, ceil(round(self.count * percent / 100, 6)))  # 99.9 % of 41,000 is not 40,959.00000000001
         buckets = self.buckets()
         reached = accumulate(count for _, count in buckets)
         return next((upper for (upper, _), so_far in zip(buckets, reached, strict=True) if so_far >= rank), 0)
