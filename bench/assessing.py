@@ -65,6 +65,7 @@ def _result(subject: Subject, one: Ready, times: Timings, load: Load | None, ver
         spread=times.counts.spread,
         host_us=times.host.median_us,
         longest_path_us=prepared.longest_path_us,
+        one_stream_us=prepared.one_stream_us,
         sm_utilisation=load.sm_utilisation if load else None,
         sm_occupancy=load.sm_occupancy if load else None,
         peak_bytes=prepared.peak_bytes,

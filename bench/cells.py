@@ -40,7 +40,8 @@ class SystemResult:
     ``median_us``: device time of one run, of runs in turns; None of what the host drives, whose launching a device
     hides or not, by what else it has to do. ``host_us``: from the call until the device is done, for a caller who
     waits. ``spread``: uncertainty of ``time_us`` as a share of it. ``longest_path_us``: sum of the kernels along the
-    longest path of the system's own operators. SM figures: shares (0..1) during back-to-back runs.
+    longest path of the system's own operators. ``one_stream_us``: what its operators take one after the other, where a
+    search measured that, among its candidates. SM figures: shares (0..1) during back-to-back runs.
     ``peak_bytes``: activations, outputs and workspaces during a run, as measured when it was captured; ``held_bytes``:
     what the system keeps beside the module's weights. ``error``: the error norm against float64. ``tuning_seconds``:
     wall time until it was ready.
@@ -51,6 +52,7 @@ class SystemResult:
     spread: float | None = None
     host_us: float | None = None
     longest_path_us: float | None = None
+    one_stream_us: float | None = None
     sm_utilisation: float | None = None
     sm_occupancy: float | None = None
     peak_bytes: int | None = None

@@ -48,6 +48,11 @@ of 2026-11-21 to within what the error may be; this engine's graphs were held to
 which also poisons the memory that they compute in). Deep networks with random weights lose digits in eager PyTorch as
 well: beside ours is the error of the CUDA Graph, which has eager PyTorch's kernels."""
 
+PARTS = """\
+*Operators in sequence*: the exported ATen operators, which leave out what a module computes for nothing, in one stream;
+*best schedule of them*: the fastest of wavefront, Nimble and Opara. *Fused, one stream*: the sequential graph of the
+lowering that serves, as the search measured it, in turns with its other candidates."""
+
 GOALS = """\
 Speed-ups that are asked of the engine on an H100 or H200, over the sequential CUDA Graph of the eager module and over
 the fastest of torch.compile in one sequential graph: a *floor* must be held, a *goal* is aimed at. The last column says
@@ -95,6 +100,7 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
         notes.drift(cells),
         _wrong(cells),
         notes.errors(cells),
+        *_parts(cells),
         "## Floors and goals",
         GOALS,
         goals_table(cells),
@@ -168,6 +174,11 @@ def _wrong(cells: Cells) -> str:
     if wrong:
         return "Wrong numbers, and out of all comparisons: " + "; ".join(wrong) + "."
     return "Every output was right, by the rule above." if cells else ""
+
+
+def _parts(cells: Cells) -> list[str]:
+    table = tables.parts_table(cells)
+    return ["## What fusion brings, and what streams do", PARTS, table] if table else []
 
 
 def _image(name: str, plots: Sequence[str]) -> str:

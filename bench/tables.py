@@ -23,6 +23,7 @@ COMPILED = (*CALLED, *ONE_GRAPH)
 SHORT = {
     "eager": "eager",
     "sequential": "CUDA Graph",
+    "aten": "operators in sequence",
     "wavefront": "wavefront",
     "nimble": "Nimble",
     "opara": "Opara",
@@ -163,6 +164,27 @@ def geometric_means(cells: Cells, models: Sequence[str] = PAPER_MODELS) -> str:
 def _mean(cells: Iterable[Cell], ratio: Ratio) -> str:
     values = [value for cell in cells if (value := ratio(cell)) is not None]
     return number(geometric_mean(values), unit="×") if values else "–"
+
+
+def parts_table(cells: Cells) -> str:
+    """What each step brings, where all of them were measured: export, parallel streams, fusion, and both."""
+    header = [
+        *("model", "dtype", "batch", "CUDA Graph", "operators in sequence", "best schedule of them"),
+        *("fused, one stream", "opara-serve", "fusion", "streams on top"),
+    ]
+    rows = []
+    for key in _full_matrix(cells):
+        cell = cells.get(key)
+        own = cell.right(OURS) if cell else None
+        if cell is None or own is None or not own.one_stream_us or not own.median_us:
+            continue
+        graphs = [cell.time_us(name) for name in (SEQUENTIAL, "aten")]
+        rival = cell.rival(("wavefront", "nimble", "opara"), OURS)
+        times = [*graphs, cell.time_us(rival) if rival else None, own.one_stream_us, own.median_us]
+        fusion = graphs[1] / own.one_stream_us if graphs[1] else None
+        gains = [number(gain, unit="×") for gain in (fusion, own.one_stream_us / own.median_us)]
+        rows.append([title(key.model), key.dtype, str(key.batch), *(number(time, ".1f") for time in times), *gains])
+    return markdown(header, rows) if rows else ""
 
 
 def matrix(cells: Cells, dtype: str) -> str:

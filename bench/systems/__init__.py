@@ -24,6 +24,7 @@ _ALL = (
     ),
     System("eager", eager, Order.FIRST, needs_cuda=False, host_driven=True),
     System("sequential", sequential, Order.FIRST),
+    System("aten", published("sequential"), Order.FIRST, needs_cuda=False, early=False),
     System("wavefront", published("wavefront"), Order.FIRST, needs_cuda=False, early=False),
     System("nimble", published("nimble"), Order.FIRST, needs_cuda=False, early=False),
     System("opara", published("opara"), Order.FIRST, needs_cuda=False, early=False),

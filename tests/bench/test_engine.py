@@ -51,7 +51,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 def test_what_needs_no_gpu_is_measured(suite: Suite) -> None:
     one = suite.cell(SMALL)
     ran = {name for name, result in one.systems.items() if result.failed is None}
-    assert ran == {"eager", "wavefront", "nimble", "opara", "ours"}
+    assert ran == {"eager", "aten", "wavefront", "nimble", "opara", "ours"}
     for name in ran:
         result = one.systems[name]
         assert result.verified, name

@@ -91,7 +91,10 @@ def test_what_was_not_run_is_counted() -> None:
     assert "1 of the 28 required cells were run, and 2 of all 156 (13 models × 6 batch sizes × 2 dtypes)." in said
     assert "Required and without a result: Inception-v3 float16 ×1, " in said
     assert "BERT-base float16 ×1, HRNet" in said
-    assert "in how many of these cells: wavefront 2, Nimble 1, compile: reduce-overhead 2, " in said
+    assert (
+        "in how many of these cells: operators in sequence 2, wavefront 2, Nimble 1, compile: reduce-overhead 2, "
+        in said
+    )
     assert coverage({}).startswith("0 of the 28 ")
     assert "eager" not in coverage({})
 
@@ -125,6 +128,16 @@ def test_what_was_not_run_is_no_bar(tmp_path: Path) -> None:
     assert lacking.count(">not run<") == 1, "Opara of the first"
     assert lacking.count(">CUDA Graph not run<") == 2, "the second has no baseline, the third was not run"
     assert whole.count("<path") - lacking.count("<path") >= 1 + 2 * 3, "a bar each"
+
+
+def test_what_fusion_brings_is_told_apart_from_what_streams_do() -> None:
+    whole = cell("googlenet", aten=380.0)
+    whole = replace(whole, systems={**whole.systems, "ours": result(100.0, one_stream_us=190.0)})
+    (row,) = tables.parts_table({whole.key: whole, cell("vit_b16").key: cell("vit_b16")}).splitlines()[2:]
+    said = [part.strip() for part in row.strip("|").split("|")]
+    assert said == ["GoogLeNet", "float16", "1", "400.0", "380.0", "250.0", "190.0", "100.0", "2.00×", "1.90×"]
+    assert "## What fusion brings" in report({whole.key: whole}, {}, [])
+    assert "## What fusion brings" not in report({}, {}, [])
 
 
 def test_the_worst_cell_is_named() -> None:
