@@ -22,5 +22,7 @@ def test_choices_and_defaults_are_shown() -> None:
     said = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output.split())
     assert "--log-format text|json" in said
     assert "--log-level debug|info|warning|error" in said
+    for name, kind in (("port", "int"), ("grace", "float"), ("models", "path"), ("host", "str")):
+        assert f"--{name} <{kind}>" in said
     for name, default in (("--drain-delay", "0.0"), ("--grace", "30.0"), ("--port", "50051")):
         assert f"[default: ({default})]" in said.partition(f"{name} ")[2].partition("│ │")[0], name

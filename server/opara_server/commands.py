@@ -37,6 +37,13 @@ def opara_server(
     """Serve PyTorch models whose operators run in parallel."""
 
 
+def _metavar(kind: object) -> str | None:
+    """The values are text for typer, and ServerConfig's to read."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "<int>", float: "<float>", Path: "<path>"}.get(kind)  # type: ignore[call-overload,no-any-return]
+
+
 def _options_of_config() -> list[Parameter]:
     """One option per field of ServerConfig, which also checks the values; what is not given is None."""
     parameters = []
@@ -48,7 +55,7 @@ def _options_of_config() -> list[Parameter]:
             flag,
             help=field.description,
             show_default=False if is_switch or default is None else str(default),
-            metavar="|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else None,
+            metavar=_metavar(field.annotation),
         )
         kind: object = Annotated[bool if is_switch else str, option]
         missing = Parameter.empty if field.is_required() else None

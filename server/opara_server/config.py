@@ -5,12 +5,14 @@ Both are frozen, complete and refuse what they do not know. The command line der
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -103,7 +105,7 @@ class ServerConfig(_Settings):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise ConfigError("; ".join(_problems(error, cls))) from None
+            raise ConfigError("; ".join(_problems(error, cls, options))) from None
 
 
 class InputConfig(_Settings):
@@ -236,16 +238,18 @@ class ModelConfig(_Settings):
         """Read a model.toml. Raises ConfigError, which names the file, the key and what was expected."""
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
-        try:
-            return cls.model_validate(data)
+        try:  # as JSON: strict, "5" is no number and 1 no bool, but an array is a tuple
+            return cls.model_validate_json(json.dumps(data, default=str), strict=True)
         except ValidationError as error:
-            raise ConfigError("; ".join(f"{path}: {problem}" for problem in _problems(error, cls))) from None
+            raise ConfigError("; ".join(f"{path}: {problem}" for problem in _problems(error, cls, data))) from None
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """One readable sentence per problem that pydantic found.
+def _problems(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:
+    """One readable sentence per problem that pydantic found in ``data``.
 
     It also calls a sequence too short where all of its items have problems of their own.
     """
@@ -254,7 +258,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in problems:
         if problem["type"] == "too_short" and problem["loc"] in inner:
             continue
-        where = ".".join(str(part) for part in problem["loc"])
+        where = ".".join(_parts(problem["loc"], data))
         match problem["type"]:
             case "extra_forbidden":
                 known = ", ".join(_section(model, problem["loc"]).model_fields)
@@ -264,7 +268,17 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
             case "value_error":
                 yield f"{where + ': ' if where else ''}{problem['ctx']['error']}"
             case _:
-                yield f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+                said = re.sub(r"\b(valid )?(tuple|array)\b", "list", problem["msg"], flags=re.IGNORECASE)
+                yield f"{where}: {said[:1].lower()}{said[1:]}, not {problem['input']!r}"
+
+
+def _parts(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
+    """The keys on the way to ``location``; of what has a name, that instead of its number."""
+    for part in location:
+        inside = dict(enumerate(data)) if isinstance(data, list) else data
+        data = inside.get(part) if isinstance(inside, Mapping) else None
+        name = data.get("name") if isinstance(part, int) and isinstance(data, dict) else None
+        yield name if isinstance(name, str) and name else str(part)
 
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

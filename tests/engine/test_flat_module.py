@@ -67,6 +67,8 @@ def test_rebuild_gives_the_modules_own_structure() -> None:
             Function(lambda x: {"x": x}["nokey"]).eval(),
             r"rows: KeyError: 'nokey' \(at .*/test_flat_module\.py:\d+ in <lambda>",
         ),
+        (nn.Linear(8, 8).half().eval(), r"; inputs are float32, weights float16: each input has a dtype of its own$"),
+        (nn.Linear(9, 8).eval(), r"multiplied[^;]*$"),
         (Function(len).eval(), "returns no tensor"),
         (Function(lambda x: x.to(torch.complex64)).eval(), "output 'output' is complex64, not one of"),
     ],

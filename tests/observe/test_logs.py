@@ -23,6 +23,7 @@ def _restored() -> Iterator[None]:
     yield
     root.handlers = [handler for handler in root.handlers if handler.get_name() != "opara"]
     root.setLevel(level)
+    logging.getLogger("grpc").setLevel(logging.NOTSET)
 
 
 def test_json_lines_carry_the_fields() -> None:
@@ -38,6 +39,17 @@ def test_json_lines_carry_the_fields() -> None:
         "model": "m",
         "seconds": 1.5,
     }
+
+
+def test_debug_lines_are_our_own() -> None:
+    out = io.StringIO()
+    set_up("text", "debug", out)
+    log.debug("ours")
+    logging.getLogger("grpc._cython.cygrpc").debug("theirs")
+    assert ("ours" in out.getvalue(), "theirs" in out.getvalue()) == (True, False)
+    set_up("text", "warning", out)
+    logging.getLogger("grpc._cython.cygrpc").info("theirs")
+    assert "theirs" not in out.getvalue()
 
 
 def test_json_keeps_a_traceback_on_its_line() -> None:

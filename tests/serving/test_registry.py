@@ -73,7 +73,7 @@ def test_an_unknown_model(tmp_path: Path) -> None:
     [
         (MODEL, CaptureError("the device said no"), "the device said no"),
         (MODEL, ValueError("a bug"), "ValueError: a bug"),
-        (MODEL + "oops = 1\n", None, "unknown key 'inputs.0.oops'"),
+        (MODEL + "oops = 1\n", None, "unknown key 'inputs.x.oops'"),
         (MODEL.replace(":Scale", ":broken"), None, "OSError: no such disk"),
         (MODEL.replace(":Scale", ":not_a_module"), None, "made a int"),
     ],

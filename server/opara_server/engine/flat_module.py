@@ -65,7 +65,17 @@ class FlatModule:
         try:
             return self.module(*static_inputs(self.inputs, rows, self._device, self._channels_last))
         except Exception as error:
-            raise ModelError(f"the model's forward fails on {rows} random rows: {explained(error)}") from error
+            raise ModelError(
+                f"the model's forward fails on {rows} random rows: {explained(error)}{self._hint()}"
+            ) from error
+
+    def _hint(self) -> str:
+        weights = {dtype_name(weight.dtype) for weight in self.module.parameters() if weight.is_floating_point()}
+        given = {spec.dtype for spec in self.inputs if "float" in spec.dtype}
+        if not weights or given <= weights:
+            return ""
+        found = f"inputs are {', '.join(sorted(given))}, weights {', '.join(sorted(weights))}"
+        return f"; {found}: each input has a dtype of its own"
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.run(self.module, inputs)

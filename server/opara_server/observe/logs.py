@@ -59,6 +59,7 @@ def set_up(style: Literal["text", "json"], level: str, stream: TextIO | None = N
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.getLogger("grpc").setLevel(logging.INFO if level == "debug" else logging.NOTSET)  # it tells of every poller
     return handler
 
 

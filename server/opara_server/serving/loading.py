@@ -128,9 +128,10 @@ class Loader:
 
 def summary(plan: Plan) -> dict[str, object]:
     """A plan as fields of a log line."""
+    reason = {"fallback_reason": plan.fallback_reason} if plan.fallback_reason else {}
     return {
         "model": plan.model,
         "device": f"{plan.device} ({plan.device_name})",
         "policies": {b.batch_size: b.policy for b in plan.buckets},
-        "fallback_reason": plan.fallback_reason,
+        **reason,
     }
