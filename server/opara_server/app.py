@@ -37,6 +37,7 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _MESSAGE_SLACK = 64 * 1024  # bytes of a message beside its tensors' data: names, shapes, the id
 _MESSAGE_LIMIT = 2**31 - 1  # bytes; gRPC keeps the limit in an int32, and no protobuf message is larger
 _LOAD_GRACE_S = 1.0  # a load can be ended only where it reports progress, which may be far away
+_SAME_SIGNAL_S = 1.0
 STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
 
 
@@ -75,6 +76,7 @@ class Application:
         self._server = open_transport(config.transport, options, inference, STREAM_IN_FLIGHT)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
+        self._signalled_at: float | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -132,15 +134,19 @@ class Application:
         log.info("stopped")
 
     def handle_signals(self) -> None:
-        """The first SIGTERM or SIGINT asks to stop; the second ends the process at once, with 128 + its number."""
+        """The first SIGTERM or SIGINT asks to stop; another one later ends the process at once, with 128 + its number.
+        What comes within a second is the same: a process group and ``timeout`` tell every process twice."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled, number)
 
     def _signalled(self, number: signal.Signals) -> None:
-        if self._stop_asked.is_set():
+        now = self._loop.time()
+        if self._signalled_at is None:
+            self._signalled_at = now
+            log.info("stopping on %s", number.name)
+            self.ask_to_stop()
+        elif now - self._signalled_at >= _SAME_SIGNAL_S:
             os._exit(128 + number)
-        log.info("stopping on %s", number.name)
-        self.ask_to_stop()
 
     def _metrics_listen(self) -> None:
         host, port = self._config.metrics_host, self._config.metrics_port
