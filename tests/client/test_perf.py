@@ -224,6 +224,13 @@ class DyingProtocol(OparaProtocol):
         os._exit(3)
 
 
+class TellingProtocol(OparaProtocol):
+    """Tells of the environment of the process that decodes a first answer."""
+
+    def decode(self, answer: bytes) -> dict[str, Array]:  # noqa: ARG002 (the protocol's)
+        raise OparaError(f"{os.environ['MALLOC_TRIM_THRESHOLD_']} {os.environ['MALLOC_TOP_PAD_']}")
+
+
 @pytest.mark.parametrize(
     ("target", "protocol", "message"),
     [
@@ -232,7 +239,19 @@ class DyingProtocol(OparaProtocol):
     ],
 )
 def test_what_goes_wrong_in_a_process_is_raised_here(target: str, protocol: OparaProtocol, message: str) -> None:
-    payload = Payload(b"", OparaProtocol().encode("m", {"x": np.zeros((1, 2), np.float32)}, {}))
-    load = Load(target, protocol, (payload,), Closed(2), 1, 0.0, 1.0, 0.2, None)
     with pytest.raises(OparaError, match=message):
-        run_load(load, 2)
+        run_load(unsent(target, protocol), 2)
+
+
+def test_processes_keep_their_memory_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "12345")
+    with pytest.raises(OparaError, match="UNKNOWN: 4294967296 12345"):
+        run_load(unsent("127.0.0.1:1", TellingProtocol()), 1)
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+    assert os.environ["MALLOC_TOP_PAD_"] == "12345"
+
+
+def unsent(target: str, protocol: OparaProtocol) -> Load:
+    payload = Payload(b"", reply(np.zeros((1, 2), np.float32)))
+    return Load(target, protocol, (payload,), Closed(2), 1, 0.0, 1.0, 0.2, None)
