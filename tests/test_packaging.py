@@ -68,6 +68,7 @@ def test_the_wheel_has_code_stubs_types_and_licence_and_no_more(wheel: Path) -> 
         "opara_client/py.typed",
         "opara_server/cli.py",
         "opara_protos/py.typed",
+        "opara_protos/open_inference.binpb",
         "opara_protos/v1/inference_pb2.py",
         "opara_protos/v1/inference_pb2.pyi",
         "opara_protos/v1/inference_pb2_grpc.py",
@@ -81,7 +82,13 @@ def test_the_sdist_has_the_protocol_and_the_tests(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
-    assert contains(names, "/protos/opara/v1/inference.proto", "/protos/generate.sh", "/tests/test_packaging.py")
+    assert contains(
+        names,
+        "/protos/opara/v1/inference.proto",
+        "/protos/inference/open_inference.proto",
+        "/protos/generate.sh",
+        "/tests/test_packaging.py",
+    )
     assert contains(names, "/LICENSE", "/README.md", "/Makefile")
     assert not any("__pycache__" in name or "/.venv" in name for name in names)
 

@@ -67,7 +67,7 @@ def output_names(request: Any) -> list[str]:
 
 def check_parameters(parameters: Any, whose: str = "") -> None:
     """Raises InvalidInput where one of them must not be ignored."""
-    for name in parameters:
+    for name in sorted(parameters):  # as a map has them, in no order
         if name.startswith(_REFUSED):
             raise InvalidInput(f"{whose}parameter {shown(name)} is not supported")
 
