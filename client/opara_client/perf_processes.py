@@ -18,8 +18,8 @@ from opara_client.perf_load import Load, Share, Tally, add
 from opara_client.perf_sender import IdleSelector, Sender, precise_loop
 
 READY = "ready"
-# glibc reads these as a process starts. Otherwise it gives every large buffer back to the kernel, which faults it in again
-# for the next request: a tenth to a quarter of the processor time of 600 KB requests.
+# glibc reads these as a process starts. Otherwise it gives every large buffer back to the kernel, which faults it in
+# again for the next request: a tenth to a quarter of the processor time of 600 KB requests.
 KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
