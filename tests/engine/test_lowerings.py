@@ -13,7 +13,7 @@ from opara_server.engine import lowerings
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_all
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.lower_fused import NoVariantError
+from opara_server.engine.lower_fused import NoVariantError, TooLargeError
 from opara_server.engine.lowerings import Lowerings
 from opara_server.engine.program import Program
 
@@ -81,3 +81,13 @@ def test_where_none_can_be_had_the_others_are_not_tried(
     assert asked == ["fused"]
     assert caplog.text.count("there is no Triton") == 1
     assert made.refused == dict.fromkeys(["fused", "fused_combo", "fused_epilogues"], "there is no Triton")
+
+
+def test_what_is_too_large_for_one_batch_size_is_tried_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = refusing(monkeypatch, TooLargeError("out of memory"), LoweringError("a custom operator"))
+    made = all_of("fused")
+    assert asked == ["fused", "fused"]
+    assert "no fused lowering: out of memory" in caplog.text
+    assert made.refused == {"fused": "a custom operator"}

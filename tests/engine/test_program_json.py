@@ -190,3 +190,24 @@ def test_a_weight_that_has_shrunk_is_noticed() -> None:
     weights = {name: tensor[:1].clone() for name, tensor in weights_of(module).items()}
     with pytest.raises(ValueError, match=r"beyond the|another layout"):
         reread(data, writer, weights, static_inputs(case.inputs, 2, CPU, channels_last=False))
+
+
+class Ordered(nn.Module):
+    """An operator of weights alone with two results, one of which is an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.arange(8.0).flip(0), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        top, order = self.scores.expand(x.shape[0], 8).sort(-1)
+        return x * top, order
+
+
+def test_constants_with_several_results_can_be_saved() -> None:
+    case = Case(Ordered, ROW)
+    module = case.build().eval()
+    program = lowered(module, case, 4)
+    writer = ProgramWriter(weights_of(module).items())
+    again = reread(writer.write(program), writer, weights_of(module), program.inputs)
+    torch.testing.assert_close(again.run_in_order(), list(module(*program.inputs)), rtol=0, atol=0)

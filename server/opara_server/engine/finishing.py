@@ -9,7 +9,7 @@ from opara_server.engine.capture import capture
 from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError, VerificationError
-from opara_server.engine.select import MEASURE_SECONDS, measuring
+from opara_server.engine.select import MEASURE_SECONDS, Timing, measuring
 from opara_server.engine.steps import Steps
 from opara_server.engine.verify import Verifier
 
@@ -50,11 +50,14 @@ class Finisher:
                 reason = "wrong numbers" if isinstance(error, VerificationError) else "cannot be captured"
                 choice = choice.falling_back(reason)
                 continue
-            simplest = serving or self._captured(choice.simplest, tuned=not reused, passing=True)
-            seconds = GLANCE_SECONDS if reused else MEASURE_SECONDS
-            before, now = yield from measuring([simplest, graph], self._device, seconds)
-            if simplest is not serving:
-                simplest.close()
+            try:
+                before, now = yield from self._beside_simplest(graph, choice, reused=reused, serving=serving)
+            except CaptureError as error:  # most likely there is no memory for two
+                log.warning("%s: not measured again beside sequential: %s", self._name, error)
+                return graph, replace(choice, others=())
+            except BaseException:
+                graph.close()
+                raise
             choice = choice.confirmed(choice.sequential.latest_us if reused else before.median, now.median)
             if now.median < before.median:
                 return graph, replace(choice, others=())
@@ -67,6 +70,18 @@ class Finisher:
             choice = choice.confirmed(alone.median, alone.median)
         return graph, choice
 
+    def _beside_simplest(
+        self, graph: CapturedGraph, choice: Choice, *, reused: bool, serving: CapturedGraph | None
+    ) -> Steps[list[Timing]]:
+        """Of the simplest and of ``graph``. Raises CaptureError where the simplest cannot be had beside it."""
+        passing = None if serving else self._captured(choice.simplest, tuned=not reused, passing=True)
+        try:
+            pair = [g for g in (serving, passing, graph) if g is not None]
+            return (yield from measuring(pair, self._device, GLANCE_SECONDS if reused else MEASURE_SECONDS))
+        finally:
+            if passing is not None:
+                passing.close()
+
     def _captured(self, runnable: Runnable, *, tuned: bool = True, passing: bool = False) -> CapturedGraph:
         if not tuned:
             return capture(runnable.program, runnable.schedule, self._device, passing=passing)
@@ -78,7 +93,7 @@ class Finisher:
         yield
         try:
             error = yield from self._verifier.check(graph)
-        except Exception:
+        except BaseException:  # also where nobody takes the next step
             graph.close()
             raise
         log.debug("%s: error %.1e against float64", self._name, error)

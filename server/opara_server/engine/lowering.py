@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from opara_server.engine.calls import source_line
@@ -61,7 +62,7 @@ def program_of(module: GraphModule, given: Sequence[Given], lowering: str) -> Pr
         graph=OperatorGraph.from_accesses(operators, buffers, Touches(touches)),
         bodies=tuple(bodies),
         value_count=len(trial.values),
-        fixed={value: trial.values[value] for s in lasting for value in (s.value, *s.views)},
+        fixed={v: trial.values[v] for s in lasting for v in (s.value, *s.views) if isinstance(trial.values[v], Tensor)},
         buffer_values=tuple(_distinct((s.value, *s.views)) for s in trial.storages),
         inputs=trial.inputs,
         outputs=tuple(trial.outputs),

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.lower_fused import NoVariantError, lower_fused
+from opara_server.engine.lower_fused import NoVariantError, TooLargeError, lower_fused
 from opara_server.engine.program import Program
 from opara_server.engine.rewrites import Weights
 
@@ -45,6 +45,8 @@ class Lowerings:
                 reason = str(error)
                 if reason not in self.refused.values():
                     log.warning("%s: no %s lowering: %s", self.name, lowering, reason)
+                if isinstance(error, TooLargeError):
+                    continue
                 every = isinstance(error, NoVariantError)
                 self.refused.update(dict.fromkeys(names if every else [lowering], reason))
 

@@ -221,13 +221,16 @@ class Trial:
         writes = call.target._schema.is_mutable
         base = self.values[covered.value]
         layout = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
-        if tensor.dtype == base.dtype and layout == (tuple(base.shape), base.stride(), base.storage_offset()):
+        if _same_elements(tensor, base) and layout == (tuple(base.shape), base.stride(), base.storage_offset()):
             return Ref(covered.value)
         value = self._new_value(tensor)
         covered.views.append(value)
         if storage in self._creator:
-            if tensor.dtype == base.dtype and tensor.is_conj() == base.is_conj() and tensor.is_neg() == base.is_neg():
-                again = Call(torch.as_strided, (Ref(covered.value), *layout), {}, value)
+            given = [ref.value for ref in refs((call.args, call.kwargs))]
+            bases = [v for v in (covered.value, *given) if self.storage(v) == storage]
+            like = next((v for v in bases if _same_elements(tensor, self.values[v])), None)
+            if like is not None:
+                again = Call(torch.as_strided, (Ref(like), *layout), {}, value)
             elif index is None and not writes and len(set(refs((call.args, call.kwargs)))) == 1:
                 again = Call(call.target, call.args, call.kwargs, value)
             else:
@@ -252,11 +255,16 @@ class Trial:
         return Ref(value)
 
     def _output(self, last: Node, result: Ref) -> int:
-        """An output has a storage of its own: what aliases an input or a weight, or overlaps itself, is copied."""
+        """An output has a storage of its own: what aliases an input or a weight, or overlaps itself, is copied; so is
+        what is the conjugate or the negative of its memory, which a copy to the host would apply before it lands."""
         tensor = self.values[result.value]
         storage = self.storages[self.storage(result.value)]
-        if storage.kind is Kind.ACTIVATION and not overlaps_itself(tensor):
+        if storage.kind is Kind.ACTIVATION and not (overlaps_itself(tensor) or tensor.is_conj() or tensor.is_neg()):
             return result.value
         contiguous = {"memory_format": torch.contiguous_format}
         copy: Ref = self._call_operator(last, torch.ops.aten.clone.default, (result,), contiguous)
         return copy.value
+
+
+def _same_elements(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.is_conj() == other.is_conj() and one.is_neg() == other.is_neg()

@@ -29,7 +29,8 @@ class Weights:
 def _identity(value: Any) -> object:
     if isinstance(value, Tensor):
         memory = value.data_ptr() if value.numel() else 0
-        return ("tensor", memory, value.shape, value.stride(), value.dtype, value.device)
+        bits = value.is_conj(), value.is_neg()
+        return ("tensor", memory, value.shape, value.stride(), value.dtype, value.device, bits)
     if isinstance(value, (list, tuple)):
         return tuple(_identity(item) for item in value)
     if isinstance(value, dict):
