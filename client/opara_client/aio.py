@@ -86,11 +86,11 @@ class AsyncOparaClient:
         id: str = "",  # noqa: A002 (the protocol's word)
     ) -> InferResult:
         """Runs one request. The first dimension of each input counts rows. ``outputs``: the wanted, empty for all."""
-        deadline = self._deadline(timeout)
+        request, deadline = InferRequest(model, inputs, outputs, id=id), self._deadline(timeout)
         try:
             declared = await self._dtypes(model, deadline)
             check_dtypes(inputs, declared)
-            message = encode_request(InferRequest(model, inputs, outputs, id=id), declared)
+            message = encode_request(request, declared)
             with translated():
                 response = await self._stub.Infer(message, timeout=deadline.left(), wait_for_ready=self._wait)
         except InvalidArgument:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -37,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[OparaClient, argparse.Namespace], int] = args.command
     try:
         with OparaClient(args.target, timeout=args.timeout) as client:
-            return command(client, args)
+            status = command(client, args)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # the reader has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the end of Python complain
+        return 1
     except InputError as error:
         parser.exit(2, f"opara-client: {error}\n")
     except OparaError as error:

@@ -92,11 +92,11 @@ class OparaClient:
         id: str = "",  # noqa: A002 (the protocol's word)
     ) -> InferResult:
         """Runs one request. The first dimension of each input counts rows. ``outputs``: the wanted, empty for all."""
-        deadline = self._deadline(timeout)
+        request, deadline = InferRequest(model, inputs, outputs, id=id), self._deadline(timeout)
         try:
             declared = self._dtypes(model, deadline)
             check_dtypes(inputs, declared)
-            message = encode_request(InferRequest(model, inputs, outputs, id=id), declared)
+            message = encode_request(request, declared)
             with translated():
                 response = self._stub.Infer(message, timeout=deadline.left(), wait_for_ready=self._wait)
         except InvalidArgument:

@@ -96,7 +96,7 @@ def _from_json(text: str, spec: TensorSpec) -> Array:
     try:
         literal = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"input {spec.name!r}: not a JSON literal, @FILE.npy or random") from error
+        raise InputError(f"input {spec.name!r}: not a JSON literal, @FILE.npy or random: {error}") from error
     try:
         array = np.asarray(literal)
     except ValueError as error:

@@ -17,6 +17,7 @@ class InferRequest:
 
     ``inputs``: array by input name; the first dimension of each counts rows. ``outputs``: the wanted, empty for all.
     ``timeout``: seconds from when the server has read it; None for the client's own. ``id``: empty for one chosen here.
+    Raises TypeError where ``inputs`` is no mapping.
     """
 
     model: str
@@ -24,6 +25,10 @@ class InferRequest:
     outputs: Sequence[str] = ()
     timeout: float | None = None
     id: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, Mapping):
+            raise TypeError(f"inputs must map names to arrays: {{name: array}}, not {type(self.inputs).__name__}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,8 +106,13 @@ def test_random_inputs_lie_in_the_declared_range(
         ("x", "double", "expected NAME=@FILE.npy, NAME=JSON or NAME=random"),
         ("=1", "double", "expected NAME="),
         ("y=[1]", "double", "the model has no input 'y'; it has x"),
-        ("x=[1", "double", "input 'x': not a JSON literal, @FILE.npy or random"),
+        (
+            "x=[1",
+            "double",
+            "input 'x': not a JSON literal, @FILE.npy or random: Expecting ',' delimiter: line 1 column 3",
+        ),
         ("x=hello", "double", "input 'x': not a JSON literal, @FILE.npy or random"),
+        ("x=[1,hello]", "double", "random: Expecting value: line 1 column 4"),
         ("x=" + 50_000 * "[", "double", "input 'x': not a JSON literal, @FILE.npy or random"),
         ("x=[[1], [1, 2]]", "double", "input 'x': the literal's rows are not all of one shape"),
         ('x=["a"]', "double", "input 'x': the literal does not fit float32"),
@@ -231,3 +239,19 @@ def test_version_and_usage(capsys: Output) -> None:
     with pytest.raises(SystemExit) as usage:
         main([])
     assert usage.value.code == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_of_python(server: FakeServer) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [sys.executable, "-c", "from opara_client.cli import main; raise SystemExit(main())"]
+    ended = subprocess.run(
+        [*arguments, "models", "--target", server.target],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")

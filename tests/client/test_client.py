@@ -197,3 +197,9 @@ def test_codes_are_typed_and_unknown_ones_are_plain() -> None:
     assert type(error_for(8, "")) is ResourceExhausted
     assert type(error_for(11, "")) is OparaError
     assert error_for(99, "").code is grpc.StatusCode.UNKNOWN
+
+
+def test_inputs_are_a_mapping(client: OparaClient) -> None:
+    array: Any = np.zeros((1, 2), np.float32)
+    with pytest.raises(TypeError, match=r"inputs must map names to arrays: \{name: array\}, not ndarray"):
+        client.infer("double", array)
