@@ -39,7 +39,8 @@ class OptimizedModel:
     def __call__(self, *inputs: Tensor) -> Any:
         """``inputs``: tensors of any number of rows, [rows, ...]; more than the largest batch size run in parts.
 
-        Raises ValueError on tensors that do not fit the example inputs: nothing is broadcast or converted.
+        Raises ValueError on tensors that do not fit the example inputs: nothing is broadcast or converted, and an
+        integer outside its range, which may index a table, would take a GPU process down.
         """
         rows = self._checked_rows(inputs)
         most = self._compiled.buckets[-1]
@@ -70,12 +71,16 @@ class OptimizedModel:
         specs = self._compiled.inputs
         if len(inputs) != len(specs):
             raise ValueError(f"{len(specs)} inputs expected, {len(inputs)} given")
-        rows = inputs[0].shape[0] if inputs[0].dim() else 0
         for spec, given in zip(specs, inputs, strict=True):
-            if tuple(given.shape) != (rows, *spec.shape) or dtype_name(given.dtype) != spec.dtype or rows == 0:
+            shape = tuple(given.shape)
+            if shape[:1] in {(), (0,)} or shape[1:] != spec.shape or dtype_name(given.dtype) != spec.dtype:
                 expected = f"{spec.dtype} [rows, {', '.join(map(str, spec.shape))}]"
-                raise ValueError(f"{spec.name}: {expected} expected, {given.dtype} {list(given.shape)} given")
-        return rows
+                raise ValueError(f"{spec.name}: {expected} expected, {given.dtype} {list(shape)} given")
+            if len(given) != len(inputs[0]):
+                raise ValueError(f"{spec.name} has {len(given)} rows, {specs[0].name} {len(inputs[0])}")
+            if "int" in spec.dtype:
+                _check_range(spec, given)
+        return len(inputs[0])
 
 
 def optimize(
@@ -87,6 +92,7 @@ def optimize(
     policy: str = AUTO,
     lowering: str = AUTO,
     tuning_budget_s: float = 300.0,
+    ranges: Sequence[tuple[float, float] | None] | None = None,
     channels_last: bool = False,
     priorities: bool = True,
     tolerance: float | None = None,
@@ -94,13 +100,19 @@ def optimize(
 ) -> OptimizedModel:
     """Schedule the model's operators on streams, per batch size, and keep what measures fastest.
 
-    ``example_inputs``: the forward's arguments, tensors [rows, ...]; they give element types, shapes and the range of
-    integers that random test inputs are drawn from. ``device``: default where the model's weights are. The other
-    options are BuildOptions'. The model must be in eval mode; its weights are used in place and must not change.
-    Raises EngineError (engine.errors).
+    ``example_inputs``: the forward's arguments, tensors [rows, ...]; they give element types and shapes. ``ranges``:
+    per input (low, high), low <= value < high, of the random values for measuring and verifying; integers outside are
+    refused. Default, also for each None: the example's own range for integers, standard normal for floats. ``device``:
+    default where the model's weights are. The other options are BuildOptions'. The model must be in eval mode; its
+    weights are used in place and must not change. Raises EngineError (engine.errors), ValueError.
     """
     examples = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    specs = [_spec(f"input{number}", example) for number, example in enumerate(examples)]
+    limits = [None] * len(examples) if ranges is None else ranges
+    if len(limits) != len(examples):
+        raise ValueError(f"{len(limits)} ranges for {len(examples)} example inputs")
+    specs = [
+        _spec(f"input{n}", example, limit) for n, (example, limit) in enumerate(zip(examples, limits, strict=True))
+    ]
     weight = next(model.parameters(), None)
     options = BuildOptions(
         batch_sizes=tuple(batch_sizes),
@@ -116,9 +128,20 @@ def optimize(
     return OptimizedModel(compile_model(type(model).__name__, model, specs, where, options))
 
 
-def _spec(name: str, example: Tensor) -> TensorSpec:
+def _check_range(spec: TensorSpec, given: Tensor) -> None:
+    if spec.low is None or spec.high is None or not given.numel():
+        return
+    least, greatest = (int(end) for end in given.aminmax())
+    if not (spec.low <= least and greatest < spec.high):
+        allowed = f"[{spec.low:.15g}, {spec.high:.15g}) expected, as ranges= or else the example inputs say"
+        raise ValueError(f"{spec.name}: values in {allowed}; {least} to {greatest} given")
+
+
+def _spec(name: str, example: Tensor, limits: tuple[float, float] | None) -> TensorSpec:
     if example.dim() == 0:
         raise ValueError(f"{name}: an example input needs a batch dimension")
     integers = not example.is_floating_point() and example.dtype != torch.bool
-    low, high = (float(example.min()), float(example.max()) + 1) if integers and example.numel() else (None, None)
+    if limits is None and integers and example.numel():
+        limits = int(example.min()), int(example.max()) + 1
+    low, high = limits or (None, None)
     return TensorSpec(name, dtype_name(example.dtype), tuple(example.shape[1:]), low, high)
