@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,21 @@ def test_nobody_measures_before_it_is_time(monkeypatch: pytest.MonkeyPatch, tmp_
         tuned(Branches(), progress=wait)
     assert waited == [f"{MEASURING} batch size 4"]
     assert told.exists()
+
+
+def test_folders_that_were_left_behind_are_swept_away_once_they_are_old(tmp_path: Path) -> None:
+    gone, other = subprocess.Popen(["true"]), Path("/proc/self").resolve().name
+    gone.wait()
+    old, young, ours, foreign = (
+        tmp_path / f"{FOLDER}{name}" for name in (f"{gone.pid}-a", f"{gone.pid}-b", f"{other}-c", "mine-d")
+    )
+    for folder in (old, young, ours, foreign):
+        folder.mkdir()
+        (folder / "model.pt2").write_bytes(b"weights")
+        if folder is not young:
+            os.utime(folder, (1.0, 1.0))
+    tuning._sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([young, ours, foreign])
 
 
 def test_what_is_no_json_is_no_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from opara_server.engine.plan import BucketPlan, Candidate, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.steps import Steps
 from opara_server.serving import improvement
+from opara_server.serving.registry import ModelState
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Compiler, Server, repository, serving
 
@@ -184,6 +185,23 @@ def test_a_search_that_fails_leaves_what_runs(
         expected, answer = ask(server, 2)
         np.testing.assert_array_equal(answer.array(), expected)
         wait_for(lambda: compiler.made["a"].behind is None)  # it holds the exported programs
+
+
+def test_a_device_that_is_lost_in_a_switch_is_told_at_once(tmp_path: Path) -> None:
+    """And not by the next request, which would fail."""
+    compiler = Behind()
+    with serving(repository(tmp_path, a=MODEL), compiler) as server:
+        server.load()
+        made = compiler.made["a"]
+
+        def lose_it() -> None:
+            made.device.lost = True
+            raise RuntimeError("an illegal memory access")
+
+        made.on_step = lose_it
+        compiler.search.go.set()
+        wait_for(lambda: server.registry.models() == [("a", ModelState.FAILED)])
+        made.device.lost = False
 
 
 def test_batch_sizes_switched_before_a_failure_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -95,8 +95,9 @@ class CompiledModel:
         return graph
 
     def settle(self) -> None:
-        """The search has ended, well or not: what only it needed is let go."""
+        """The search has ended, well or not: what only it needed is let go, and its memory given back."""
         self.behind = None
+        self.device.trim()
 
     def close(self) -> None:
         """Free graphs, their memory and streams. The device must be idle."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ CORES_PER_CHILD = 4  # Triton compiles in processes of its own
 CHILD_BYTES = 2 << 30  # of GPU memory: CUDA's context, libraries' workspaces, activations
 WEIGHTS_PER_CHILD = 6  # copies of the weights: the module's, and what each lowering makes of them
 SLACK_S = 600.0  # beyond twice the tuning budget: one variant may take minutes, and the budget ends none
+FORGOTTEN_S = 86_400.0  # no search takes as long
 MEASURE = "measure\n"  # what a child waits for once it has compiled
 RESULT = "result.safetensors"
 FOLDER = "opara-tuning-"  # what the names of the folders begin with that are shared with children
@@ -91,7 +93,9 @@ def tune_in_children(
     MEASURING: all children have compiled then, and none measures. Raises LoweringError where a child could not even
     have the simplest programs, TuningError where anything else goes wrong.
     """
-    with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as name_of_folder:
+    _sweep(Path(tempfile.gettempdir()))
+    prefix = f"{FOLDER}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name_of_folder:
         folder = Path(name_of_folder)
         with _failures_told():
             files = _save(exports, folder)
@@ -130,6 +134,17 @@ def _children_at_once(exports: Mapping[int, ExportedProgram], device: torch.devi
         free, _ = torch.cuda.mem_get_info(device)
         count = min(count, int(free // (CHILD_BYTES + WEIGHTS_PER_CHILD * weights)))
     return max(1, count)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove old folders of processes that ended so hard that they could not: there are a model's weights in them.
+    Old, because a process that is not seen here may live in another container."""
+    for folder in parent.glob(f"{FOLDER}*-*"):
+        owner = folder.name.removeprefix(FOLDER).split("-")[0]
+        with suppress(FileNotFoundError):
+            old = time.time() - folder.stat().st_mtime > FORGOTTEN_S
+            if old and owner.isdigit() and not Path("/proc", owner).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(exports: Mapping[int, ExportedProgram], folder: Path) -> dict[int, str]:

@@ -180,7 +180,7 @@ class Executor:
             parts, timing = worker.lane.run(batch)
         except Exception:  # noqa: BLE001 - the edge of a batch: _fail logs it, whatever it is
             self._fail(worker, batch)
-            self._check_device(worker)
+            self.check_device(worker)
             return
         worker.share.used(timing.total_s)
         worker.batcher.ran(batch.bucket, timing.total_s, timing.replay_s)
@@ -196,8 +196,9 @@ class Executor:
         )
         worker.batcher.fail(batch, error)
 
-    def _check_device(self, worker: Worker) -> None:
-        """After an error: once a GPU's context is broken, whatever one asks of it fails, in this process for good."""
+    def check_device(self, worker: Worker) -> None:
+        """After an error: once a GPU's context is broken, whatever one asks of it fails, in this process for good, and
+        who waits for that is told. Executor's thread, bound to the worker's device."""
         try:
             worker.lane.device.synchronize()
         except Exception as error:  # noqa: BLE001 - whatever it is, the device has had its second chance

@@ -62,15 +62,9 @@ class Improvement:
             self._executor.bind(None)
 
     def _run(self) -> None:
-        name, behind = self._worker.name, self._compiled.behind
-        assert behind is not None
+        name = self._worker.name
         try:
-            found = behind.search(self._report)
-            for bucket in reversed(self._compiled.buckets):  # largest first: smaller graphs reuse its memory
-                self._steps = self._switch(found, bucket)
-                while self._executor.run(partial(self._advance, self._steps)).result():
-                    pass
-            behind.save(found, self._compiled.plan)
+            self._search_and_switch()
             if self._compiled.plan.chosen == self._served.chosen:
                 log.info("search finished, nothing faster found", extra={"model": name})
         except (CancelledError, StoppedError):
@@ -85,6 +79,17 @@ class Improvement:
             pass  # the server has stopped
         except Exception:
             log.exception("what runs is described as it was before the search", extra={"model": name})
+
+    def _search_and_switch(self) -> None:
+        """In a frame of its own: what it has read takes memory."""
+        behind = self._compiled.behind
+        assert behind is not None
+        found = behind.search(self._report)
+        for bucket in reversed(self._compiled.buckets):  # largest first: smaller graphs reuse its memory
+            self._steps = self._switch(found, bucket)
+            while self._executor.run(partial(self._advance, self._steps)).result():
+                pass
+        behind.save(found, self._compiled.plan)
 
     def _report(self, doing: str, share: float) -> None:
         if self._executor.stopping or self._abandoned:
@@ -126,6 +131,11 @@ class Improvement:
                 if time.monotonic() >= end:
                     return True
             return False
+        except EngineError:
+            raise
+        except Exception:
+            self._executor.check_device(self._worker)
+            raise
         finally:
             self._executor.bind(None)
 
@@ -134,6 +144,7 @@ class Improvement:
         a failure were switched."""
         if self._abandoned:
             return
+        self._steps = None
         self._compiled.settle()
         plan = self._compiled.plan
         if self._executor.runs(self._worker.name) and plan != self._served:
