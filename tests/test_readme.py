@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +112,14 @@ def test_the_client_snippet_runs(server: Server, capsys: pytest.CaptureFixture[s
     assert "127.0.0.1:50051" in snippet
     exec(compile(snippet.replace("127.0.0.1:50051", server.grpc), "README.md", "exec"), {})
     assert re.match(r"\[\d \d \d\] \[0\.", capsys.readouterr().out)
+
+
+def test_the_snippet_of_another_client_runs(server: Server) -> None:
+    (snippet,) = [snippet for snippet in snippets("python") if "tritonclient" in snippet]
+    code = snippet.replace("127.0.0.1:50051", server.grpc)
+    # A process of its own: these stubs stay in the common descriptor pool.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert re.fullmatch(r"\[\d \d \d\]\n", done.stdout), done.stderr
 
 
 @pytest.mark.parametrize("arguments", commands("opara-client"))
