@@ -176,6 +176,8 @@ class Answer:
     _there: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, outcome: Rows | ServingError) -> None:
+        if isinstance(outcome, Rows):  # its buffers hold only during the call
+            outcome = Rows(tuple(map(bytes, outcome.tensors)), outcome.count)
         self.outcomes.append(outcome)
         self.thread = threading.current_thread().name
         self._there.set()
@@ -224,14 +226,20 @@ class Core:
     def serve(
         self, compiled: FakeCompiled, max_rows: int = 64, max_queue_rows: int = 4096, delay_s: float = 0.0
     ) -> Batcher:
+        worker = self.worker(compiled, max_rows, max_queue_rows, delay_s)
+        self.executor.run(lambda: self.executor.attach(worker)).result(PATIENCE_S)
+        return worker.batcher
+
+    def worker(
+        self, compiled: FakeCompiled, max_rows: int = 64, max_queue_rows: int = 4096, delay_s: float = 0.0
+    ) -> Worker:
+        """Not attached yet."""
         name = compiled.plan.model
         self.metrics.add_model(name)
         model_metrics = self.metrics.model(compiled.plan)
         limits = Limits(compiled.buckets, max_rows, max_queue_rows, delay_s)
         batcher = Batcher(compiled.inputs, limits, model_metrics, self.executor.wake)
-        worker = Worker(name, batcher, Lane(compiled), model_metrics)
-        self.executor.run(lambda: self.executor.attach(worker)).result(PATIENCE_S)
-        return batcher
+        return Worker(name, batcher, Lane(compiled), model_metrics)
 
     def value(self, name: str, **labels: str) -> float:
         found = self.metrics.registry.get_sample_value(name, labels)

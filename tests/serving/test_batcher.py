@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from opara_server.engine.spec import TensorSpec
-from opara_server.observe.metrics import Metrics
-from opara_server.serving.batcher import Batch, Batcher
 from opara_server.serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -15,44 +15,9 @@ from opara_server.serving.errors import (
     ModelUnavailable,
     Overloaded,
 )
-from opara_server.serving.limits import Limits
 from opara_server.serving.rows import Rows
-from tests.serving.fakes import Answer, X, make_plan, rows_of
-
-
-class Queue:
-    """A batcher on a clock of its own."""
-
-    def __init__(
-        self, max_rows: int = 64, max_queue_rows: int = 100, delay_s: float = 0.0, inputs: tuple[TensorSpec, ...] = (X,)
-    ) -> None:
-        self.now = 1000.0
-        self.woken = 0
-        limits = Limits((1, 4, 8), max_rows, max_queue_rows, delay_s)
-        metrics = Metrics().model(make_plan("m", (1, 4, 8)))
-        self.batcher = Batcher(inputs, limits, metrics, self._wake, clock=lambda: self.now)
-
-    def _wake(self) -> None:
-        self.woken += 1
-
-    def submit(self, rows: Rows | int, deadline: float | None = None) -> Answer:
-        answer = Answer()
-        self.batcher.submit(rows_of(rows) if isinstance(rows, int) else rows, deadline, answer)
-        return answer
-
-    def take(self) -> Batch:
-        batch = self.batcher.take()
-        assert batch is not None
-        return batch
-
-    def answer(self, batch: Batch) -> None:
-        """Every row is answered with its own bytes."""
-        own = (p.ticket.rows.tensors[0][p.start * 8 : (p.start + p.count) * 8] for p in batch.pieces)
-        self.batcher.answer(batch, [(bytes(rows),) for rows in own])
-
-
-def shape(batch: Batch) -> tuple[list[int], int]:
-    return [piece.count for piece in batch.pieces], batch.bucket
+from tests.serving.fakes import Answer, rows_of
+from tests.serving.queues import Queue, shape
 
 
 @pytest.mark.parametrize(
@@ -206,8 +171,8 @@ def test_an_idle_device_does_not_wait() -> None:
 
 
 def test_the_queue_delay_ends_with_time_a_full_batch_a_hurried_request_or_the_end() -> None:
-    def due(*requests: tuple[int, float | None], close: bool = False) -> float:
-        queue = Queue(delay_s=2.0)
+    def due(*requests: tuple[int, float | None], close: bool = False, queue_timeout_s: float = inf) -> float:
+        queue = Queue(delay_s=2.0, queue_timeout_s=queue_timeout_s)
         queue.batcher.ran(8, 1.0)
         for rows, deadline in requests:
             queue.submit(rows, None if deadline is None else queue.now + deadline)
@@ -223,6 +188,22 @@ def test_the_queue_delay_ends_with_time_a_full_batch_a_hurried_request_or_the_en
     assert due((4, None), (3, None)) == 2.0
     assert due((4, None), (4, None)) == 0.0
     assert due((1, None), close=True) == 0.0
+    assert due((1, None), queue_timeout_s=1.9) == 0.0
+    assert due((1, None), queue_timeout_s=2.1) == 2.0
+
+
+def test_the_queue_delay_is_that_of_the_first_that_waits() -> None:
+    queue = Queue(delay_s=2.0)
+    first = queue.batcher.submit(rows_of(1), None, Answer())
+    queue.now += 1
+    queue.submit(1)
+    assert queue.batcher.ready(queue.now) == queue.now + 1
+    first.cancel()
+    assert queue.batcher.ready(queue.now) == queue.now + 2
+    queue.take()
+    queue.now += 1
+    queue.submit(1)
+    assert queue.batcher.ready(queue.now) == queue.now + 2
 
 
 def test_closing_refuses_new_requests_and_keeps_or_drops_the_queued() -> None:

@@ -131,7 +131,6 @@ def test_the_model_that_had_less_of_the_device_comes_first(core: Core) -> None:
     order: list[str] = []
     batchers = {name: core.serve(model) for name, model in (("first", first), ("second", second))}
     hold(batchers["first"], first)
-    held_until = time.monotonic() + 0.2  # far longer than the others take together
     answers = []
     for name, rows in (("first", 24), ("second", 16), ("second", 8)):
         answers.append(Answer())
@@ -139,11 +138,61 @@ def test_the_model_that_had_less_of_the_device_comes_first(core: Core) -> None:
     names = {id(first.device): "first", id(second.device): "second"}
     for model in (first, second):
         model.device.replays = Recorder(names[id(model.device)], order)
-    wait_for(lambda: time.monotonic() > held_until)
+    wait_a_while(0.2)
     first.device.gate.set()
     for answer in answers:
         assert isinstance(answer.outcome(), Rows)
     assert order == ["second"] * 3 + ["first"] * 3
+
+
+def test_idle_time_is_no_credit(core: Core) -> None:
+    busy, idle = FakeCompiled("busy"), FakeCompiled("idle")
+    batchers = {name: core.serve(model) for name, model in (("busy", busy), ("idle", idle))}
+    order: list[str] = []
+    for name, model in (("busy", busy), ("idle", idle)):
+        model.device.replays = Recorder(name, order)
+    answers = [hold(batchers["busy"], busy)]
+    wait_a_while(0.3)
+    busy.device.gate.set()
+    answers[0].outcome()
+    submit(batchers["busy"], 1).outcome()  # begins after those 0.3 s
+    answers.append(hold(batchers["idle"], idle))
+    answers += [submit(batchers[name], 1) for name in ("idle", "busy")]
+    wait_a_while(0.1)
+    idle.device.gate.set()
+    for answer in answers:
+        answer.outcome()
+    assert order == ["busy", "busy", "idle", "busy", "idle"]
+
+
+def test_nor_is_the_time_before_a_model_was_there(core: Core) -> None:
+    old, new = FakeCompiled("old"), FakeCompiled("new")
+    batcher = core.serve(old)
+    order: list[str] = []
+    for name, model in (("old", old), ("new", new)):
+        model.device.replays = Recorder(name, order)
+    first = hold(batcher, old)
+    wait_a_while(0.3)
+    old.device.gate.set()
+    first.outcome()
+    submit(batcher, 1).outcome()
+    worker = core.worker(new)
+    new.device.gate.clear()
+    answers = [submit(worker.batcher, 8) for _ in range(2)]
+    core.executor.run(lambda: core.executor.attach(worker)).result(PATIENCE_S)
+    assert new.device.entered.acquire(timeout=PATIENCE_S)
+    answers.append(submit(batcher, 1))
+    wait_a_while(0.1)
+    new.device.gate.set()
+    for answer in answers:
+        answer.outcome()
+    assert order == ["old", "old", "new", "old", "new"]
+
+
+def wait_a_while(seconds: float) -> None:
+    """Longer than anything here takes that nobody holds up."""
+    until = time.monotonic() + seconds
+    wait_for(lambda: time.monotonic() > until)
 
 
 class Recorder(list[int]):

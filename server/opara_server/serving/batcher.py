@@ -27,7 +27,7 @@ from opara_server.serving.errors import (
 )
 from opara_server.serving.limits import Limits
 from opara_server.serving.pace import Pace
-from opara_server.serving.rows import RowCheck, Rows
+from opara_server.serving.rows import RowChecks, Rows
 from opara_server.serving.ticket import Batch, Counts, Done, Piece, Ticket
 from opara_server.serving.turns import InFlight
 from opara_server.serving.waiting import Waiting
@@ -54,7 +54,7 @@ class Batcher:
         in_flight: InFlight | None = None,
     ) -> None:
         self.limits = limits
-        self._check = RowCheck(inputs, limits.max_rows)
+        self._check = RowChecks(inputs, limits.max_rows).check
         self._metrics = metrics
         self._wake = wake
         self._clock = clock
@@ -185,7 +185,7 @@ class Batcher:
             packing = self._waiting.take(now, self._at_most(now))
             self._refused += len(packing.late)
             self._note_due()
-            bucket = self.limits.bucket(packing.rows)
+            bucket = self._pace.bucket(packing.rows)
             if packing.rows:
                 self._in_flight.add(now, self._pace.replay(bucket))
         _deliver((ticket, DeadlineExceeded()) for ticket in packing.late)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from math import inf
 
@@ -37,7 +36,7 @@ class Limits:
             config.max_queue_rows,
             max_queue_delay_s=batching.max_queue_delay_us / 1e6,
             preferred_sizes=batching.preferred_sizes,
-            level_rows=batching.priority_queue_rows or (config.max_queue_rows,) * levels,
+            level_rows=batching.priority_queue_rows or ((config.max_queue_rows,) * levels if levels > 1 else ()),
             default_level=batching.default_priority or levels,
             queue_timeout_s=batching.queue_timeout_us / 1e6 or inf,
             timeout_override=batching.allow_timeout_override,
@@ -46,10 +45,6 @@ class Limits:
     @property
     def largest(self) -> int:
         return self.buckets[-1]
-
-    def bucket(self, rows: int) -> int:
-        """The smallest bucket that holds ``rows``."""
-        return self.buckets[bisect_left(self.buckets, rows)]
 
     def level(self, priority: int) -> int:
         """The level of a request. As in Triton's protocol 1 is the highest, and both 0 and what the model does not

@@ -21,6 +21,7 @@ class Pace:
         self._whole = [0.0] * len(self._buckets)  # from copy in to copy out
         self._replay = [0.0] * len(self._buckets)
         self._first: dict[int, int] = {}
+        self._shortest: dict[int, float] = {}
         self._derive()
 
     def ran(self, bucket: int, seconds: float, replay_s: float | None = None) -> None:
@@ -37,11 +38,16 @@ class Pace:
 
     def _derive(self) -> None:
         self._first.clear()
+        self._shortest.clear()
         self._known = all(self._whole)
         self._from = list(accumulate(reversed(self._whole), min))[::-1]  # the least of this bucket and larger ones
         self._row_s = min(replay / size for replay, size in zip(self._replay, self._buckets, strict=True))
         self.shortest_replay = min(self._replay)
         self.longest = max(self._whole)
+
+    def bucket(self, rows: int) -> int:
+        """The smallest that holds them."""
+        return self._buckets[bisect_left(self._buckets, rows)]
 
     def replay(self, bucket: int) -> float:
         """At least so long a batch of that bucket keeps the device from others."""
@@ -54,9 +60,15 @@ class Pace:
     def shortest(self, rows: int) -> float:
         """At least so long it takes from the start of the first batch to the answer of a request that is left with
         ``rows``, alone or with others."""
-        if rows > self._buckets[-1] or self.first(rows) < rows:
-            return max(self._from[0], self.busy(rows))
-        return self._from[bisect_left(self._buckets, rows)]
+        known = self._shortest.get(rows)
+        if known is None:
+            if rows > self._buckets[-1] or self.first(rows) < rows:
+                known = max(self._from[0], self.busy(rows))
+            else:
+                known = self._from[bisect_left(self._buckets, rows)]
+            if len(self._shortest) < _REMEMBERED:
+                self._shortest[rows] = known
+        return known
 
     def together(self, rows: int) -> float:
         """At least so long a batch of ``rows`` takes."""

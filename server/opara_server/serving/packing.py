@@ -26,12 +26,12 @@ class Packing:
         self._pace = pace
         self._largest = largest
         self._waiting = waiting
-        self._room = pace.first(waiting)
+        self._room = pace.bucket(pace.first(waiting))  # what would be padding is free
         self._horizon = now + pace.longest  # no batch makes a later deadline pass
         self._tightest = inf  # of the deadlines before the horizon
 
     def takes(self, ticket: Ticket) -> bool:
-        """Add as much of it as there is room for. True: that was the last of it. Else the batch is complete."""
+        """Add as much of it as there is room for. True: that was the last of it; else nobody may overtake it."""
         taken, rows = ticket.taken, self.rows
         left = count = ticket.rows.count - taken
         if left > self._room - rows:
@@ -39,19 +39,17 @@ class Packing:
             if not count:
                 return False
         if ticket.deadline < self._horizon or self._tightest < inf:
-            self._tightest = min(self._tightest, ticket.deadline)
-            if rows and self.now + self._pace.together(rows + count) > self._tightest:
-                self._room = rows  # together in a larger bucket, one of them would be late
+            tightest = min(self._tightest, ticket.deadline)
+            if rows and self.now + self._pace.together(rows + count) > tightest:
+                self._complete()  # together in a larger bucket, one of them would be late
                 return False
+            self._tightest = tightest
         self.pieces.append(Piece(ticket, taken, count))
         self.rows = rows + count
         ticket.taken = taken + count
-        if count == left:
-            return True
-        if not taken:
+        if count < left and not taken:
             ticket.parts = []
-        self._room = self.rows
-        return False
+        return count == left
 
     def refuses(self, ticket: Ticket) -> bool:
         """Settle it if it is late. One that has begun has left the queue: only its deadline counts."""
@@ -64,16 +62,19 @@ class Packing:
 
     def _part(self, left: int) -> int:
         """How many to take of so many rows, which the room does not hold."""
-        free = self._room - self.rows
-        if left > self._largest or not free:
-            return free
+        if left > self._largest:
+            return self._room - self.rows
         if not self.rows:
-            return self._pace.first(left)
-        if self._pace.parted(self.rows, self._waiting):
-            self._room = self.rows
-            return 0
+            count = self._pace.first(left)
+            self._room = max(self._room, self._pace.bucket(count))
+            return count
+        if self.rows >= self._waiting or self._pace.parted(self.rows, self._waiting):
+            return self._complete()
         self._room = self._largest
-        if left <= self._largest - self.rows:
-            return left
-        self._room = self.rows
+        return left if left <= self._room - self.rows else self._complete()
+
+    def _complete(self) -> int:
+        """From now on only what would be padding is filled, with requests of lower levels. Returns 0."""
+        self._waiting = 0
+        self._room = self._pace.bucket(self.rows)
         return 0

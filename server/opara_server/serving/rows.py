@@ -20,7 +20,7 @@ class Rows:
     count: int
 
 
-class RowCheck:
+class RowChecks:
     """What a model takes: a bad request must never fail the batch of its neighbours."""
 
     def __init__(self, specs: Sequence[TensorSpec], max_rows: int) -> None:
@@ -29,7 +29,7 @@ class RowCheck:
         self._row_bytes = tuple(spec.row_bytes for spec in specs)
         self._bounded = tuple((i, spec) for i, spec in enumerate(specs) if spec.low is not None and "int" in spec.dtype)
 
-    def __call__(self, rows: Rows) -> None:
+    def check(self, rows: Rows) -> None:
         """Raises InvalidInput unless ``rows`` can be run."""
         count = rows.count
         if not 1 <= count <= self._max_rows:
@@ -37,12 +37,11 @@ class RowCheck:
         tensors = rows.tensors
         if len(tensors) != len(self._row_bytes):
             raise InvalidInput(f"the request has {len(tensors)} inputs, the model takes {len(self._specs)}")
-        for index, row_bytes in enumerate(self._row_bytes):
-            tensor = tensors[index]
+        for tensor, spec, row_bytes in zip(tensors, self._specs, self._row_bytes, strict=True):
             size = tensor.nbytes if isinstance(tensor, memoryview) else len(tensor)
             if size != count * row_bytes:
-                name, expected = self._specs[index].name, count * row_bytes
-                raise InvalidInput(f"input {name!r} has {size} bytes, expected {expected} for {count} rows")
+                expected = count * row_bytes
+                raise InvalidInput(f"input {spec.name!r} has {size} bytes, expected {expected} for {count} rows")
         for index, spec in self._bounded:
             _check_range(tensors[index], spec)
 

@@ -1,6 +1,6 @@
 """The requests of one model that wait, by level of priority, and which of them the next batch takes.
 
-Levels are served in strict order: a batch takes from one only what the higher ones left room for. That alone would
+Levels are served in strict order: a batch takes from one only what the higher ones leave room for. That alone would
 let a steady stream of urgent requests keep others waiting for ever. So a level that waited while PATIENCE batches in
 a row took nothing of it has its first request put at the head of the next batch (of several such levels, the one
 passed over most often first). A level that waits is thus served once in PATIENCE + L batches, where L is how many
@@ -82,7 +82,6 @@ class Waiting:
         several = len(self.levels) > 1
         if several:
             for level in sorted(self.levels, key=lambda level: level.passed, reverse=True):
-                self._remove_late(level, packing)
                 if level.passed >= PATIENCE:
                     self._move(level, packing, requests=1)
         for level in self.levels:
@@ -94,7 +93,7 @@ class Waiting:
         return packing
 
     def _move(self, level: Level, packing: Packing, requests: int) -> None:
-        """Up to so many of the level's first requests, as far as there is room."""
+        """Up to so many of the level's first requests, as far as there is room; those that are late, in any case."""
         tickets, before, now = level.tickets, packing.rows, packing.now
         for _ in range(requests):
             ticket = tickets[0]
@@ -104,11 +103,6 @@ class Waiting:
             tickets.popleft()
         level.rows -= packing.rows - before
         self.rows -= packing.rows - before
-
-    def _remove_late(self, level: Level, packing: Packing) -> None:
-        """Also where the batch may have no room for the level: who is refused should hear of it."""
-        while level.tickets and self._gone(level, level.tickets[0], packing):
-            level.tickets.popleft()
 
     def _gone(self, level: Level, ticket: Ticket, packing: Packing) -> bool:
         """Whether there is nothing to run: it was settled, or it is late, and is settled now."""
