@@ -140,7 +140,7 @@ def test_inputs_that_do_not_fit(branches: Both, inputs: tuple[Tensor, ...]) -> N
 
 def test_inputs_of_different_numbers_of_rows() -> None:
     fast = optimize(Function(torch.add).eval(), [torch.zeros(1, 3)] * 2, device="cpu")
-    with pytest.raises(ValueError, match="^input1 has 1 rows, input0 2$"):
+    with pytest.raises(ValueError, match=r"^input1 has 1 rows, input0 2$"):
         fast(torch.zeros(2, 3), torch.zeros(1, 3))
     fast.close()
 
