@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from opara_server.engine.arena import ALIGNMENT
 from opara_server.engine.build import compile_model
 from opara_server.engine.compiled import EXPORTING
-from opara_server.engine.errors import CaptureError, DeviceError, ModelError, VerificationError
+from opara_server.engine.errors import CaptureError, DeviceError, ModelError, TuningError, VerificationError
 from opara_server.engine.options import BuildOptions
+from opara_server.engine.profile import Profile
+from opara_server.engine.program import Program
 from opara_server.engine.spec import TensorSpec
 from tests.engine.compiling import TWO_BUCKETS, assert_right, compiled, on_several_streams, streams_are_fast, wrong
 from tests.engine.devices import ScriptedDevice, Spoil, nothing
@@ -304,3 +306,20 @@ def test_what_the_caller_got_wrong() -> None:
         compile_model("small", Branches().eval(), ROW, "tpu", TWO_BUCKETS)
     with pytest.raises(ValueError, match="unknown policy 'fastest'"):
         compiled(Branches(), policy="fastest")
+
+
+class Unprofiled(ScriptedDevice):
+    def profile(self, program: Program) -> Profile:
+        raise TuningError(f"another profiler is attached: {len(program.graph)} operators, no kernel")
+
+
+def test_where_nothing_can_be_measured_operators_run_in_sequence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Branches()
+    model = compiled(module, device=Unprofiled(streams_are_fast), cache_dir=tmp_path)
+    assert {bucket.policy for bucket in model.plan.buckets} == {"sequential"}
+    assert "operators run in sequence: another profiler is attached" in caplog.text
+    assert_right(model, module)
+    model.close()
+    assert list(tmp_path.iterdir()) == []

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from opara_server.engine.errors import EngineError
+from opara_server.engine.errors import TuningError
 from opara_server.engine.kineto import recorded
 
 
 def test_a_recording_without_kernels_is_an_error() -> None:
-    with pytest.raises(EngineError, match="saw no kernel"), recorded(ProfilerActivity.CPU):
+    with pytest.raises(TuningError, match="saw no kernel"), recorded(ProfilerActivity.CPU):
         torch.ones(3).add_(1)
 
 
@@ -24,5 +24,5 @@ def test_the_profiler_leaves_cuda_alone_when_it_has_done(
     monkeypatch.setenv("TEARDOWN_CUPTI", asked or "")
     if asked is None:
         monkeypatch.delenv("TEARDOWN_CUPTI")
-    with pytest.raises(EngineError), recorded(ProfilerActivity.CPU):
+    with pytest.raises(TuningError), recorded(ProfilerActivity.CPU):
         assert os.environ["TEARDOWN_CUPTI"] == told

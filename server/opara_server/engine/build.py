@@ -171,7 +171,8 @@ class _Build:
         }
 
     def _tuned(self, exports: Mapping[int, ExportedProgram]) -> dict[int, Choice]:
-        """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators."""
+        """Searched for in child processes on a GPU; where that fails, with a warning, here, among ATen operators; where
+        nothing can be measured, these run in sequence."""
         options = self.options
         if self.device.kind == "cuda" and (options.policy, options.lowering) != (SEQUENTIAL, ATEN):
             try:
@@ -181,7 +182,12 @@ class _Build:
                 log.warning("%s: no search for fused operators, PyTorch's own run: %s", self.name, first_line(error))
                 options = replace(options, lowering=ATEN)
                 self._store = None  # the next start may have better luck
-        return self._searched(exports, options)
+        try:
+            return self._searched(exports, options)
+        except TuningError as error:
+            log.warning("%s: nothing is searched for, operators run in sequence: %s", self.name, first_line(error))
+            self._store = None
+            return self._simplest(Lowerings(self.name, exports))
 
     def _searched(self, exports: Mapping[int, ExportedProgram], options: BuildOptions) -> dict[int, Choice]:
         """In this process."""

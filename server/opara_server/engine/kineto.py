@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from opara_server.engine.errors import EngineError
+from opara_server.engine.errors import TuningError
 
 DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 LEAVES = "TEARDOWN_CUPTI"  # Kineto looks at it whenever it has done
@@ -28,7 +28,7 @@ Event = Mapping[str, Any]
 
 @contextmanager
 def recorded(*activities: ProfilerActivity) -> Iterator[list[Event]]:
-    """The events of what runs inside; the list is filled at its end. Raises EngineError if no kernel is among them."""
+    """The events of what runs inside; the list is filled at its end. Raises TuningError if no kernel is among them."""
     events: list[Event] = []
     os.environ.setdefault(LEAVES, "1")
     with torch.profiler.profile(activities=list(activities), acc_events=True) as profiler:
@@ -38,7 +38,7 @@ def recorded(*activities: ProfilerActivity) -> Iterator[list[Event]]:
         profiler.export_chrome_trace(str(path))
         events += json.loads(path.read_text())["traceEvents"]
     if not any(event.get("cat") in DEVICE_WORK for event in events):
-        raise EngineError("the profiler saw no kernel: is another profiler attached to this GPU?")
+        raise TuningError("the profiler saw no kernel: is another profiler attached to this GPU?")
 
 
 def start_kineto() -> None:
