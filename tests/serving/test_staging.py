@@ -25,7 +25,7 @@ def run_in(lane: Lane, model: FakeCompiled, bucket: int, *requests: Rows) -> lis
     with model.device.bind():
         parts, timing = lane.run(Batch(pieces, sum(r.count for r in requests), bucket))
     assert min(timing.copy_in_s, timing.replay_s, timing.copy_out_s) >= 0.0
-    return parts
+    return [tuple(map(bytes, part)) for part in parts]
 
 
 def floats(part: tuple[bytes, ...]) -> np.ndarray:

@@ -70,7 +70,8 @@ class Lane:
     """Host buffers for the largest bucket, and the static tensors of every captured graph of one model.
 
     State by lifetime: all buffers live as long as the model; their contents as long as one call of ``run``, which
-    returns only when the device has finished: nothing is overwritten that is still read.
+    returns only when the device has finished: nothing is overwritten that is still read. What it returns are views of
+    the output buffers: answers are made of them before the next batch.
     """
 
     def __init__(self, compiled: Compiled) -> None:
@@ -80,8 +81,9 @@ class Lane:
         self._inputs = tuple(HostRows(self.device, spec, compiled.buckets) for spec in compiled.inputs)
         self._outputs = tuple(HostRows(self.device, spec, compiled.buckets) for spec in compiled.outputs)
 
-    def run(self, batch: Batch) -> tuple[list[tuple[bytes, ...]], Timing]:
-        """Per piece of the batch one raw buffer per output. Raises whatever the device does."""
+    def run(self, batch: Batch) -> tuple[list[tuple[memoryview, ...]], Timing]:
+        """Per piece of the batch one raw buffer per output, which holds until the next batch. Raises whatever the
+        device does."""
         try:
             stamps = [self.device.stamp()]
             self.copy_in(batch)
@@ -118,7 +120,7 @@ class Lane:
         for host, static in zip(self._outputs, self._graphs[bucket].outputs, strict=True):
             host.tensors[bucket].copy_(static, non_blocking=True)
 
-    def _unpack(self, batch: Batch) -> list[tuple[bytes, ...]]:
+    def _unpack(self, batch: Batch) -> list[tuple[memoryview, ...]]:
         parts, row = [], 0
         for piece in batch.pieces:
             parts.append(tuple(host.take(row, piece.count) for host in self._outputs))
@@ -135,6 +137,7 @@ class HostRows:
         self._padding = spec.padding
         buffer = device.host_buffer(spec.row_bytes * buckets[-1])
         self._bytes = buffer.numpy()
+        self._view = self._bytes.data.toreadonly()
         self._elements = buffer.view(getattr(torch, spec.dtype))
         self.tensors = {
             bucket: buffer[: bucket * spec.row_bytes].view(getattr(torch, spec.dtype)).view(bucket, *spec.shape)
@@ -152,5 +155,6 @@ class HostRows:
         """Rows ``start`` to ``end`` become the spec's padding."""
         self._elements[start * self._row_elements : end * self._row_elements] = self._padding
 
-    def take(self, row: int, count: int) -> bytes:
-        return self._bytes[row * self._row_bytes : (row + count) * self._row_bytes].tobytes()
+    def take(self, row: int, count: int) -> memoryview:
+        """What the buffer holds there, until the next batch."""
+        return self._view[row * self._row_bytes : (row + count) * self._row_bytes]
