@@ -2,7 +2,8 @@
 
     python -m bench.serving                                             all servers, all loads: half an hour
     python -m bench.serving --only opara --only echo --payload tiny     a few
-    python -m bench.serving --ours "" --ours "--workers 2"              our server with these sets of options
+    python -m bench.serving --ours "" --ours "--transport aio"          our server with these sets of options
+    python -m bench.serving --protocol oip --only opara                 our server, asked as the peers are
 
 Results go to ``serving.json`` and ``serving.md``.
 """
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ import typer
 
 from bench.environment import environment
 from bench.serving import h2load, results, tables
-from bench.serving.contestants import OURS, contestants
+from bench.serving.contestants import OURS, ROOT, contestants
 from bench.serving.measuring import Settings
 from bench.serving.payloads import PAYLOADS
 from bench.serving.process import COMMON
@@ -74,7 +76,19 @@ def write(found: Results, folder: Path) -> None:
 def _environment() -> dict[str, Any]:
     """The machine's, the load generator's, and how busy the machine was: other work makes all figures worse."""
     version = subprocess.run([h2load.find(), "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    return environment() | {"h2load": version.rpartition("/")[2], "load average before": os.getloadavg()[0]}
+    load = round(os.getloadavg()[0], 2)
+    return environment() | {
+        "server sources": _sources_digest(),
+        "h2load": version.rpartition("/")[2],
+        "load average before": load,
+    }
+
+
+def _sources_digest() -> str:
+    digest = sha256()
+    for path in sorted((ROOT / "server").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _told(settings: Settings) -> dict[str, Any]:

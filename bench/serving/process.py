@@ -56,6 +56,7 @@ class ServerProcess:
         self._process = process
         self._log = log
         self._ready = ready
+        self._told = False
 
     def cpu_s(self) -> float:
         """CPU time that all of its processes took so far, user and system."""
@@ -75,13 +76,15 @@ class ServerProcess:
             raise ServerError(f"the server {what}; it wrote last:\n{self._written()[-1000:]}")
 
     def terminate(self) -> None:
-        """Tell it to stop, and do not wait."""
-        self._process.terminate()
+        """Tell it to stop, and do not wait. Once: most servers take a second SIGTERM for "at once" and leave things."""
+        if not self._told:
+            self._told = True
+            self._process.terminate()
 
     def stop(self) -> None:
         """SIGTERM to the server, SIGKILL to what is left of it. Raises ServerError where even then something runs."""
         known = self.processes()
-        self._process.terminate()
+        self.terminate()
         for status in self._wait(known):
             with suppress(ProcessLookupError):
                 os.kill(status.pid, signal.SIGKILL)

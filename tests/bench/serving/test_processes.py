@@ -61,6 +61,26 @@ def test_nothing_is_left_even_of_a_stubborn_server(tmp_path: Path, monkeypatch: 
     assert not were & {status.identity for status in all_processes() if status.state != "Z"}
 
 
+PATIENT = """
+import signal, sys, time
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+print("READY", flush=True)
+while not signals:
+    time.sleep(0.01)
+time.sleep(0.2)
+print("SIGNALS", len(signals), flush=True)
+"""
+
+
+def test_a_server_is_told_once(tmp_path: Path) -> None:
+    launch = Launch((sys.executable, "-c", PATIENT), ready="READY")
+    with started(launch, os.sched_getaffinity(0), tmp_path / "log") as server:
+        server.wait_for_ready_line(time.monotonic() + 20)
+        server.terminate()
+    assert "SIGNALS 1" in (tmp_path / "log").read_text()
+
+
 def test_a_server_gets_its_cores_and_the_common_environment(tmp_path: Path) -> None:
     code = "import os; print('READY', sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'], os.environ['A'])"
     run(Launch((sys.executable, "-c", f"{code}\nimport time; time.sleep(60)"), {"A": "b"}, "READY"), tmp_path)
