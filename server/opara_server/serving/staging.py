@@ -153,7 +153,8 @@ class HostRows:
 
     def pad(self, start: int, end: int) -> None:
         """Rows ``start`` to ``end`` become the spec's padding."""
-        self._elements[start * self._row_elements : end * self._row_elements] = self._padding
+        if start < end:
+            self._elements[start * self._row_elements : end * self._row_elements] = self._padding
 
     def take(self, row: int, count: int) -> memoryview:
         """What the buffer holds there, until the next batch."""
