@@ -114,7 +114,7 @@ def test_priority_and_timeout_belong_to_the_form() -> None:
 
 def test_values_are_checked_each_time() -> None:
     reader = codec()
-    for raw, fine in ((b"\1\1", True), (b"\1\2", False), (b"\1\1", True), (b"\2\1", False)):
+    for raw, fine in ((b"\1\2", False), (b"\1\1", True), (b"\1\2", False), (b"\0\1", True)):
         request = reader.read(good(raw_input_contents=[raw, bytes(48)]).SerializeToString())
         assert isinstance(request, Request) == fine
 
@@ -348,6 +348,12 @@ def test_what_is_scanned_is_what_protobuf_finds(message: bytes) -> None:
         return
     assert cut.id == known.id.encode()
     assert [message[start:end] for start, end in cut.data] == list(known.raw_input_contents)
+
+
+def test_ids_that_no_client_sends_are_left_to_protobuf() -> None:
+    assert scan_model_infer(b"\x1a\x01a") is not None
+    for odd in (b"\x1a\x01a\x1a\x01b", b"\x1a\x00", b"\x1a\x01\xff"):
+        assert scan_model_infer(odd) is None
 
 
 def stripped(message: bytes) -> Any:
