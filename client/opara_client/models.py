@@ -49,8 +49,8 @@ class TensorSpec:
 class Candidate:
     """One schedule of one lowering measured for a bucket.
 
-    ``rejected``: why it was refused whatever it measured; else empty. ``compact``: its streams were reduced to what its
-    order needs.
+    ``measured_us``: by the search; the bucket has what serves measured again. ``rejected``: why it was refused whatever
+    it measured; else empty. ``compact``: its streams were reduced to what its order needs.
     """
 
     policy: str
