@@ -71,6 +71,13 @@ def test_rows_that_would_harm_a_batch_are_refused(rows: Rows, text: str) -> None
     assert (queue.woken, queue.batcher.take()) == (0, None)
 
 
+def test_every_input_is_checked() -> None:
+    queue = Queue(inputs=(TensorSpec("x", "float32", (2,)), TensorSpec("y", "float32", (3,))))
+    assert not queue.submit(Rows((b"\0" * 16, memoryview(b"\0" * 24)), 2)).there
+    error = queue.submit(Rows((b"\0" * 16, memoryview(b"\0" * 23)), 2)).error()
+    assert str(error) == "input 'y' has 23 bytes, expected 24 for 2 rows"
+
+
 @pytest.mark.parametrize(("index", "refused"), [(0, False), (9, False), (10, True), (-1, True)])
 def test_integers_outside_their_declared_range_are_refused(index: int, refused: bool) -> None:
     queue = Queue(inputs=(TensorSpec("ids", "int64", (2,), 0, 10),))

@@ -52,6 +52,13 @@ def test_the_fastest_run_counts() -> None:
     assert (seen.shortest(1), seen.busy(1), seen.replay(1)) == (0.5, 0.4, 0.4)
 
 
+def test_a_faster_run_changes_what_was_said_before() -> None:
+    seen = pace(b1=0.8, b8=1.0, b32=3.0)
+    assert (seen.first(9), seen.shortest(4)) == (8, 1.0)
+    seen.ran(32, 0.5)
+    assert (seen.first(9), seen.shortest(4)) == (9, 0.5)
+
+
 @st.composite
 def paces(draw: st.DrawFn) -> tuple[Pace, dict[int, tuple[float, float]]]:
     sizes = draw(st.lists(st.integers(1, 64), min_size=1, max_size=5, unique=True))

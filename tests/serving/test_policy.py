@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opara_server.serving.errors import DeadlineExceeded, InvalidInput, Overloaded
@@ -74,11 +74,11 @@ def test_every_level_is_served_however_many_others_are_urgent(levels: int) -> No
             assert since[priority] <= PATIENCE + levels
 
 
-def test_lower_levels_fill_what_would_be_padding() -> None:
+def test_no_lower_level_goes_into_a_batch_while_a_higher_request_waits() -> None:
     queue = Queue(level_rows=LEVELS)
-    for rows, priority in ((5, 1), (4, 1), (4, 2), (2, 3), (20, 3)):
+    for rows, priority in ((5, 1), (4, 1), (4, 2), (2, 3)):
         queue.submit(rows, priority=priority)
-    assert [shape(queue.take()) for _ in range(3)] == [([5, 2, 1], 8), ([4, 4], 8), ([8], 8)]
+    assert [shape(queue.take()) for _ in range(3)] == [([5], 8), ([4, 4], 8), ([2], 4)]
 
 
 def test_a_request_larger_than_the_room_that_was_planned_takes_its_own() -> None:
@@ -255,11 +255,16 @@ class TestHopelessDeadlines:
 
 
 @given(
-    st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 20), st.integers(1, 3)), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(st.floats(0.0, 1.0), st.integers(1, 8) | st.integers(9, 20), st.integers(1, 3)),
+        min_size=1,
+        max_size=40,
+    ),
     st.lists(st.floats(0.1, 3.0), min_size=3, max_size=3),
     st.integers(0, 39),
     st.floats(0.05, 30.0),
 )
+@example([(0.0, 8, 1), *[(0.0, 5, 1)] * 4, (0.0, 1, 3)], [1.0] * 3, 5, 3.0)  # room beside others is none of its
 def test_none_is_refused_at_submit_that_a_device_at_its_fastest_would_have_answered_in_time(
     arrivals: list[tuple[float, int, int]], seconds: list[float], index: int, within_s: float
 ) -> None:

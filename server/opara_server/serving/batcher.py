@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 from opara_server.engine.spec import TensorSpec
@@ -62,6 +62,8 @@ class Batcher:
         self._delay_s = limits.max_queue_delay_s
         self._timeout_s = limits.queue_timeout_s
         self._default_level = limits.default_level - 1
+        self._several = bool(limits.level_rows)  # levels
+        self._most = limits.max_queue_rows
         self._enough = min((*limits.preferred_sizes, limits.largest))  # rows that end the delay
         self._lock = threading.Lock()
         self._pace = Pace(limits.buckets)
@@ -84,10 +86,10 @@ class Batcher:
         """
         ticket = Ticket(self, rows, deadline, done, self._clock())
         refusal: ServingError | None = None
-        wake = False
+        waiting, wake = self._waiting, False
         try:
             self._check(rows)
-            if priority < 0 or timeout_us < 0:
+            if (priority or timeout_us) and min(priority, timeout_us) < 0:
                 raise InvalidInput(f"priority and timeout must not be negative, got {priority} and {timeout_us}")
         except InvalidInput as error:
             refusal = error
@@ -96,11 +98,11 @@ class Batcher:
             level = self.limits.level(priority) - 1 if priority else self._default_level
             if self._closed:
                 refusal = ModelUnavailable("the model serves no more")
-            elif refusal is None:
+            elif refusal is None and (self._several or deadline is not None or waiting.rows + rows.count > self._most):
                 refusal = self._refusal(ticket, level)
             if refusal is None:
-                wake = not self._waiting.rows
-                self._waiting.add(ticket, level)
+                wake = not waiting.rows
+                waiting.add(ticket, level)
                 if timeout_us or self._timeout_s < inf:
                     ticket.start_by = ticket.arrived + self.limits.timeout_s(timeout_us)
                     ticket.suspect_at = min(ticket.suspect_at, ticket.start_by)
@@ -124,10 +126,9 @@ class Batcher:
             rows, most = waiting.levels[level].rows, limits.level_rows[level]
             return Overloaded(f"the queue of priority {level + 1} is full: {rows} of {most} rows wait")
         if ticket.deadline < inf:
-            now, pace = ticket.arrived, self._pace
-            shortest = pace.shortest(count)
-            free = max(now, self._in_flight.until) + waiting.ahead(level)
-            if ticket.deadline <= now or max(now + shortest, free + pace.busy(count)) > ticket.deadline:
+            now, shortest = ticket.arrived, self._pace.shortest(count)
+            answered = max(now + shortest, max(now, self._in_flight.until) + waiting.busy(level, count))
+            if ticket.deadline <= now or ticket.deadline < answered:
                 return DeadlineExceeded()
             ticket.suspect_at = ticket.deadline - shortest
         return None
@@ -162,7 +163,7 @@ class Batcher:
                 ticket.settled = True
                 self._waiting.drop(ticket)
             self._refused += len(dropped)
-        _deliver((ticket, ModelUnavailable("the model serves no more")) for ticket in dropped)
+        _deliver([(ticket, ModelUnavailable("the model serves no more")) for ticket in dropped])
 
     @property
     def counts(self) -> Counts:
@@ -188,7 +189,8 @@ class Batcher:
             bucket = self._pace.bucket(packing.rows)
             if packing.rows:
                 self._in_flight.add(now, self._pace.replay(bucket))
-        _deliver((ticket, DeadlineExceeded()) for ticket in packing.late)
+        if packing.late:
+            _deliver([(ticket, DeadlineExceeded()) for ticket in packing.late])
         if not packing.rows:
             return None
         self._metrics.waited([now - piece.ticket.arrived for piece in packing.pieces if not piece.start])
@@ -246,7 +248,7 @@ class Batcher:
         _deliver(failed)
 
 
-def _deliver(outcomes: Iterable[tuple[Ticket, Rows | ServingError]]) -> None:
+def _deliver(outcomes: Sequence[tuple[Ticket, Rows | ServingError]]) -> None:
     """Never under the lock: ``done`` may submit again, or take a lock of its own."""
     for ticket, outcome in outcomes:
         try:

@@ -74,7 +74,7 @@ class Packing:
         return left if left <= self._room - self.rows else self._complete()
 
     def _complete(self) -> int:
-        """From now on only what would be padding is filled, with requests of lower levels. Returns 0."""
+        """Nobody goes in any more, of lower levels either, though there be padding. Returns 0."""
         self._waiting = 0
-        self._room = self._pace.bucket(self.rows)
+        self._room = self.rows
         return 0

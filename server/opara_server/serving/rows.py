@@ -37,11 +37,13 @@ class RowChecks:
         tensors = rows.tensors
         if len(tensors) != len(self._row_bytes):
             raise InvalidInput(f"the request has {len(tensors)} inputs, the model takes {len(self._specs)}")
-        for tensor, spec, row_bytes in zip(tensors, self._specs, self._row_bytes, strict=True):
+        for index, tensor in enumerate(tensors):
             size = tensor.nbytes if isinstance(tensor, memoryview) else len(tensor)
-            if size != count * row_bytes:
-                expected = count * row_bytes
-                raise InvalidInput(f"input {spec.name!r} has {size} bytes, expected {expected} for {count} rows")
+            if size != count * self._row_bytes[index]:
+                name, expected = self._specs[index].name, count * self._row_bytes[index]
+                raise InvalidInput(f"input {name!r} has {size} bytes, expected {expected} for {count} rows")
+        if not self._bounded:
+            return
         for index, spec in self._bounded:
             _check_range(tensors[index], spec)
 

@@ -73,7 +73,7 @@ class Piece:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """What one replay runs: ``rows`` real rows, packed in the order of ``pieces``, padded to ``bucket``."""
 

@@ -67,10 +67,10 @@ class Waiting:
     def tickets(self) -> list[Ticket]:
         return [ticket for level in self.levels for ticket in level.tickets if not ticket.settled]
 
-    def ahead(self, level: int) -> float:
-        """At least so many seconds the device is kept by what goes before a request that comes now: all that waits at
-        its level, and of the higher ones what is sure to run before its own level's patience ends."""
-        own = self._pace.busy(self.levels[level].rows)
+    def busy(self, level: int, rows: int) -> float:
+        """At least so many seconds the device is kept by a request of ``rows`` that comes now and by what goes before
+        it: all that waits at its level, and of the higher ones what is sure to run before its level's patience ends."""
+        own = self._pace.busy(self.levels[level].rows + rows)
         if not level:
             return own
         higher = self._pace.busy(sum(above.rows for above in self.levels[:level]))
