@@ -111,17 +111,17 @@ class Registry:
 
     def _load_now(self, name: str) -> None:
         entry, old = self._entry(name), self._loaded.get(name)
-        known = self._descriptions.get(name)
-        if known is None:
+        if name not in self._descriptions:
             self._metrics.add_model(name)
             self._descriptions[name] = ModelDescription(name, ModelState.LOADING)
+        known = self._descriptions[name]
         if old is None:
             self._change(name, state=ModelState.LOADING, failure="")
         new = self._loader.load(entry, self._stop_when_told, tune_behind=True)
         if isinstance(new, str):
             if old is None:
                 self._change(name, state=ModelState.FAILED, failure=new)
-            elif known is not None:
+            else:
                 self._descriptions[name] = known
                 self.generation += 1
             raise ModelUnavailable(f"model {name!r} could not be loaded: the server's log says why")
