@@ -61,8 +61,8 @@ def _legend() -> str:
     return (
         "The table has times of the search, in which all were measured in turns; below it stands what serves (→), "
         "measured again with sequential beside it. What serves beats it both times, in the search by more than the "
-        f"noise, at least {LEAST_MARGIN:.0%}; of those within {AS_FAST:.0%} of the fastest it is the one with the least "
-        f"memory. To one that needs more memory than it should {OVER:.0%} of its time are added."
+        f"noise, at least {LEAST_MARGIN:.0%}; of those within {AS_FAST:.0%} of the fastest it is the one with the "
+        f"least memory. To one that needs more memory than it should {OVER:.0%} of its time are added."
     )
 
 
