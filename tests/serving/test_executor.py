@@ -165,6 +165,22 @@ def test_idle_time_is_no_credit(core: Core) -> None:
     assert order == ["busy", "busy", "idle", "busy", "idle"]
 
 
+def test_batches_that_fail_take_time_too(core: Core) -> None:
+    failing, other = FakeCompiled("failing"), FakeCompiled("other")
+    batchers = {name: core.serve(model) for name, model in (("failing", failing), ("other", other))}
+    order: list[str] = []
+    for name, model in (("failing", failing), ("other", other)):
+        model.device.replays = Recorder(name, order)
+    failing.device.error = RuntimeError("always")
+    answers = [hold(batchers["failing"], failing)]
+    answers += [submit(batchers[name], 8) for name in ("failing", "other", "other")]
+    wait_a_while(0.2)
+    failing.device.gate.set()
+    for answer in answers:
+        answer.outcome()
+    assert order == ["failing", "other", "other", "failing"]
+
+
 def test_nor_is_the_time_before_a_model_was_there(core: Core) -> None:
     old, new = FakeCompiled("old"), FakeCompiled("new")
     batcher = core.serve(old)

@@ -178,12 +178,14 @@ class Executor:
         batch = worker.batcher.take()
         if batch is None:
             return
+        began = time.monotonic()
         try:
             self.bind(worker.lane.device)
             parts, timing = worker.lane.run(batch)
         except Exception:  # noqa: BLE001 - the edge of a batch: _fail logs it, whatever it is
             self._fail(worker, batch)
             self.check_device(worker)
+            worker.share.used(time.monotonic() - began)
             return
         worker.share.used(timing.total_s)
         worker.batcher.ran(batch.bucket, timing.total_s, timing.replay_s)
