@@ -68,9 +68,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._pace = Pace(limits.buckets)
         self._waiting = Waiting(limits, self._pace)
-        self._due = (
-            inf  # when the first of those that wait stops waiting for a fuller batch; kept where there is a delay
-        )
+        self._due = inf  # when the first request stops waiting for others; kept where there is a delay
         self._closed = False
         self._received = self._answered = self._failed = self._cancelled = self._refused = 0
         metrics.watch_queue(lambda: self._waiting.rows)
