@@ -50,6 +50,7 @@ def test_an_echo_is_measured_and_nothing_is_left(tmp_path: Path, same_cores: tup
     [echo] = contestants(only=["echo-1"])
     broken = Contestant("broken", "broken", "Broken", echo.protocol, lambda _: Launch(("false",)))
     told: list[str] = []
+    before = children()
     settings = Settings(rounds=1, seconds=0.2, warm_up_s=0.1, samples=1)
     entrants, rounds = run(layout, [echo, broken], [1, 8], settings, tmp_path, told.append)
     assert list(rounds) == [Cell(layout.name, "tiny", callers, "echo-1") for callers in (1, 8)]
@@ -59,5 +60,10 @@ def test_an_echo_is_measured_and_nothing_is_left(tmp_path: Path, same_cores: tup
         assert 0 < found.p50_us <= found.p99_us
     assert [bool(one.failed) for one in entrants] == [False, True]
     assert "broken does not take part" in told[0]
+    assert children() <= before
+
+
+def children() -> set[int]:
+    """Of this process, those that run."""
     mine = os.getpid()
-    assert not [status for status in all_processes() if status.parent == mine and status.state != "Z"]
+    return {status.pid for status in all_processes() if status.parent == mine and status.state != "Z"}
