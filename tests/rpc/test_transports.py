@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.rpc import cq_core
 from opara_server.rpc.cq_server import CqServer
+from opara_server.rpc.opara_codec import OparaCodec
 from opara_server.rpc.transports import AIO, CQ, AioTransport, open_transport
 from tests.rpc.served import MAX_QUEUE_ROWS, MODEL, PATIENCE_S, Served, doubled, eventually, request, serve, write_model
 
@@ -73,6 +75,29 @@ async def test_a_message_over_the_limit_is_exhausted(served: Served) -> None:
         await call(bytes(1 << 20), timeout=PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await served.infer(1.0) == [2.0]
+
+
+async def test_a_fault_of_ours_is_answered_and_tells_nothing_of_the_inside(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object) -> None:
+        raise RuntimeError("secret")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OparaCodec, "read", broken)
+        patched.setattr(OparaCodec, "read_streamed", broken)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.infer(1.0)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert re.fullmatch("internal error [0-9a-f]+", caught.value.details() or "")
+        open_stream: Any = served.channel.stream_stream("/opara.v1.InferenceService/InferStream", None, None)
+        stream = open_stream(timeout=PATIENCE_S)
+        await stream.write(b"")
+        answer = pb.InferStreamResponse.FromString(await stream.read())
+        assert answer.error.code == grpc.StatusCode.INTERNAL.value[0]
+    await stream.write(pb.InferStreamRequest(request=request(2.0)).SerializeToString())
+    assert doubled(pb.InferStreamResponse.FromString(await stream.read()).response) == [4.0]
+    assert served.sample("opara_requests_total", model="(unknown)", code="INTERNAL") == 2
 
 
 async def test_methods_and_services_that_are_not_there(served: Served) -> None:

@@ -42,13 +42,19 @@ class Failure:
         return number
 
 
-def failure(error: BaseException) -> Failure:
-    """The failure to answer with. Logs a fault of the server, with its traceback."""
+def told(error: BaseException) -> ServingError:
+    """What a client may be told of ``error``. Logs a fault of the server, with its traceback."""
     if isinstance(error, ServingError):
-        return Failure(CODES[error.status], str(error)[:_MAX_TEXT])
+        return error
     internal = InternalError()
     log.error("%s", internal, exc_info=error)
-    return Failure(grpc.StatusCode.INTERNAL, str(internal))
+    return internal
+
+
+def failure(error: BaseException) -> Failure:
+    """The failure to answer with. Logs a fault of the server, with its traceback."""
+    serving_error = told(error)
+    return Failure(CODES[serving_error.status], str(serving_error)[:_MAX_TEXT])
 
 
 async def attempt(work: Awaitable[T]) -> T | Failure:

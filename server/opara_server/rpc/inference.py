@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from opara_server.observe.metrics import Metrics
-from opara_server.rpc.errors import Failure, failure
+from opara_server.rpc.errors import Failure, failure, told
 from opara_server.rpc.forms import Buffer, Rejected, Request
 from opara_server.rpc.oip_codec import OipCodec
-from opara_server.rpc.opara_codec import OparaCodec
+from opara_server.rpc.opara_codec import OparaCodec, Streamed
 from opara_server.serving.batcher import Ticket
 from opara_server.serving.errors import ServingError, Status
 from opara_server.serving.registry import Registry
@@ -27,7 +27,7 @@ Write = Callable[[Request, Sequence[Buffer]], bytes]
 
 class Inference:
     """The hot methods of both protocols. Each returns at once; what it returns can be cancelled, None is answered
-    already. A transport calls them from one thread."""
+    already. They raise nothing: whatever goes wrong is a reply. A transport calls them from one thread."""
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self._opara = OparaCodec(registry)
@@ -53,29 +53,29 @@ class Inference:
     def infer(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
         """``deadline``: on time.monotonic(). The reply is an InferResponse."""
         started = time.perf_counter()
-        return self._submit(self._opara.read(message), deadline, reply, self._opara.write, started)
+        return self._submit(_read(self._opara.read, message), deadline, reply, self._opara.write, started)
 
     def infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
         """A message of InferStream. The reply is an InferStreamResponse."""
         started = time.perf_counter()
-        request, timeout_us = self._opara.read_streamed(message)
+        request, timeout_us = _read_streamed(self._opara.read_streamed, message)
         if timeout_us:
             limit = time.monotonic() + timeout_us / 1e6
             deadline = limit if deadline is None else min(deadline, limit)
-        told = partial(_tell, reply, self._opara.fail_streamed, request.id)
-        return self._submit(request, deadline, told, self._opara.write_streamed, started)
+        tell = partial(_tell, reply, self._opara.fail_streamed, request.id)
+        return self._submit(request, deadline, tell, self._opara.write_streamed, started)
 
     def model_infer(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
         """The reply is a ModelInferResponse."""
         started = time.perf_counter()
-        return self._submit(self._oip.read(message), deadline, reply, self._oip.write, started)
+        return self._submit(_read(self._oip.read, message), deadline, reply, self._oip.write, started)
 
     def model_infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
         """A message of ModelStreamInfer. The reply is a ModelStreamInferResponse."""
         started = time.perf_counter()
-        request = self._oip.read(message)
-        told = partial(_tell, reply, self._oip.fail_streamed, request.id)
-        return self._submit(request, deadline, told, self._oip.write_streamed, started)
+        request = _read(self._oip.read, message)
+        tell = partial(_tell, reply, self._oip.fail_streamed, request.id)
+        return self._submit(request, deadline, tell, self._oip.write_streamed, started)
 
     def _submit(
         self, request: Request | Rejected, deadline: float | None, reply: Reply, write: Write, started: float
@@ -103,6 +103,20 @@ class Inference:
             outcome, status = failure(error), Status.INTERNAL
         self._metrics.request(request.form.model.name, status, time.perf_counter() - started)
         reply(outcome)
+
+
+def _read(read: Callable[[bytes], Request | Rejected], message: bytes) -> Request | Rejected:
+    try:
+        return read(message)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the client must hear of it
+        return Rejected(told(error))
+
+
+def _read_streamed(read: Callable[[bytes], Streamed], message: bytes) -> Streamed:
+    try:
+        return read(message)
+    except Exception as error:  # noqa: BLE001 - likewise
+        return Streamed(Rejected(told(error)))
 
 
 def _tell(reply: Reply, fail: Callable[[bytes, Failure], bytes], request_id: bytes, outcome: bytes | Failure) -> None:
