@@ -46,13 +46,15 @@ def compile_all(
     subject: Subject, systems: Iterable[System], failed: dict[str, str], until: float | None = None
 ) -> dict[str, Compiled]:
     """By name, in the order given. Those that cannot are in ``failed`` afterwards, with the reason: the others go on.
-    Those that have not compiled by ``until`` (on time.time()) are in neither."""
+    Those that have not compiled by ``until`` (on time.time()) are in neither, nor are those that they broke."""
     wanted = list(systems)
+    begun: list[System] = []
     compiled: dict[str, Compiled] = {}
     behind: dict[str, Background[Prepared]] = {}
     with suppress(OutOfTimeError), interrupted_at(until):
         for system in sorted(wanted, key=lambda system: system.order):
             held, begin = _held(subject), time.perf_counter()
+            begun.append(system)
             started = _tried(system.name, failed, lambda: system.start(subject))  # noqa: B023 - is called at once
             if started is None:
                 continue
@@ -68,9 +70,11 @@ def compile_all(
             del compiled[name]
         else:
             compiled[name] = replace(compiled[name], seconds=own_seconds)
+    if any(system.in_a_tree and system.name not in compiled for system in begun):
+        compiled = {name: one for name, one in compiled.items() if not one.system.in_a_tree}
     late = [system.name for system in wanted if system.name not in {*compiled, *failed}]
     if late:
-        log.warning("not compiled in time: %s", ", ".join(late))
+        log.warning("not compiled in time, or broken by one that was not: %s", ", ".join(late))
     return {system.name: compiled[system.name] for system in wanted if system.name in compiled}
 
 

@@ -11,8 +11,8 @@ __all__ = ["SYSTEMS", "NotRunnableError", "Prepared", "System"]
 
 _ALL = (
     # torch.compile's own graphs come first: making them would free what graphs captured before still use.
-    System("compile_reduce_overhead", called("reduce-overhead"), host_driven=True),
-    System("compile_max_autotune", called("max-autotune"), Order.LAST, host_driven=True),
+    System("compile_reduce_overhead", called("reduce-overhead"), host_driven=True, in_a_tree=True),
+    System("compile_max_autotune", called("max-autotune"), Order.LAST, host_driven=True, in_a_tree=True),
     System("graph_default", in_one_graph()),
     System("graph_freezing", in_one_graph(freezing=True)),
     System("graph_combo_kernels", in_one_graph(freezing=True, combo_kernels=True)),

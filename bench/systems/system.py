@@ -51,7 +51,8 @@ class Order(IntEnum):
 class System:
     """``compile`` does what needs no idle GPU (several cell groups may do it at once) and returns what is left to do,
     alone on the GPU. ``host_driven``: the CPU launches every kernel of a run, or checks guards before it.
-    ``early``: needs no profile, and is captured before anything is profiled."""
+    ``early``: needs no profile, and is captured before anything is profiled. ``in_a_tree``: its graphs are those that
+    PyTorch keeps in one tree per process, which a run that is cut short leaves unusable for all of them."""
 
     name: str
     compile: Callable[[Subject], Capture | Background[Prepared]]
@@ -60,6 +61,7 @@ class System:
     host_driven: bool = False
     early: bool = True
     only_convolutional: bool = False
+    in_a_tree: bool = False
 
     def start(self, subject: Subject) -> Capture | Background[Prepared]:
         """Raises NotRunnableError, or whatever the system raises."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,24 @@ def test_what_is_late_is_left_out(subject: Subject) -> None:
     assert not failed
     assert did == ["exported", "here compiles"]
     assert besides.ended
+
+
+@pytest.mark.parametrize("until", [None, 0.2], ids=["fails", "is cut off"])
+def test_what_goes_wrong_in_the_tree_takes_its_other_graphs_along(subject: Subject, until: float | None) -> None:
+    def wrong(_subject: Subject) -> Capture:
+        if until is None:
+            raise RuntimeError("out of memory")
+        time.sleep(60)
+        raise AssertionError
+
+    systems = [
+        replace(plain("kept", Order.FIRST, []), in_a_tree=False),
+        replace(plain("before", Order.HERE, []), in_a_tree=True),
+        replace(system("wrong", Order.LAST, wrong), in_a_tree=True),
+    ]
+    failed: dict[str, str] = {}
+    assert list(compile_all(subject, systems, failed, until and time.time() + until)) == ["kept"]
+    assert failed == ({"wrong": "RuntimeError: out of memory"} if until is None else {})
 
 
 def test_what_fails_besides_is_told(subject: Subject) -> None:
