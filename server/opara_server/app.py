@@ -17,10 +17,11 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from opara_server.config import ConfigError, ServerConfig, may_use_a_gpu
+from opara_server.config import ServerConfig, may_use_a_gpu
 from opara_server.engine.kineto import start_kineto
-from opara_server.observe.metrics import Metrics
+from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
 from opara_server.rpc.descriptors import OIP_SERVICE, reflection_pool
+from opara_server.rpc.edge import make_edge, message_limit
 from opara_server.rpc.health import Health
 from opara_server.rpc.inference import Inference
 from opara_server.rpc.oip import OpenInference
@@ -29,13 +30,12 @@ from opara_server.rpc.transports import open_transport
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
 from opara_server.serving.repository import scan
+from opara_server.settings import ConfigError
 from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-_MESSAGE_SLACK = 64 * 1024  # bytes of a message beside its tensors' data: names, shapes, the id
-_MESSAGE_LIMIT = 2**31 - 1  # bytes; gRPC keeps the limit in an int32, and no protobuf message is larger
 _LOAD_GRACE_S = 1.0  # a load can be ended only where it reports progress, which may be far away
 _SAME_SIGNAL_S = 1.0
 STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
@@ -72,8 +72,8 @@ class Application:
         self._registry = Registry(config, self._executor, self.metrics, compile_with)
         self._health = Health()
         inference = Inference(self._registry, self.metrics)
-        options = _options(config, _message_limit(config))
-        self._server = open_transport(config.transport, options, inference, STREAM_IN_FLIGHT)
+        edge = make_edge(config, message_limit(config, _largest_request(config)), self._call_refused)
+        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
         self._signalled_at: float | None = None
@@ -172,11 +172,14 @@ class Application:
             self._health.set(name, serving=False)
         host, port = self._config.host, self._config.port
         try:
-            port = self._server.add_insecure_port(_address(host, port))
+            port = self._server.listen(_address(host, port))
         except RuntimeError:  # gRPC has logged why
             raise StartError(f"cannot listen on {_address(host, port)} (--host, --port): is the port in use?") from None
         self.grpc_address = _address(host, port)
         await self._server.start()
+
+    def _call_refused(self, code: str) -> None:
+        self.metrics.request(UNKNOWN_MODEL, code, 0.0)
 
     def _set_overall(self, *, serving: bool) -> None:
         self.serving = serving
@@ -218,8 +221,8 @@ async def _serve(config: ServerConfig, progress: Progress) -> bool:
     return app.stuck
 
 
-def _message_limit(config: ServerConfig) -> int:
-    """Bytes of the largest request that any model takes. Models whose settings are wrong fail when they are loaded."""
+def _largest_request(config: ServerConfig) -> int:
+    """Bytes of tensors in it, of any model. Models whose settings are wrong fail when they are loaded."""
     largest, name = 0, ""
     for entry in scan(config.models):
         with suppress(ConfigError):
@@ -227,32 +230,12 @@ def _message_limit(config: ServerConfig) -> int:
             largest, name = max(
                 (largest, name), (model.max_rows * sum(i.spec.row_bytes for i in model.inputs), entry.name)
             )
-    if largest + _MESSAGE_SLACK > _MESSAGE_LIMIT:
+    limit = message_limit(config, largest)
+    if largest > limit:
         log.warning(
-            "max_rows rows are %d bytes, but gRPC takes no message over %d",
-            largest,
-            _MESSAGE_LIMIT,
-            extra={"model": name},
+            "max_rows rows are %d bytes, but no message over %d is taken", largest, limit, extra={"model": name}
         )
-    return min(largest + _MESSAGE_SLACK, _MESSAGE_LIMIT)
-
-
-def _options(config: ServerConfig, message_limit: int) -> list[tuple[str, int]]:
-    options = [
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a lottery
-        ("grpc.max_receive_message_length", message_limit),  # after decompression
-        ("grpc.max_send_message_length", -1),  # what we send is bounded by what we take
-        ("grpc.keepalive_time_ms", 60_000),  # find clients that vanished
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ping as often, else GOAWAY
-    ]
-    if config.max_connection_age_s:
-        options += [
-            ("grpc.max_connection_age_ms", round(config.max_connection_age_s * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(config.max_connection_age_grace_s * 1000)),
-        ]
-    return options
+    return largest
 
 
 def _address(host: str, port: int) -> str:

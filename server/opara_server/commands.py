@@ -13,9 +13,10 @@ from typing import Annotated, Literal, NoReturn, get_args, get_origin
 import typer
 from rich.console import Console
 
-from opara_server.config import ConfigError, ServerConfig
+from opara_server.config import ServerConfig
 from opara_server.observe import logs
 from opara_server.report import print_plan, progress_on
+from opara_server.settings import ConfigError
 from opara_server.version import VERSION
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeFloat,
@@ -31,20 +27,16 @@ from pydantic import (
 from opara_server.engine.options import LOWERINGS, BuildOptions
 from opara_server.engine.policies import POLICIES, check_policy
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
+from opara_server.settings import ConfigError, Settings, problems
 
 MODEL_FILE = "model.toml"
 DEFAULT_WEIGHTS = "weights.safetensors"
 
 ElementType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
+MESSAGE_LIMIT = 2**31 - 1  # bytes; gRPC keeps the limit in an int32, and no protobuf message is larger
+_MOST_S = 2_000_000  # gRPC counts milliseconds in an int32
 Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class ConfigError(Exception):
-    """A setting that cannot be used. str() is one message for the person who wrote it."""
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+Seconds = Annotated[float, Field(ge=0, le=_MOST_S)]
 
 
 def _known_policy(name: str) -> str:
@@ -71,7 +63,7 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "opara-serve"
 
 
-class ServerConfig(_Settings):
+class ServerConfig(Settings):
     """Everything a server is told from outside."""
 
     models: Path = Field(description="Folder with one folder per model.")
@@ -90,14 +82,54 @@ class ServerConfig(_Settings):
         0.0, description="Seconds to keep serving, NOT_SERVING already, after the first SIGTERM."
     )
     grace_s: NonNegativeFloat = Field(30.0, description="Seconds that requests in flight get to finish at the end.")
-    max_connection_age_s: NonNegativeFloat = Field(
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the server's certificate and those between it and the root: serves with TLS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of authorities: clients must present a certificate of one of them."
+    )
+    token_file: Path | None = Field(None, description="File of bearer tokens, one a line: calls must carry one.")
+    admin_token_file: Path | None = Field(
+        None, description="Likewise, of those that --admin's calls must carry; they are good for all others, too."
+    )
+    max_message_bytes: Annotated[int, Field(ge=0, le=MESSAGE_LIMIT)] = Field(
+        0, description="Bytes of the largest message taken; 0: as the models' max_rows needs."
+    )
+    max_concurrent_streams: PositiveInt = Field(
+        1024, le=2**31 - 1, description="Calls that one connection may have open at a time; a client's others wait."
+    )
+    max_connection_idle_s: Seconds = Field(
+        3600.0, description="Seconds after which a connection without calls is closed; 0 never."
+    )
+    max_connection_age_s: Seconds = Field(
         0.0, description="Seconds after which a connection is closed gracefully, to spread clients anew; 0 never."
     )
-    max_connection_age_grace_s: NonNegativeFloat = Field(
+    max_connection_age_grace_s: Seconds = Field(
         30.0, description="Seconds that a connection past its age gets to finish its calls."
     )
+    keepalive_time_s: Seconds = Field(
+        60.0, description="Seconds of silence after which a client is pinged, to find those that vanished; 0 never."
+    )
+    keepalive_timeout_s: Annotated[float, Field(gt=0, le=_MOST_S)] = Field(
+        20.0, description="Seconds after which a client that does not answer a ping is gone."
+    )
+    keepalive_min_interval_s: Seconds = Field(
+        10.0, description="Seconds that clients must leave between their pings; those that do not are disconnected."
+    )
+    keepalive_calls_only: bool = Field(False, description="No pings, nor from clients, while no call is open.")
     log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @model_validator(mode="after")
+    def _security_is_complete(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are only of use together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca needs a tls_certificate and its tls_key")
+        if self.admin_token_file and not self.admin:
+            raise ValueError("admin_token_file is only of use with admin")
+        return self
 
     @classmethod
     def of(cls, **options: object) -> ServerConfig:
@@ -105,10 +137,10 @@ class ServerConfig(_Settings):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise ConfigError("; ".join(_problems(error, cls, options))) from None
+            raise ConfigError("; ".join(problems(error, cls, options))) from None
 
 
-class InputConfig(_Settings):
+class InputConfig(Settings):
     """One named input. ``range`` bounds random test values and, for integers, what requests may carry: they index
     tables, and one outside would take the whole GPU process down. So integers must have one."""
 
@@ -150,7 +182,7 @@ def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-class BatchingConfig(_Settings):
+class BatchingConfig(Settings):
     """How requests wait for each other. Rows count; None: see ModelConfig.max_rows and max_queue_rows."""
 
     max_queue_delay_us: NonNegativeInt = 0  # longest wait of an idle device for a fuller batch
@@ -174,7 +206,7 @@ class BatchingConfig(_Settings):
         return self
 
 
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """One model.toml."""
 
     source: Annotated[str, Field(pattern=r"^python:[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -245,49 +277,7 @@ class ModelConfig(_Settings):
         try:  # as JSON: strict, "5" is no number and 1 no bool, but an array is a tuple
             return cls.model_validate_json(json.dumps(data, default=str), strict=True)
         except ValidationError as error:
-            raise ConfigError("; ".join(f"{path}: {problem}" for problem in _problems(error, cls, data))) from None
-
-
-def _problems(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:
-    """One readable sentence per problem that pydantic found in ``data``.
-
-    It also calls a sequence too short where all of its items have problems of their own.
-    """
-    problems = error.errors(include_url=False)
-    inner = {problem["loc"][:end] for problem in problems for end in range(len(problem["loc"]))}
-    for problem in problems:
-        if problem["type"] == "too_short" and problem["loc"] in inner:
-            continue
-        where = ".".join(_parts(problem["loc"], data))
-        match problem["type"]:
-            case "extra_forbidden":
-                known = ", ".join(_section(model, problem["loc"]).model_fields)
-                yield f"unknown key {where!r}; known keys: {known}"
-            case "missing":
-                yield f"{where!r} is missing"
-            case "value_error":
-                yield f"{where + ': ' if where else ''}{problem['ctx']['error']}"
-            case _:
-                said = re.sub(r"\b(valid )?(tuple|array)\b", "list", problem["msg"], flags=re.IGNORECASE)
-                yield f"{where}: {said[:1].lower()}{said[1:]}, not {problem['input']!r}"
-
-
-def _parts(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
-    """The keys on the way to ``location``; of what has a name, that instead of its number."""
-    for part in location:
-        inside = dict(enumerate(data)) if isinstance(data, list) else data
-        data = inside.get(part) if isinstance(inside, Mapping) else None
-        name = data.get("name") if isinstance(part, int) and isinstance(data, dict) else None
-        yield name if isinstance(name, str) and name else str(part)
-
-
-def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The settings class that the key at ``location`` would belong to."""
-    for part in location[:-1]:
-        if isinstance(part, str):
-            found = model.model_fields[part].annotation
-            model = next(t for t in (found, *get_args(found)) if isinstance(t, type) and issubclass(t, BaseModel))
-    return model
+            raise ConfigError("; ".join(f"{path}: {problem}" for problem in problems(error, cls, data))) from None
 
 
 def may_use_a_gpu(models: Path) -> bool:

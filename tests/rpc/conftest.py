@@ -5,11 +5,35 @@ from pathlib import Path
 
 import pytest
 
+from opara_server.rpc.transports import AIO, CQ
+from tests.rpc.certificates import Authority
 from tests.rpc.served import Served, serve, write_model
 
 
-@pytest.fixture(params=["aio", "cq"])
-async def served(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    """On either transport: what holds on one holds on the other."""
-    async with serve(write_model(tmp_path / "models"), transport=request.param) as running:
+@pytest.fixture(params=[AIO, CQ])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each: what holds on one holds on the other."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "models")
+
+
+@pytest.fixture
+async def served(models: Path, transport: str) -> AsyncIterator[Served]:
+    async with serve(models, transport=transport) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One that nobody was told of."""
+    return Authority(tmp_path_factory.mktemp("stranger"))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import numpy as np
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
@@ -108,12 +110,19 @@ def config(models: Path, **options: object) -> ServerConfig:
 
 
 @asynccontextmanager
-async def serve(models: Path, compile_with: Compile | None = None, **options: object) -> AsyncIterator[Served]:
+async def serve(
+    models: Path,
+    compile_with: Compile | None = None,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    **options: object,
+) -> AsyncIterator[Served]:
+    """``credentials``: of the channel, where the server has TLS."""
     device = FakeDevice()
     compile_with = compile_with or (lambda name, _module, _config, _progress: FakeCompiled(name, device=device))
     async with (
         Application(config(models, **options), compile_with=compile_with) as app,
-        grpc.aio.insecure_channel(app.grpc_address) as channel,
+        channel_to(app, credentials) as channel,
     ):
         try:
             yield Served(app, device, channel)
@@ -121,9 +130,24 @@ async def serve(models: Path, compile_with: Compile | None = None, **options: ob
             device.gate.set()
 
 
-async def eventually(condition: Callable[[], object]) -> None:
+def channel_to(app: Application, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """With a connection of its own."""
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    if credentials is None:
+        return grpc.aio.insecure_channel(app.grpc_address, own)
+    return grpc.aio.secure_channel(app.grpc_address, credentials, own)
+
+
+async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
+    """How ``call`` fails; the test does if it does not."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+async def eventually(condition: Callable[[], object | Awaitable[object]]) -> None:
     """Until it holds; fails when it does not within PATIENCE_S."""
     end = time.monotonic() + PATIENCE_S
-    while not condition():
+    while not (await held if isawaitable(held := condition()) else held):
         assert time.monotonic() < end, "waited in vain"
         await asyncio.sleep(0.002)

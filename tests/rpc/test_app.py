@@ -15,9 +15,10 @@ from torch import nn
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.app import Application, StartError
-from opara_server.config import ConfigError, ModelConfig
+from opara_server.config import ModelConfig
 from opara_server.rpc.service import SERVICE
 from opara_server.serving.registry import LoadError, Progress
+from opara_server.settings import ConfigError
 from tests.rpc.served import MODEL, MODEL_TOML, PATIENCE_S, Served, config, request, serve, write_model
 from tests.serving.fakes import FakeCompiled
 
@@ -35,11 +36,6 @@ class Slow:
         while not self.go_on.wait(0.005):
             progress("measuring", 0.5)
         return FakeCompiled(name)
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "models")
 
 
 def watch(channel: grpc.aio.Channel, name: str) -> Any:

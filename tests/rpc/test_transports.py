@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.rpc import cq_core
 from opara_server.rpc.cq_server import CqServer
+from opara_server.rpc.edge import Edge
 from opara_server.rpc.opara_codec import OparaCodec
 from opara_server.rpc.transports import AIO, CQ, AioTransport, open_transport
 from tests.rpc.served import MAX_QUEUE_ROWS, MODEL, PATIENCE_S, Served, doubled, eventually, request, serve, write_model
@@ -183,10 +184,10 @@ async def test_a_grpcio_without_the_private_layer_serves_with_asyncio(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     inference: Any = SimpleNamespace(unary={}, streams={})
-    transport = open_transport(CQ, [], inference, 1)
+    transport = open_transport(CQ, Edge(()), inference, 1)
     assert isinstance(transport, CqServer)
     monkeypatch.setattr(cq_core, "cygrpc", object())
-    assert isinstance(open_transport(CQ, [], inference, 1), AioTransport)
+    assert isinstance(open_transport(CQ, Edge(()), inference, 1), AioTransport)
     assert "serving with grpc.aio: grpcio" in caplog.text
 
 

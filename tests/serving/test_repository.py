@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opara_server.config import ConfigError
 from opara_server.serving.repository import Entry, RepositoryError, scan
+from opara_server.settings import ConfigError
 
 MODEL = """
 source = "python:tests.serving.models:Scale"

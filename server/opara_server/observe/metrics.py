@@ -23,6 +23,8 @@ REASONS = {
     "UNAVAILABLE": "unavailable",
     "RESOURCE_EXHAUSTED": "queue_full",
     "DEADLINE_EXCEEDED": "deadline",
+    "UNAUTHENTICATED": "credentials",
+    "PERMISSION_DENIED": "credentials",
 }
 Answers = tuple[Count, Count | None, Distribution]
 """Per model and code: requests, those rejected (None: they were executed), and the latency of those that were not."""

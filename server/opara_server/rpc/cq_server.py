@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import grpc
 from opara_server.rpc import cq_core as core
 from opara_server.rpc.cq_calls import StreamCall, UnaryCall
 from opara_server.rpc.cq_context import CqContext
+from opara_server.rpc.edge import Edge
 from opara_server.rpc.inference import Hot
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,16 @@ class CqServer:
 
     def __init__(
         self,
-        options: Sequence[tuple[str, Any]],
+        edge: Edge,
         unary: Mapping[str, Hot],
         streams: Mapping[str, Hot],
         stream_in_flight: int,
     ) -> None:
         """``unary``, ``streams``: the hot methods, by full path."""
         self._loop = asyncio.get_running_loop()
-        self._core = core.Core(options)
+        self._core = core.Core(edge.options)
+        self._credentials = edge.credentials
+        self._access = edge.access
         self._unary = {path.encode(): method for path, method in unary.items()}
         self._hot_streams = {path.encode(): method for path, method in streams.items()}
         self._stream_in_flight = stream_in_flight
@@ -57,15 +60,9 @@ class CqServer:
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         """What generated code calls beside the other."""
 
-    def add_insecure_port(self, address: str) -> int:
-        """Raises RuntimeError where the address is taken."""
-        return self._listened(self._core.listen(address), address)
-
-    def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        """Raises RuntimeError where the address is taken."""
-        return self._listened(self._core.listen(address, credentials), address)
-
-    def _listened(self, port: int, address: str) -> int:
+    def listen(self, address: str) -> int:
+        """The port. Raises RuntimeError where the address is taken."""
+        port = self._core.listen(address, self._credentials)
         if not port:
             raise RuntimeError(f"cannot listen on {address}")
         return port
@@ -120,6 +117,11 @@ class CqServer:
         if self._accepting:
             self._accept()
         method = core.method_of(event)
+        if self._access is not None:
+            refused = self._access.refusal(method.decode(errors="replace"), event.invocation_metadata)
+            if refused is not None:
+                core.send_status(event.call, refused.number, refused.text, _sent)
+                return
         if hot := self._unary.get(method):
             UnaryCall(event, hot)
         elif hot := self._hot_streams.get(method):
@@ -132,7 +134,7 @@ class CqServer:
                 self._loop.call_soon_threadsafe(self._cold, event)
 
     def _cold(self, event: core.Event) -> None:
-        details = _Details(core.method_of(event).decode(), event.invocation_metadata)
+        details = _Details(core.method_of(event).decode(errors="replace"), event.invocation_metadata)
         for handlers in self._handlers:
             if handler := handlers.service(details):
                 CqContext(event, self._loop).start(handler)

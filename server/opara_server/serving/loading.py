@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import nn
 
-from opara_server.config import ConfigError, ModelConfig, ServerConfig
+from opara_server.config import ModelConfig, ServerConfig
 from opara_server.engine.errors import EngineError, explained
 from opara_server.engine.plan import Plan
 from opara_server.observe import occupancy
@@ -24,6 +24,7 @@ from opara_server.serving.models import ServedModel
 from opara_server.serving.repository import Entry, RepositoryError
 from opara_server.serving.staging import Compiled, Lane
 from opara_server.serving.turns import InFlight, Share
+from opara_server.settings import ConfigError
 
 log = logging.getLogger(__name__)
 

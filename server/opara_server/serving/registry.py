@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from opara_server.config import ConfigError, ServerConfig
+from opara_server.config import ServerConfig
 from opara_server.engine.plan import Plan
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.errors import ModelNotFound, ModelUnavailable
@@ -18,6 +18,7 @@ from opara_server.serving.improvement import Improvement
 from opara_server.serving.loading import Compile, Loaded, Loader, LoadError, Progress, summary
 from opara_server.serving.models import ModelDescription, ModelState, ServedModel
 from opara_server.serving.repository import Entry, scan
+from opara_server.settings import ConfigError
 
 __all__ = ["Compile", "LoadError", "ModelDescription", "ModelState", "Progress", "Registry", "ServedModel"]
 
