@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from opara_server.engine.compiled import Behind
-from opara_server.engine.device import CapturedGraph
+from opara_server.engine.device import CapturedGraph, Queue, Stamp
 from opara_server.engine.device_cpu import CpuStamp
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.plan import BucketPlan, Plan
@@ -25,8 +25,8 @@ from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batcher, Rows
 from opara_server.serving.errors import ServingError
 from opara_server.serving.executor import Executor, Worker
+from opara_server.serving.lanes import Lanes
 from opara_server.serving.limits import Limits
-from opara_server.serving.staging import Lane
 
 PATIENCE_S = 20.0
 X = TensorSpec("x", "float32", (2,))
@@ -36,6 +36,14 @@ Forward = Callable[..., tuple[torch.Tensor, ...]]
 
 def double(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (x * 2,)
+
+
+@dataclass(frozen=True)
+class FakeStamp(CpuStamp):
+    device: FakeDevice
+
+    def wait(self) -> None:
+        self.device.look()
 
 
 class FakeDevice:
@@ -52,15 +60,27 @@ class FakeDevice:
         self.lost = False
         self.bound = 0
 
+    def enqueue(self, work: Callable[[], None]) -> None:
+        work()
+
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
     def host_buffer(self, nbytes: int) -> torch.Tensor:
         return torch.full((nbytes,), 0xAB, dtype=torch.uint8)  # whatever is not written shows
 
-    def stamp(self) -> CpuStamp:
+    def stamp(self) -> Stamp:
         self.log.append("stamp")
-        return CpuStamp(time.perf_counter())
+        return FakeStamp(time.perf_counter(), self)
+
+    def beside(self) -> Queue | None:
+        return None
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
+        self.look()
+
+    def look(self) -> None:
         if self.lost:
             raise RuntimeError("the context is gone")
 
@@ -91,6 +111,9 @@ class FakeGraph:
 
     def replay(self) -> None:
         assert self._device.bound == 1
+        self._device.enqueue(self._run)
+
+    def _run(self) -> None:
         self._device.log.append("replay")
         self._device.replays.append(self._bucket)
         self._device.entered.release()
@@ -224,14 +247,24 @@ class Core:
         self.executor.start()
 
     def serve(
-        self, compiled: FakeCompiled, max_rows: int = 64, max_queue_rows: int = 4096, delay_s: float = 0.0
+        self,
+        compiled: FakeCompiled,
+        max_rows: int = 64,
+        max_queue_rows: int = 4096,
+        delay_s: float = 0.0,
+        lanes: int | None = None,
     ) -> Batcher:
-        worker = self.worker(compiled, max_rows, max_queue_rows, delay_s)
+        worker = self.worker(compiled, max_rows, max_queue_rows, delay_s, lanes)
         self.executor.run(lambda: self.executor.attach(worker)).result(PATIENCE_S)
         return worker.batcher
 
     def worker(
-        self, compiled: FakeCompiled, max_rows: int = 64, max_queue_rows: int = 4096, delay_s: float = 0.0
+        self,
+        compiled: FakeCompiled,
+        max_rows: int = 64,
+        max_queue_rows: int = 4096,
+        delay_s: float = 0.0,
+        lanes: int | None = None,
     ) -> Worker:
         """Not attached yet."""
         name = compiled.plan.model
@@ -239,7 +272,7 @@ class Core:
         model_metrics = self.metrics.model(compiled.plan)
         limits = Limits(compiled.buckets, max_rows, max_queue_rows, delay_s)
         batcher = Batcher(compiled.inputs, limits, model_metrics, self.executor.wake)
-        return Worker(name, batcher, Lane(compiled), model_metrics)
+        return Worker(name, batcher, Lanes(compiled, lanes), model_metrics)
 
     def value(self, name: str, **labels: str) -> float:
         found = self.metrics.registry.get_sample_value(name, labels)

@@ -25,7 +25,23 @@ class Stamp(Protocol):
     """A point in a device's queue."""
 
     def elapsed_us(self, later: Self) -> float:
-        """Time from this point to a later one; both must have passed (Device.synchronize)."""
+        """Time from this point to a later one; both must have passed."""
+        ...
+
+    def wait(self) -> None:
+        """Block, without spinning, until it has passed. Any thread. Raises what the device had to say instead."""
+        ...
+
+    def hold(self) -> None:
+        """What is enqueued from now on in the calling thread's current queue waits for this point."""
+        ...
+
+
+class Queue(Protocol):
+    """Work in an order of its own, beside what a thread enqueues otherwise."""
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Make it the calling thread's current queue."""
         ...
 
 
@@ -82,6 +98,10 @@ class Device(Protocol):
 
     def stamp(self) -> Stamp:
         """Mark this point in the calling thread's current queue."""
+        ...
+
+    def beside(self) -> Queue | None:
+        """A new queue; None where nothing runs beside the calling thread."""
         ...
 
     def occupy(self) -> None:

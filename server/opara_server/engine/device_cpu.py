@@ -49,6 +49,12 @@ class CpuStamp:
     def elapsed_us(self, later: CpuStamp) -> float:
         return (later.seconds - self.seconds) * 1e6
 
+    def wait(self) -> None:
+        """It has passed."""
+
+    def hold(self) -> None:
+        """It has passed."""
+
 
 class Worker:
     """A thread that runs jobs in order; one stream. It ends on close(), or once nobody holds the worker."""
@@ -107,6 +113,9 @@ class CpuDevice:
 
     def stamp(self) -> CpuStamp:
         return CpuStamp(time.perf_counter())
+
+    def beside(self) -> None:
+        """What is enqueued has run."""
 
     def occupy(self) -> None:
         """The CPU waits for nobody."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -40,11 +40,27 @@ class CudaStamp:
     """An event on the stream that was current when it was made."""
 
     def __init__(self) -> None:
-        self._event = torch.cuda.Event(enable_timing=True)
+        self._event = torch.cuda.Event(enable_timing=True, blocking=True)
         self._event.record()
 
     def elapsed_us(self, later: CudaStamp) -> float:
         return float(self._event.elapsed_time(later._event)) * 1e3
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def hold(self) -> None:
+        self._event.wait()
+
+
+class CudaQueue:
+    """A stream of PyTorch's, for copies: kernels that need a workspace of their stream do not run there."""
+
+    def __init__(self, gpu: int) -> None:
+        self._stream = torch.cuda.Stream(gpu)
+
+    def entered(self) -> AbstractContextManager[None]:
+        return torch.cuda.stream(self._stream)
 
 
 class CudaDevice:
@@ -98,6 +114,9 @@ class CudaDevice:
 
     def stamp(self) -> CudaStamp:
         return CudaStamp()
+
+    def beside(self) -> CudaQueue:
+        return CudaQueue(self._index)
 
     def occupy(self) -> None:
         torch.cuda._sleep(OCCUPIED_CYCLES)

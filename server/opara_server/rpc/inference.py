@@ -17,7 +17,7 @@ from opara_server.serving.registry import Registry
 from opara_server.serving.rows import Rows
 
 Reply = Callable[[bytes | Failure], None]
-"""Takes the answer: called exactly once, from the executor's thread or at once from the caller's."""
+"""Takes the answer: called exactly once, from the thread that answers batches or at once from the caller's."""
 
 Hot = Callable[[bytes, float | None, Reply], Ticket | None]
 """A hot method: takes a message and the deadline on time.monotonic(). What it returns can be cancelled."""

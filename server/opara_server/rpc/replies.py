@@ -1,4 +1,4 @@
-"""Answers on their way from the executor's thread to an event loop: one wake-up for all that come together."""
+"""Answers on their way from the thread that has them to an event loop: one wake-up for all that come together."""
 
 from __future__ import annotations
 

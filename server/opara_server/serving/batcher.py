@@ -211,6 +211,10 @@ class Batcher:
         with self._lock:
             self._pace.ran(bucket, seconds, replay_s)
 
+    def expects(self, bucket: int) -> float:
+        """Seconds that a batch of ``bucket`` takes at least, from copy in to copy out."""
+        return self._pace.together(bucket)
+
     def answer(self, batch: Batch, parts: Sequence[tuple[bytes | memoryview, ...]]) -> None:
         """``parts``: per piece of the batch one raw buffer per output of the model, which need not outlive the call."""
         answers: list[tuple[Ticket, Rows]] = []

@@ -1,4 +1,8 @@
-"""One thread owns the device. It runs jobs (loading, switching graphs) and batches of all models, in turns."""
+"""One thread owns the device. It runs jobs (loading, switching graphs) and begins batches of all models, in turns.
+
+Of a model with one lane a batch is begun and answered before the next; with more, another thread waits for batches in
+the air and answers them, and the next is begun as soon as a lane is free.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from opara_server.observe.metrics import ModelMetrics
-from opara_server.serving.batcher import Batch, Batcher
-from opara_server.serving.errors import InternalError
-from opara_server.serving.staging import Lane, LaneDevice
-from opara_server.serving.turns import Share, Turns
+from opara_server.serving.flights import Flight, Flights, Landed, Worker, fail, land
+from opara_server.serving.staging import LaneDevice
+from opara_server.serving.turns import Turns
+
+__all__ = ["Executor", "Worker"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """One model at work: where its batches come from, where they run, who is told, and its part of the time."""
-
-    name: str
-    batcher: Batcher
-    lane: Lane
-    metrics: ModelMetrics
-    share: Share = field(default_factory=Share)
 
 
 class Executor:
@@ -46,6 +38,7 @@ class Executor:
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._workers: dict[str, Worker] = {}  # touched by the executor's thread only
         self._turns = Turns()
+        self._flights = Flights(self.wake)
         self._stop_by = inf  # on time.monotonic(); anything less: stop once all queues are empty, or then
         self._stopped = False
         self._at_end: list[Callable[[], None]] = []
@@ -54,6 +47,7 @@ class Executor:
         self._binding = ExitStack()
 
     def start(self) -> None:
+        self._flights.start()
         self._thread.start()
 
     def wake(self) -> None:
@@ -61,8 +55,8 @@ class Executor:
         self._wakes.put(None)
 
     def run(self, job: Callable[[], T]) -> Future[T]:
-        """Run ``job`` on the executor's thread, and after each job a batch if one waits. After the end the future is
-        cancelled. Any thread."""
+        """Run ``job`` on the executor's thread, with no batch in the air, and after each job one if it waits. After the
+        end the future is cancelled. Any thread."""
         future: Future[T] = Future()
         with self._lock:
             if self._stopped:
@@ -93,7 +87,11 @@ class Executor:
             return
         worker.batcher.close(drop_queued=False)
         while worker.batcher.ready(time.monotonic()) is not None and time.monotonic() < self._stop_by:
-            self._run_next_batch(worker)
+            if self._flights.count < worker.lanes.count:
+                self._begin_next_batch(worker)
+            else:
+                self._await_landing()
+        self._await_all()
         self.bind(None)
         self.detach(name)
 
@@ -135,16 +133,17 @@ class Executor:
             while True:
                 while not self._wakes.empty():  # before looking: what comes after it wakes us again
                     self._wakes.get_nowait()
+                self._note_landed()
                 worked = self._run_job()
                 stopping = self.stopping
                 if stopping:
                     self._close_queues()
                 worker, wait_s = self._next()
                 if worker is not None:
-                    self._run_next_batch(worker)
+                    self._begin_next_batch(worker)
                 elif worked:
                     continue
-                elif stopping:
+                elif stopping and not self._flights.count:
                     return
                 else:
                     with suppress(Empty):
@@ -158,11 +157,13 @@ class Executor:
             worker.batcher.close(drop_queued=late)
 
     def _next(self) -> tuple[Worker | None, float | None]:
-        """The model whose turn it is, of those with a batch that is due; or how long to wait for one (None: until
-        woken)."""
-        now = time.monotonic()
+        """The model whose turn it is, of those with a batch that is due and a lane for it; or how long to wait for one
+        (None: until woken)."""
+        now, in_the_air = time.monotonic(), self._flights.count
         chosen, soonest = None, inf
         for worker in self._workers.values():
+            if in_the_air >= worker.lanes.count:
+                continue
             due = worker.batcher.ready(now)
             if due is not None and due <= now:
                 if chosen is None or worker.share.start < chosen.share.start:
@@ -174,38 +175,53 @@ class Executor:
             self._turns.begin(chosen.share)
         return chosen, None if soonest == inf else max(soonest - now, 0.0)
 
-    def _run_next_batch(self, worker: Worker) -> None:
+    def _begin_next_batch(self, worker: Worker) -> None:
         batch = worker.batcher.take()
         if batch is None:
             return
-        began = time.monotonic()
+        lane, alone, began = worker.lanes.take(), not self._flights.count, time.monotonic()
         try:
-            self.bind(worker.lane.device)
-            parts, timing = worker.lane.run(batch)
-        except Exception:  # noqa: BLE001 - the edge of a batch: _fail logs it, whatever it is
-            self._fail(worker, batch)
+            self.bind(worker.lanes.device)
+            run = lane.begin(batch, alone=alone)
+        except Exception:  # noqa: BLE001 - the edge of a batch: fail logs it, whatever it is
+            fail(worker, batch)
+            worker.lanes.give_back(lane)
             self.check_device(worker)
             worker.share.used(time.monotonic() - began)
             return
-        worker.share.used(timing.total_s)
-        worker.batcher.ran(batch.bucket, timing.total_s, timing.replay_s)
-        worker.metrics.ran(batch.bucket, batch.rows, timing.copy_in_s, timing.replay_s, timing.copy_out_s)
-        worker.batcher.answer(batch, parts)
+        if worker.lanes.count == 1:
+            self._land(land(Flight(worker, lane, run, 0.0)))
+            return
+        expected_s = worker.batcher.expects(batch.bucket)
+        worker.share.used(expected_s)
+        self._flights.add(Flight(worker, lane, run, expected_s))
 
-    def _fail(self, worker: Worker, batch: Batch) -> None:
-        """In an exception handler: the log has the traceback, the clients its reference."""
-        error = InternalError()
-        log.exception(
-            "a batch failed",
-            extra={"model": worker.name, "requests": len(batch.pieces), "reference": error.reference},
-        )
-        worker.batcher.fail(batch, error)
+    def _note_landed(self) -> None:
+        while (landed := self._flights.next_landed()) is not None:
+            self._land(landed)
+
+    def _land(self, landed: Landed) -> None:
+        flight, worker = landed.flight, landed.flight.worker
+        worker.lanes.give_back(flight.lane)
+        if landed.failed:
+            self.bind(worker.lanes.device)
+            self.check_device(worker)
+        worker.share.used(landed.seconds - flight.charged_s)
+
+    def _await_landing(self) -> None:
+        self._wakes.get()
+        self._note_landed()
+
+    def _await_all(self) -> None:
+        self._note_landed()
+        while self._flights.count:
+            self._await_landing()
 
     def check_device(self, worker: Worker) -> None:
         """After an error: once a GPU's context is broken, whatever one asks of it fails, in this process for good, and
         who waits for that is told. Executor's thread, bound to the worker's device."""
         try:
-            worker.lane.device.synchronize()
+            worker.lanes.device.synchronize()
         except Exception as error:  # noqa: BLE001 - whatever it is, the device has had its second chance
             if self._lost is not None:
                 self._lost(worker.name)
@@ -219,6 +235,7 @@ class Executor:
             if not self._jobs:
                 return False
             job, future = self._jobs.popleft()
+        self._await_all()
         self.bind(None)
         if future.set_running_or_notify_cancel():
             try:
@@ -234,6 +251,8 @@ class Executor:
             left = list(self._jobs)
         for _, future in left:
             future.cancel()
+        self._flights.close()
+        self._note_landed()
         for name in list(self._workers):
             self.detach(name)
         self.bind(None)

@@ -114,8 +114,9 @@ class Improvement:
         log.info("behind serving: verifying and measuring batch size %d", bucket, extra={"model": self._worker.name})
         graph = yield from self._compiled.improve(found, bucket)
         self._log_outcome(before, self._compiled.plan.bucket(bucket))
-        self._worker.lane.switch(bucket, graph)
-        self._worker.batcher.ran(bucket, self._worker.lane.warm(bucket))
+        self._worker.lanes.switch(bucket, graph)
+        timing = self._worker.lanes.warm(bucket)
+        self._worker.batcher.ran(bucket, timing.total_s, timing.replay_s)
         yield
         occupancy.sample(self._metrics, self._worker.name, bucket, graph)
 

@@ -19,10 +19,11 @@ from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batcher
 from opara_server.serving.errors import ModelUnavailable
 from opara_server.serving.executor import Executor, Worker
+from opara_server.serving.lanes import Lanes
 from opara_server.serving.limits import Limits
 from opara_server.serving.models import ServedModel
 from opara_server.serving.repository import Entry, RepositoryError
-from opara_server.serving.staging import Compiled, Lane
+from opara_server.serving.staging import Compiled
 from opara_server.serving.turns import InFlight, Share
 from opara_server.settings import ConfigError
 
@@ -109,16 +110,17 @@ class Loader:
     def _warm(self, name: str, config: ModelConfig, compiled: Compiled) -> Loaded:
         """Run every bucket through its buffers, and measure how busy its streams are."""
         self._executor.bind(compiled.device)
-        lane = Lane(compiled)
+        lanes = Lanes(compiled, config.batching.lanes)
         metrics = self._metrics.model(compiled.plan)
         limits = Limits.of(config, compiled.buckets)
         in_flight = self._in_flight[compiled.plan.device]
         batcher = Batcher(compiled.inputs, limits, metrics, self._executor.wake, in_flight=in_flight)
         for bucket in compiled.buckets:
-            batcher.ran(bucket, lane.warm(bucket))
+            timing = lanes.warm(bucket)
+            batcher.ran(bucket, timing.total_s, timing.replay_s)
             occupancy.sample(self._metrics, name, bucket, compiled.graph(bucket))
         served = ServedModel(name, compiled.inputs, compiled.outputs, config.max_rows, compiled.plan, batcher)
-        return Loaded(compiled, Worker(name, batcher, lane, metrics, Share(config.batching.weight)), served)
+        return Loaded(compiled, Worker(name, batcher, lanes, metrics, Share(config.batching.weight)), served)
 
     def _compile_with_engine(self, name: str, module: nn.Module, config: ModelConfig, progress: Progress) -> Compiled:
         from opara_server.engine.build import compile_model  # noqa: PLC0415 - only to load, and slow

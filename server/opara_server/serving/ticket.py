@@ -11,8 +11,8 @@ from opara_server.serving.errors import ServingError
 from opara_server.serving.rows import Rows
 
 Done = Callable[[Rows | ServingError], None]
-"""Takes the answer: called exactly once, from the executor's thread, from submit's own or from cancel's. The tensors
-of an answer may be views of buffers that the next batch overwrites: they hold until the call returns."""
+"""Takes the answer: called exactly once, from the thread that answers batches, from submit's own or from cancel's. The
+tensors of an answer may be views of buffers that a later batch overwrites: they hold until the call returns."""
 
 
 class Canceller(Protocol):
@@ -20,7 +20,7 @@ class Canceller(Protocol):
 
 
 class Ticket:
-    """One submitted request. The batcher's lock guards what changes; ``parts`` belongs to the executor's thread.
+    """One submitted request. The batcher's lock guards what changes; ``parts`` belongs to the thread that answers.
 
     Every request makes one: what only some need is set where they need it.
     """

@@ -9,14 +9,14 @@ import torch
 from opara_server.engine.spec import TensorSpec
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batch, Batcher, Piece, Rows, Ticket
+from opara_server.serving.lanes import Lane, Lanes
 from opara_server.serving.limits import Limits
-from opara_server.serving.staging import Lane
 from tests.serving.fakes import Answer, FakeCompiled, rows_of
 
 
 def run(model: FakeCompiled, bucket: int, *requests: Rows) -> list[tuple[bytes, ...]]:
     """One batch of whole requests through a new lane."""
-    return run_in(Lane(model), model, bucket, *requests)
+    return run_in(Lanes(model).take(), model, bucket, *requests)
 
 
 def run_in(lane: Lane, model: FakeCompiled, bucket: int, *requests: Rows) -> list[tuple[bytes, ...]]:
@@ -41,7 +41,7 @@ def test_poisoned_neighbours_stay_among_themselves(poison: float) -> None:
 
 def test_padding_is_zero_whatever_was_there_before() -> None:
     model = FakeCompiled()
-    lane = Lane(model)
+    lane = Lanes(model).take()
     run_in(lane, model, 4, rows_of([np.nan] * 4))
     parts = run_in(lane, model, 4, rows_of([3.0]))
     np.testing.assert_array_equal(floats(parts[0]), [[6, 6]])
@@ -53,14 +53,6 @@ def test_padding_is_in_the_range_of_its_input() -> None:
     model = FakeCompiled(inputs=(ids,), forward=lambda x: (x.float(),))
     run(model, 4, Rows((np.array([[7, 8]], np.int64).tobytes(),), 1))
     np.testing.assert_array_equal(model.graphs[4].inputs[0], [[7, 8], [5, 5], [5, 5], [5, 5]])
-
-
-def test_buffers_are_overwritten_only_after_the_device_has_finished() -> None:
-    model = FakeCompiled()
-    lane = Lane(model)
-    for _ in range(2):
-        run_in(lane, model, 4, rows_of(3))
-    assert model.device.log == ["stamp", "stamp", "replay", "stamp", "stamp", "synchronize"] * 2
 
 
 def test_the_device_is_synchronised_after_an_error_too() -> None:
@@ -111,6 +103,7 @@ def test_memoryviews_are_taken_as_they_are() -> None:
 def test_warming_runs_the_bucket_on_zeros() -> None:
     model = FakeCompiled()
     with model.device.bind():
-        assert Lane(model).warm(8) > 0
+        timing = Lanes(model).warm(8)
+    assert timing.total_s >= timing.replay_s > 0
     assert set(model.device.replays) == {8}
     assert not model.graphs[8].inputs[0].any()

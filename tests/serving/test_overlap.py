@@ -1,0 +1,187 @@
+"""Several batches of a model in the air at once, on a device whose queues are out of step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opara_server.engine.spec import TensorSpec
+from opara_server.serving.batcher import Batcher, Rows
+from opara_server.serving.errors import InternalError, ModelUnavailable
+from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, doubled, rows_of, wait_for
+from tests.serving.queued import QueuedDevice
+
+
+@pytest.fixture
+def device() -> Iterator[QueuedDevice]:
+    device = QueuedDevice()
+    yield device
+    device.gate.set()
+    device.close()
+
+
+def submit(batcher: Batcher, count: int) -> tuple[Rows, Answer]:
+    rows, answer = rows_of(count), Answer()
+    batcher.submit(rows, None, answer)
+    return rows, answer
+
+
+def wrong(asked: list[tuple[Rows, Answer]]) -> int:
+    """How many answers are not theirs."""
+    outcomes = [(rows, answer.outcome(), answer) for rows, answer in asked]
+    return sum(
+        not (isinstance(got, Rows) and np.array_equal(answer.array(), doubled(rows))) for rows, got, answer in outcomes
+    )
+
+
+def flood(device: QueuedDevice, lanes: int, sizes: list[int]) -> int:
+    """Wrong answers to requests of these sizes, submitted all at once."""
+    core = Core()
+    batcher = core.serve(FakeCompiled(device=device), lanes=lanes)
+    asked = [submit(batcher, size) for size in sizes]
+    found = wrong(asked)
+    assert core.executor.stop(PATIENCE_S)
+    assert batcher.counts.pending == 0
+    device.close()
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.lists(st.integers(1, 20), min_size=1, max_size=30))
+def test_every_answer_is_its_own(seed: int, lanes: int, sizes: list[int]) -> None:
+    assert flood(QueuedDevice(seed), lanes, sizes) == 0
+
+
+def test_a_forgotten_wait_would_show() -> None:
+    device = QueuedDevice(longest_delay_s=0.002)
+    device.faulty = True
+    assert flood(device, 2, [8] * 40) > 0
+
+
+def test_a_batch_is_copied_in_while_another_runs(core: Core, device: QueuedDevice) -> None:
+    batcher = core.serve(FakeCompiled(device=device), lanes=2)
+    first = held(batcher, device)
+    second = submit(batcher, 8)
+    wait_for(lambda: number(second) in device.copied)
+    third = submit(batcher, 8)
+    wait_for(lambda: device.copied.count(number(second)) == 1)
+    assert number(third) not in device.copied  # there is no lane for it
+    assert not any(answer.there for _, answer in (first, second, third))
+    device.gate.set()
+    assert wrong([first, second, third]) == 0
+    assert device.replays == [1, 8, 8]
+
+
+def test_one_lane_begins_a_batch_after_the_last_is_answered(core: Core, device: QueuedDevice) -> None:
+    batcher = core.serve(FakeCompiled(device=device), lanes=1)
+    asked = [held(batcher, device), submit(batcher, 8), submit(batcher, 8)]
+    device.gate.set()
+    assert wrong(asked) == 0
+    assert {answer.thread for _, answer in asked} == {"opara-executor"}
+
+
+def test_models_take_turns_in_the_air(core: Core, device: QueuedDevice) -> None:
+    other = FakeCompiled("other", device=device)
+    batchers = [core.serve(FakeCompiled("one", device=device), lanes=2), core.serve(other, lanes=3)]
+    asked = [submit(batchers[i % 2], 1 + i % 9) for i in range(60)]
+    assert wrong(asked) == 0
+
+
+def test_an_error_in_the_air_fails_what_is_there_and_frees_the_lanes(core: Core, device: QueuedDevice) -> None:
+    batcher = core.serve(FakeCompiled(device=device), lanes=2)
+    first = held(batcher, device)
+    second = submit(batcher, 8)
+    wait_for(lambda: number(second) in device.copied)
+    device.error = RuntimeError("always")
+    device.gate.set()
+    for _, answer in (first, second):
+        assert isinstance(answer.error(), InternalError)
+    core.executor.run(lambda: None).result(PATIENCE_S)
+    device.error = device.failed = None
+    assert wrong([submit(batcher, 3) for _ in range(5)]) == 0
+    assert batcher.counts.failed == 2
+
+
+def test_a_lost_device_is_noticed_in_the_air(device: QueuedDevice) -> None:
+    core = Core()
+    lost: list[str] = []
+    core.executor.on_lost(lost.append)
+    batcher = core.serve(FakeCompiled(device=device), lanes=2)
+    first = held(batcher, device)
+    device.error, device.lost = RuntimeError("gone"), True
+    device.gate.set()
+    assert isinstance(first[1].error(), InternalError)
+    wait_for(lambda: lost == ["double"])
+    core.executor.stop(PATIENCE_S)
+
+
+def test_jobs_find_nothing_in_the_air(core: Core, device: QueuedDevice) -> None:
+    batcher = core.serve(FakeCompiled(device=device), lanes=2)
+    asked = [held(batcher, device), submit(batcher, 8)]
+    wait_for(lambda: number(asked[1]) in device.copied)
+    job = core.executor.run(lambda: (len(device.replays), [answer.there for _, answer in asked]))
+    device.gate.set()
+    assert job.result(PATIENCE_S) == (2, [True, True])
+
+
+def test_finishing_a_model_answers_what_is_in_the_air_and_what_waits(core: Core, device: QueuedDevice) -> None:
+    batcher = core.serve(FakeCompiled(device=device), lanes=2)
+    asked = [held(batcher, device), *(submit(batcher, 8) for _ in range(4))]
+    device.gate.set()
+    core.executor.run(lambda: core.executor.finish("double")).result(PATIENCE_S)
+    assert wrong(asked) == 0
+    assert isinstance(submit(batcher, 1)[1].error(), ModelUnavailable)
+
+
+def test_stopping_answers_what_is_in_the_air(device: QueuedDevice) -> None:
+    core = Core()
+    batcher = core.serve(FakeCompiled(device=device), lanes=3)
+    asked = [held(batcher, device), *(submit(batcher, 8) for _ in range(4))]
+    device.gate.set()
+    assert core.executor.stop(PATIENCE_S)
+    assert wrong(asked) == 0
+    assert device.bound == 0
+
+
+def test_a_batch_that_cannot_be_begun_leaves_its_lane(core: Core) -> None:
+    model = FakeCompiled()
+    batcher = core.serve(model, lanes=2)
+    model.device.error = RuntimeError("no launch")
+    for _ in range(5):
+        assert isinstance(submit(batcher, 1)[1].error(), InternalError)
+    model.device.error = None
+    assert wrong([submit(batcher, 2) for _ in range(5)]) == 0
+
+
+def test_several_inputs_and_outputs_pass_beside(core: Core, device: QueuedDevice) -> None:
+    specs = (TensorSpec("a", "float32", (2,)), TensorSpec("b", "int64", (3,), 0, 9))
+    model = FakeCompiled(
+        inputs=specs, outputs=specs[::-1], forward=lambda a, b: (b + 1, a * 2), device=device, buckets=(1, 4)
+    )
+    batcher = core.serve(model, lanes=2)
+    asked = []
+    for index in range(20):
+        a, b = np.full((2, 2), index, np.float32), np.full((2, 3), index % 9, np.int64)
+        answer = Answer()
+        batcher.submit(Rows((a.tobytes(), b.tobytes()), 2), None, answer)
+        asked.append(((b + 1).tobytes(), (a * 2).tobytes(), answer))
+    for *expected, answer in asked:
+        rows = answer.outcome()
+        assert isinstance(rows, Rows)
+        assert list(rows.tensors) == expected
+
+
+def held(batcher: Batcher, device: QueuedDevice) -> tuple[Rows, Answer]:
+    """A request that sits in a replay until the gate opens."""
+    device.gate.clear()
+    asked = submit(batcher, 1)
+    assert device.entered.acquire(timeout=PATIENCE_S)
+    return asked
+
+
+def number(asked: tuple[Rows, Answer]) -> float:
+    return float(np.frombuffer(asked[0].tensors[0], np.float32)[0])
