@@ -23,9 +23,9 @@ from typing import Annotated
 import typer
 
 from bench.environment import environment
-from bench.models import BenchModel, find_model, require_packages
+from bench.models import require_packages
 from bench.selection import TUNING_BUDGET_S
-from bench.served import NAME
+from bench.served import model_toml
 from opara_server.engine.compiled import MEASURING
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,28 +40,12 @@ class Start:
     seconds: float
 
 
-def model_toml(bench: BenchModel, dtype: str, batches: list[int], device: str, budget_s: float) -> str:
-    lines = [
-        'source = "python:bench.served:build"',
-        f"batch_sizes = {batches}",
-        f"tuning_budget_s = {budget_s}",
-        f'dtype = "{dtype}"',
-        f'device = "{device}"',
-        f"channels_last = {str(bench.channels_last).lower()}",
-    ]
-    for spec in bench.inputs(dtype):
-        lines += ["[[inputs]]", f'name = "{spec.name}"', f'dtype = "{spec.dtype}"', f"shape = {list(spec.shape)}"]
-        if spec.high is not None:
-            lines.append(f"range = [{float(spec.low or 0)}, {float(spec.high)}]")
-    return "\n".join(lines) + "\n"
-
-
-def start_server(name: str, models: Path, cache: Path) -> Start:
+def start_server(models: Path, cache: Path) -> Start:
     """Until READY. Raises RuntimeError with the end of the log where the server ends instead."""
     log = cache.with_suffix(".log")
     command = [sys.executable, "-m", "opara_server.cli", "serve", f"--models={models}", f"--cache-dir={cache}"]
     command += ["--port=0", "--metrics-port=0", f"--app-dir={ROOT}"]
-    environ = os.environ | {NAME: name, "PYTHONPYCACHEPREFIX": str(cache.with_name("bytecode"))}
+    environ = os.environ | {"PYTHONPYCACHEPREFIX": str(cache.with_name("bytecode"))}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     begin = time.perf_counter()
     with (
@@ -93,12 +77,11 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "models" / "model"
         folder.mkdir(parents=True)
-        toml = model_toml(find_model(model), dtype, batches, device, tuning_budget_s)
-        (folder / "model.toml").write_text(toml)
+        (folder / "model.toml").write_text(model_toml(model, dtype, batches, device, tuning_budget_s))
         cache = Path(name) / "plans"
         starts = []
         for number in range(1 + again):
-            starts.append(start_server(model, folder.parent, cache))
+            starts.append(start_server(folder.parent, cache))
             what = "searched" if starts[-1].searched else "with the saved plan"
             typer.echo(f"{model} {dtype} {batches}, start {number + 1}, {what}: {starts[-1].seconds} s")
     report = {

@@ -22,7 +22,7 @@ START_TIMEOUT_S = 180.0
 
 def start(contestant: Contestant, cores: Sequence[int], folder: Path, stack: ExitStack) -> Running:
     """Begun, not ready; ``stack`` stops it. ``folder``: to be made. Raises MissingPeerError and OSError."""
-    port, http_port, metrics_port = _free_ports(3)
+    port, http_port, metrics_port = free_ports(3)
     place = Place(port, http_port, metrics_port, folder / "place")
     place.folder.mkdir(parents=True)
     server = stack.enter_context(started(contestant.launch(place), cores, folder / "log"))
@@ -46,7 +46,7 @@ def _problems(running: Running, payload: Payload) -> list[str]:
         return sampled(call, protocol, payload, np.random.default_rng(), 1)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Nobody's now; a server that finds one taken meanwhile does not start."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -1,0 +1,167 @@
+"""What bounds a server of a model on this device: its graphs, its copies, and its batching without any network.
+
+    python -m bench.end_to_end.bare MODELS_FOLDER CACHE_FOLDER googlenet --rows 1 --seconds 2
+
+Prints JSON. Run after a server has saved the plan: the graphs are the same then.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from opara_server.engine.build import compile_model
+from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import static_inputs
+from opara_server.observe.metrics import Metrics
+from opara_server.serving.batcher import Batch, Batcher, Piece, Rows, Ticket
+from opara_server.serving.errors import ServingError
+from opara_server.serving.executor import Executor, Worker
+from opara_server.serving.lanes import Lanes
+from opara_server.serving.limits import Limits
+from opara_server.serving.repository import Entry
+from opara_server.serving.staging import Compiled
+
+RUNS = 400
+
+
+def main(
+    models: Path,
+    cache: Path,
+    model: str,
+    rows: Annotated[int, typer.Option(help="Of each request.")] = 1,
+    seconds: float = 2.0,
+    lanes: Annotated[list[int] | None, typer.Option(help="Default: 1, 2 and 3.")] = None,
+) -> None:
+    entry = Entry(model, models / model)
+    config = entry.config()
+    specs = [one.spec for one in config.inputs]
+    compiled = compile_model(model, entry.module(config), specs, config.device, config.build_options(cache))
+    payload = Rows(tuple(_bytes(spec, rows) for spec in specs), rows)
+    report = {
+        "buckets": {str(bucket): _bucket(compiled, bucket, payload, seconds) for bucket in compiled.buckets},
+        "lanes": {str(count): _saturated(compiled, count, payload, seconds) for count in lanes or (1, 2, 3)},
+    }
+    print(json.dumps(report))
+
+
+def _bucket(compiled: Compiled, bucket: int, payload: Rows, seconds: float) -> dict[str, float]:
+    """A batch that is alone: by the host's clock from its bytes to its answer's, and by the device's what of it is
+    copies and replay; and replays back to back, without copies."""
+    with compiled.device.bind():
+        lanes = Lanes(compiled, 1)
+        lane = lanes.take()
+        batch = _batch(compiled, bucket, payload)
+        alone, copy_in, replay, copy_out = [], [], [], []
+        for _ in range(RUNS):
+            begin = time.perf_counter()
+            parts, timing = lane.run(batch)
+            answers = [bytes(buffer) for part in parts for buffer in part]
+            alone.append(time.perf_counter() - begin)
+            copy_in.append(timing.copy_in_s)
+            replay.append(timing.replay_s)
+            copy_out.append(timing.copy_out_s)
+            assert answers
+        medians = [statistics.median(times[RUNS // 10 :]) * 1e6 for times in (alone, copy_in, replay, copy_out)]
+        graph = compiled.graph(bucket)
+        count = max(10, int(seconds / 4 / (medians[2] / 1e6)))
+        compiled.device.synchronize()
+        begin = time.perf_counter()
+        for number in range(count):
+            graph.replay()
+            if number % 64 == 63:
+                compiled.device.synchronize()
+        compiled.device.synchronize()
+        rate = count * bucket / (time.perf_counter() - begin)
+    names = ("alone_us", "copy_in_us", "replay_us", "copy_out_us")
+    return dict(zip(names, (round(us, 1) for us in medians), strict=True)) | {"rows_per_s": round(rate, 1)}
+
+
+def _saturated(compiled: Compiled, count: int, payload: Rows, seconds: float) -> dict[str, float]:
+    """Requests enough in flight, through the batcher, ``count`` lanes and back."""
+    metrics, executor = Metrics(), Executor()
+    name = compiled.plan.model
+    metrics.add_model(name)
+    told = metrics.model(compiled.plan)
+    batcher = Batcher(compiled.inputs, Limits(compiled.buckets, 10**6, 10**9), told, executor.wake)
+    executor.start()
+
+    def attach() -> None:
+        executor.bind(compiled.device)
+        lanes = Lanes(compiled, count)
+        for bucket in compiled.buckets:
+            timing = lanes.warm(bucket)
+            batcher.ran(bucket, timing.total_s, timing.replay_s)
+        executor.attach(Worker(name, batcher, lanes, told))
+
+    executor.run(attach).result()
+    load = _Load(batcher, payload)
+    load.start(max(2, 4 * compiled.buckets[-1] // payload.count))
+    time.sleep(seconds / 4)
+    before, answered, begin = _replayed_s(metrics, name), load.answered, time.perf_counter()
+    time.sleep(seconds)
+    replayed, answered = _replayed_s(metrics, name) - before, load.answered - answered
+    passed = time.perf_counter() - begin
+    load.end()
+    executor.stop(10.0)
+    return {
+        "rows_per_s": round(answered * payload.count / passed, 1),
+        "idle_over_replay": round((passed - replayed) / replayed, 4),
+    }
+
+
+class _Load:
+    """So many requests in flight: each answer is copied, and asks again."""
+
+    def __init__(self, batcher: Batcher, payload: Rows) -> None:
+        self.answered = 0
+        self._batcher = batcher
+        self._payload = payload
+        self._ended = threading.Event()
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            self._batcher.submit(self._payload, None, self._done)
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _done(self, answer: Rows | ServingError) -> None:
+        if isinstance(answer, ServingError):
+            raise answer
+        self.answered += len([bytes(tensor) for tensor in answer.tensors]) > 0
+        if not self._ended.is_set():
+            self._batcher.submit(self._payload, None, self._done)
+
+
+def _batch(compiled: Compiled, bucket: int, payload: Rows) -> Batch:
+    """Full of rows of requests like ``payload``, the last one cut."""
+    batcher = Batcher(compiled.inputs, Limits((bucket,), bucket, bucket), Metrics().model(compiled.plan), lambda: None)
+    pieces, left = [], bucket
+    while left:
+        count = min(left, payload.count)
+        pieces.append(Piece(Ticket(batcher, payload, None, lambda _: None, 0.0), 0, count))
+        left -= count
+    return Batch(tuple(pieces), bucket, bucket)
+
+
+def _bytes(spec: TensorSpec, rows: int) -> bytes:
+    (tensor,) = static_inputs((spec,), rows, torch.device("cpu"), channels_last=False)
+    return tensor.view(torch.uint8).numpy().tobytes()
+
+
+def _replayed_s(metrics: Metrics, model: str) -> float:
+    families = metrics.registry.collect()
+    samples = (sample for family in families for sample in family.samples)
+    return sum(s.value for s in samples if s.name == "opara_replay_seconds_sum" and s.labels.get("model") == model)
+
+
+if __name__ == "__main__":
+    typer.run(main)

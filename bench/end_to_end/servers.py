@@ -1,0 +1,58 @@
+"""The servers: ours with sets of options, and a plain one with the module as it is and compiled."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.end_to_end.workloads import Workload
+from bench.serving.contestants import ROOT
+from bench.serving.process import Launch, Place
+
+
+@dataclass(frozen=True)
+class Server:
+    """``ours``: whether it counts its requests and replays."""
+
+    title: str
+    launch: Callable[[Place, Path, Path, Workload], Launch]
+    ours: bool = False
+
+
+def opara(options: str) -> Server:
+    """With ``options`` beside the necessary ones, as one would write them in a shell."""
+    words = shlex.split(options)
+
+    def launch(place: Place, models: Path, cache: Path, _workload: Workload) -> Launch:
+        necessary = [f"--models={models}", f"--app-dir={ROOT}", f"--port={place.port}"]
+        necessary += [f"--metrics-port={place.metrics_port}", f"--cache-dir={cache}"]
+        return Launch((sys.executable, "-m", "opara_server.cli", "serve", *necessary, *words), ready="READY")
+
+    return Server(" ".join(("opara-serve", *words)), launch, ours=True)
+
+
+def _plain(title: str, *options: str) -> Server:
+    def launch(place: Place, models: Path, _cache: Path, workload: Workload) -> Launch:
+        module = (sys.executable, "-m", "bench.end_to_end.plain", f"127.0.0.1:{place.port}", str(models))
+        words = (*module, workload.model, f"--rows={workload.rows}", *options)
+        return Launch(words, {"PYTHONPATH": _python_path()}, "READY")
+
+    return Server(title, launch)
+
+
+def _python_path() -> str:
+    return ":".join(path for path in (str(ROOT), *sys.path) if path)
+
+
+EAGER = "grpc.aio and eager PyTorch"
+PLAIN = (
+    _plain(EAGER),
+    _plain("grpc.aio and torch.compile, reduce-overhead", "--compile"),
+)
+
+
+def servers(option_sets: Sequence[str]) -> list[Server]:
+    return [*map(opara, option_sets), *PLAIN]
