@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.models.settle import ROWS, settle
 from opara_server.engine.spec import TensorSpec
+from opara_server.engine.tensors import fill_random, torch_dtype
 
 
 class ConvBlock(nn.Module):
@@ -20,7 +25,8 @@ class ConvBlock(nn.Module):
 
 
 class Inceptions(nn.Module):
-    """Inception modules of four branches, with in-place ReLUs."""
+    """Inception modules of four branches, with in-place ReLUs. Behind the last norm there is none: what all images have
+    in common would else be most of the answer, and ``digit`` always the same."""
 
     def __init__(self, modules: int = 4) -> None:
         super().__init__()
@@ -29,6 +35,7 @@ class Inceptions(nn.Module):
             nn.ModuleList([ConvBlock(64, 16, 1), ConvBlock(64, 16, 3), ConvBlock(64, 16, 5), ConvBlock(64, 16, 1)])
             for _ in range(modules)
         )
+        self.norm = nn.BatchNorm2d(64)
         self.head = nn.Linear(64, 10)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -36,7 +43,7 @@ class Inceptions(nn.Module):
         for branches in self.branches:
             one, three, five, pool = branches.children()
             x = torch.cat([one(x), three(x), five(x), pool(functional.max_pool2d(x, 3, 1, 1))], 1)
-        logits = self.head(x.mean((2, 3)))
+        logits = self.head(self.norm(x).mean((2, 3)))
         return {"logits": logits, "digit": logits.argmax(1)}
 
 
@@ -73,6 +80,32 @@ class Wide(nn.Module):
         return torch.stack(parts).sum(0) + shared
 
 
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions in turns, then a few attention heads over the pixels, then one number: of a
+    mean, which tells little, so that what the heads see is an output as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead = nn.Conv2d(3, 32, 3, padding=1)
+        self.spread, self.point = nn.Conv2d(32, 32, 5, 2, groups=32), nn.Conv2d(32, 64, 1)
+        self.again = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.register_buffer("bias", torch.randn(1, 4, 64, 64))
+        self.project = nn.Linear(64, 192)
+        self.head = nn.Linear(64, 1)
+        for layer in (self.ahead, self.spread, self.point, self.again, self.project):
+            nn.init.kaiming_normal_(layer.weight)  # else the biases outweigh what comes from the image
+        nn.init.ones_(self.head.bias)  # rounding is relative to the number, which is not to be 0 by chance
+
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.spread(functional.pad(self.ahead(x).relu(), (1, 2, 1, 2)))
+        x = self.again(self.point(x).relu()).relu()
+        query, key, val = self.project(x.flatten(2).transpose(1, 2)).unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, val, self.bias)
+        return {"number": self.head(mixed.mean(2).flatten(1)), "seen": torch.tanh(mixed)}
+
+
 NETS: dict[str, tuple[type[nn.Module], tuple[TensorSpec, ...]]] = {
     "inceptions": (Inceptions, (TensorSpec("image", "float16", (3, 32, 32)),)),
     "attention": (Attention, (TensorSpec("tokens", "int64", (32,), 0, 1000),)),
@@ -82,10 +115,26 @@ NETS: dict[str, tuple[type[nn.Module], tuple[TensorSpec, ...]]] = {
 
 def make(name: str) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
     """On the GPU, in float16, always with the same weights."""
-    torch.manual_seed(7)
     build, inputs = NETS[name]
     with torch.inference_mode(False):
-        return build().eval().cuda().half(), inputs
+        return built(build, inputs).cuda().half(), inputs
+
+
+def built(build: Callable[[], nn.Module], inputs: Sequence[TensorSpec]) -> nn.Module:
+    """On the CPU, in float32, always with the same weights, batch norms settled."""
+    torch.manual_seed(7)
+    with torch.inference_mode(False):
+        module = build().eval()
+        settle(module, samples(inputs, ROWS))
+    return module
+
+
+def samples(inputs: Sequence[TensorSpec], rows: int) -> list[Tensor]:
+    """Random rows on the CPU, float32 instead of other floating-point dtypes."""
+    wide = [replace(spec, dtype="float32") if "float" in spec.dtype else spec for spec in inputs]
+    tensors = [torch.empty(rows, *spec.shape, dtype=torch_dtype(spec.dtype)) for spec in wide]
+    fill_random(tensors, wide)
+    return tensors
 
 
 def googlenet() -> nn.Module:
@@ -94,13 +143,9 @@ def googlenet() -> nn.Module:
     import torchvision.models  # noqa: PLC0415 - on GPU machines only
 
     torch.manual_seed(7)
-    module: nn.Module = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.momentum = None  # the mean of all batches
-    with torch.no_grad():
-        module.train()(torch.randn(8, 3, 224, 224))
-    return module.eval()
+    module: nn.Module = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False).eval()
+    settle(module, [torch.randn(ROWS, 3, 224, 224)])
+    return module
 
 
 class Looks(nn.Module):

@@ -14,7 +14,9 @@ from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import Profile
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
-from tests.gpu.nets import Inceptions
+from opara_server.engine.verify import error_norm
+from tests.gpu.answers import BOUND
+from tests.gpu.nets import Inceptions, built
 
 WORKSPACE_BYTES = 32 << 20  # cuBLAS's, per stream, on Hopper
 ROWS = 16
@@ -40,7 +42,7 @@ NETS: dict[str, tuple[type[nn.Module], TensorSpec]] = {
 def captured(name: str, policy: str, device: Device, *, passing: bool = False) -> tuple[nn.Module, CapturedGraph]:
     build, spec = NETS[name]
     with torch.inference_mode(False):
-        module = build().eval().cuda().half()
+        module = built(build, [spec]).cuda().half()
     inputs = static_inputs((spec,), ROWS, torch.device("cuda"), False)
     program = lower(export_static(module, inputs), inputs)
     schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), policy)
@@ -53,7 +55,7 @@ def assert_right(module: nn.Module, graph: CapturedGraph) -> None:
         graph.replay()
         expected = module(*graph.inputs)
         wanted = expected["logits"] if isinstance(expected, dict) else expected
-        torch.testing.assert_close(graph.outputs[0], wanted, rtol=2e-2, atol=2e-2)
+        assert error_norm(graph.outputs[0], wanted) <= BOUND
 
 
 @pytest.mark.parametrize("passing", [False, True])

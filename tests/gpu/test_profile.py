@@ -8,6 +8,7 @@ from opara_server.engine.policies import make_schedule
 from opara_server.engine.tensors import fill_random
 from opara_server.engine.trace import occupancy
 from opara_server.engine.verify import error_norm
+from tests.gpu.answers import BOUND
 from tests.gpu.test_capture import lowered
 
 
@@ -65,4 +66,4 @@ def test_graphs_from_before_and_between_traces_keep_their_results(device: Device
                 graph.replay()
             device.synchronize()
         for graph in graphs[1:]:
-            assert error_norm(graph.outputs[0], graphs[0].outputs[0]) < 1e-2
+            assert error_norm(graph.outputs[0], graphs[0].outputs[0]) <= BOUND
