@@ -53,11 +53,11 @@ def answers(target: Target, workload: Workload, count: int) -> list[list[Array]]
 def worst_error(found: Sequence[Sequence[Array]], expected: Sequence[Sequence[Array]]) -> float:
     """The largest ||found - expected|| / ||expected|| of any output of any answer; infinite where one is missing."""
     pairs = [pair for one, other in zip(found, expected, strict=True) for pair in zip(one, other, strict=True)]
-    return max((error_norm(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs), default=math.inf)
+    return max((_error(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs), default=math.inf)
 
 
-def error_norm(found: Array, expected: Array) -> float:
-    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+def _error(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
 
 
 def one_caller(target: Target, workload: Workload, seconds: float) -> dict[str, float]:

@@ -21,8 +21,8 @@ def report(found: Found) -> str:
         f"{settings}; {cores['server']} cores for each server, {cores['generator']} for the load generator.",
         "*Bare*: one batch by the engine alone, from its bytes to its answer's, with copies and no network; *of bare*: "
         "rows a second over those of the graph replayed back to back, without copies, at the batch size where that is "
-        "most. *Idle*: the device's time outside of replays, as a share of that in them. *Error*: the largest of sampled "
-        "answers' distance from the eager server's, over these answers' own norm.",
+        "most. *Idle*: the device's time outside of replays, as a share of that in them. *Error*: the largest distance "
+        "of sampled answers from the eager server's, over these answers' own norm.",
     ]
     parts = [_workload(name, one) for name, one in found["workloads"].items()]
     return "\n\n".join([*head, *parts]) + "\n"
@@ -33,17 +33,8 @@ def _workload(name: str, found: Found) -> str:
     most = max(one["rows_per_s"] for one in buckets.values())
     fitting = next(one for size, one in buckets.items() if int(size) >= _rows(name) or int(size) == int([*buckets][-1]))
     compared = [_server(title, found, most, fitting["alone_us"]) for title in found["one caller"]]
-    columns = [
-        "server",
-        "one caller p50 µs",
-        "p99 µs",
-        "p50 over bare µs",
-        "requests/s",
-        "rows/s",
-        "of bare",
-        "idle",
-        "error",
-    ]
+    columns = ["server", "one caller p50 µs", "p99 µs", "p50 over bare µs"]
+    columns += ["requests/s", "rows/s", "of bare", "idle", "error"]
     sections = [
         f"## {name}",
         f"Bare: {fitting['alone_us']:.0f} µs (copy in {fitting['copy_in_us']:.0f}, replay {fitting['replay_us']:.0f}, "

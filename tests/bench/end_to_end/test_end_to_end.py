@@ -1,4 +1,4 @@
-"""What is asked, what bounds it, and what a plain server answers, on the CPU; loads need h2load and are not run here."""
+"""What is asked, what bounds it, and what a plain server answers, on the CPU. No load is run."""
 
 from __future__ import annotations
 
