@@ -23,6 +23,7 @@ from opara_client.errors import (
 from opara_client.health import HealthStatus
 from opara_client.messages import InferRequest, InferResult
 from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
+from opara_client.security import Tls
 
 __all__ = [
     "AsyncOparaClient",
@@ -44,6 +45,7 @@ __all__ = [
     "PermissionDenied",
     "ResourceExhausted",
     "TensorSpec",
+    "Tls",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

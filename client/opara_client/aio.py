@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
@@ -17,6 +18,7 @@ from opara_client.channel import (
     DEFAULT_TIMEOUT_S,
     READY_POLL_S,
     channel_options,
+    open_async_channel,
 )
 from opara_client.deadline import Deadline
 from opara_client.ending import Ending
@@ -32,6 +34,7 @@ from opara_client.messages import (
     encode_stream_request,
 )
 from opara_client.models import ModelInfo, ModelState, ModelStatus, decode_model, decode_status
+from opara_client.security import Bearer, Tls
 from opara_client.tensors import Array, check_dtypes
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
@@ -48,15 +51,15 @@ class AsyncOparaClient:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
+        token: str = "",
+        token_file: Path | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         wait_for_ready: bool = False,
     ) -> None:
-        options = channel_options(max_message_bytes)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options)
+        self._channel = open_async_channel(target, channel_options(max_message_bytes), tls, credentials)
+        self._metadata = Bearer(token, token_file).metadata
         self._stub = cast("InferenceServiceAsyncStub", InferenceServiceStub(self._channel))
         self._check = self._channel.unary_unary(health.CHECK, health.encode_check, health.decode_check)
         self._target = target
@@ -92,7 +95,9 @@ class AsyncOparaClient:
             check_dtypes(inputs, declared)
             message = encode_request(request, declared)
             with translated():
-                response = await self._stub.Infer(message, timeout=deadline.left(), wait_for_ready=self._wait)
+                response = await self._stub.Infer(
+                    message, timeout=deadline.left(), wait_for_ready=self._wait, metadata=self._metadata()
+                )
         except InvalidArgument:
             self._declared.pop(model, None)  # the model may have been replaced by one with other inputs
             raise
@@ -108,7 +113,7 @@ class AsyncOparaClient:
         """As ``OparaClient.infer_stream``; ``requests`` is read by a task of its own."""
         feed = AsyncFeed(requests, self._encode_for_stream, max_in_flight)
         with translated():
-            call = self._stub.InferStream(None, timeout=timeout, wait_for_ready=self._wait)
+            call = self._stub.InferStream(None, timeout=timeout, wait_for_ready=self._wait, metadata=self._metadata())
         ending = Ending(call)
         sender = asyncio.create_task(feed.send(call))
         try:
@@ -129,7 +134,7 @@ class AsyncOparaClient:
         """Every model of the server and its state."""
         with translated():
             response = await self._stub.ListModels(
-                pb.ListModelsRequest(), timeout=self._timeout, wait_for_ready=self._wait
+                pb.ListModelsRequest(), timeout=self._timeout, wait_for_ready=self._wait, metadata=self._metadata()
             )
         return tuple(decode_status(status) for status in response.models)
 
@@ -140,7 +145,9 @@ class AsyncOparaClient:
     async def health(self, service: str = "") -> HealthStatus:
         """The health of the server, or of one model or service of it; NotFound for one that it does not know."""
         with translated():
-            status: HealthStatus = await self._check(service, timeout=self._timeout, wait_for_ready=self._wait)
+            status: HealthStatus = await self._check(
+                service, timeout=self._timeout, wait_for_ready=self._wait, metadata=self._metadata()
+            )
         return status
 
     async def wait_ready(self, timeout: float = DEFAULT_TIMEOUT_S, service: str = "") -> None:
@@ -154,7 +161,9 @@ class AsyncOparaClient:
     async def _serving(self, service: str, deadline: Deadline) -> bool:
         try:
             with translated():
-                status: HealthStatus = await self._check(service, timeout=deadline.left(), wait_for_ready=True)
+                status: HealthStatus = await self._check(
+                    service, timeout=deadline.left(), wait_for_ready=True, metadata=self._metadata()
+                )
         except (Unavailable, DeadlineExceeded):
             return False
         return status is HealthStatus.SERVING
@@ -162,7 +171,10 @@ class AsyncOparaClient:
     async def _model(self, name: str, deadline: Deadline) -> ModelInfo:
         with translated():
             response = await self._stub.GetModel(
-                pb.GetModelRequest(model=name), timeout=deadline.left(), wait_for_ready=self._wait
+                pb.GetModelRequest(model=name),
+                timeout=deadline.left(),
+                wait_for_ready=self._wait,
+                metadata=self._metadata(),
             )
         return decode_model(response)
 

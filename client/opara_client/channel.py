@@ -1,8 +1,14 @@
-"""How the client's channels behave: balancing, retries, message limits, keepalive."""
+"""How the client's channels behave: balancing, retries, message limits, keepalive, TLS."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from opara_client.security import Tls
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
@@ -27,6 +33,41 @@ _SERVICE_CONFIG = {
         }
     ],
 }
+
+
+Options = Sequence[tuple[str, str | int]]
+"""gRPC's channel arguments."""
+
+
+def open_channel(
+    target: str, options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None = None
+) -> grpc.Channel:
+    """``tls`` or ``credentials``; without either it talks plain text. Raises ValueError for both, and what
+    ``Tls.credentials`` raises."""
+    options, credentials = _secured(options, tls, credentials)
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
+
+
+def open_async_channel(
+    target: str, options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    options, credentials = _secured(options, tls, credentials)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
+def _secured(
+    options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None
+) -> tuple[Options, grpc.ChannelCredentials | None]:
+    if tls is None:
+        return options, credentials
+    if credentials is not None:
+        raise ValueError("credentials or tls, not both")
+    return [*options, *tls.options()], tls.credentials()
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:

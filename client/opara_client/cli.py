@@ -28,6 +28,7 @@ from opara_client.messages import InferResult
 from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
 from opara_client.perf import PROTOCOLS, perf
 from opara_client.perf_options import add_options
+from opara_client.security_options import add_security_options, security
 
 LOG_SAYS_MORE = "the server's log says more"
 
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     command: Callable[[OparaClient, argparse.Namespace], int] = args.command
     try:
-        with OparaClient(args.target, timeout=args.timeout) as client:
+        tls, _ = security(args)
+        with OparaClient(
+            args.target, timeout=args.timeout, tls=tls, token=args.token, token_file=args.token_file
+        ) as client:
             status = command(client, args)
             sys.stdout.flush()
             return status
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS", help="of each call; default: %(default)g"
     )
+    add_security_options(common)
     parser = argparse.ArgumentParser(prog="opara-client", description="Ask an opara-serve server.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

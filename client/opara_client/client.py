@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from opara_client.channel import (
     DEFAULT_TIMEOUT_S,
     READY_POLL_S,
     channel_options,
+    open_channel,
 )
 from opara_client.deadline import Deadline
 from opara_client.errors import DeadlineExceeded, InvalidArgument, NotFound, OparaError, Unavailable, translated
@@ -30,6 +32,7 @@ from opara_client.messages import (
     encode_stream_request,
 )
 from opara_client.models import ModelInfo, ModelState, ModelStatus, decode_model, decode_status
+from opara_client.security import Bearer, Tls
 from opara_client.tensors import Array, check_dtypes
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
@@ -39,7 +42,8 @@ class OparaClient:
     """A connection to one server, or to all that a name stands for; may be shared between threads.
 
     ``target``: ``host:port`` or any gRPC target; ``dns:///name:port`` spreads the calls over the addresses of the name.
-    ``credentials``: for TLS (``grpc.ssl_channel_credentials()``); None talks plain text.
+    ``tls``: which server to trust, and who the client is; ``credentials``: the same as gRPC has it; without either it
+    talks plain text. ``token``: a bearer token for every call; or ``token_file``, which is read again when it changes.
     ``timeout``: seconds a call may take in all, retries too, unless it is given its own; None for no limit.
     ``max_message_bytes``: bounds one message either way.
     ``wait_for_ready``: calls wait for a connection as long as their time allows; otherwise an unreachable server is
@@ -48,7 +52,7 @@ class OparaClient:
     Arrays go out in the dtype they have. A model's declared dtypes are fetched with the first request for it and kept:
     another dtype raises InvalidArgument here. Only float32 for a bfloat16 input is converted (see ``tensors``).
     What is no numpy array raises TypeError, a call of a closed client ValueError, and every failed call an
-    ``OparaError``.
+    ``OparaError``; files of ``tls`` that cannot be used raise OSError or ValueError at once.
     """
 
     def __init__(
@@ -56,15 +60,15 @@ class OparaClient:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
+        token: str = "",
+        token_file: Path | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         wait_for_ready: bool = False,
     ) -> None:
-        options = channel_options(max_message_bytes)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target, options)
-        else:
-            self._channel = grpc.secure_channel(target, credentials, options)
+        self._channel = open_channel(target, channel_options(max_message_bytes), tls, credentials)
+        self._metadata = Bearer(token, token_file).metadata
         self._stub = InferenceServiceStub(self._channel)
         self._check = self._channel.unary_unary(health.CHECK, health.encode_check, health.decode_check)
         self._target = target
@@ -98,7 +102,9 @@ class OparaClient:
             check_dtypes(inputs, declared)
             message = encode_request(request, declared)
             with translated():
-                response = self._stub.Infer(message, timeout=deadline.left(), wait_for_ready=self._wait)
+                response = self._stub.Infer(
+                    message, timeout=deadline.left(), wait_for_ready=self._wait, metadata=self._metadata()
+                )
         except InvalidArgument:
             self._declared.pop(model, None)  # the model may have been replaced by one with other inputs
             raise
@@ -114,8 +120,9 @@ class OparaClient:
         What it raises is raised here after the answers to the requests before. ``timeout``: seconds for the whole
         stream. Raises OparaError when the stream itself breaks: it is not tried again. Starts with the first ``next``.
         """
+        metadata = self._metadata()
         feed = Feed(requests, self._encode_for_stream, max_in_flight)
-        call = self._stub.InferStream(iter(feed), timeout=timeout, wait_for_ready=self._wait)
+        call = self._stub.InferStream(iter(feed), timeout=timeout, wait_for_ready=self._wait, metadata=metadata)
         try:
             with translated():
                 for answer in call:
@@ -129,7 +136,9 @@ class OparaClient:
     def models(self) -> tuple[ModelStatus, ...]:
         """Every model of the server and its state."""
         with translated():
-            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout, wait_for_ready=self._wait)
+            response = self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=self._timeout, wait_for_ready=self._wait, metadata=self._metadata()
+            )
         return tuple(decode_status(status) for status in response.models)
 
     def model(self, name: str) -> ModelInfo:
@@ -139,7 +148,9 @@ class OparaClient:
     def health(self, service: str = "") -> HealthStatus:
         """The health of the server, or of one model or service of it; NotFound for one that it does not know."""
         with translated():
-            status: HealthStatus = self._check(service, timeout=self._timeout, wait_for_ready=self._wait)
+            status: HealthStatus = self._check(
+                service, timeout=self._timeout, wait_for_ready=self._wait, metadata=self._metadata()
+            )
         return status
 
     def wait_ready(self, timeout: float = DEFAULT_TIMEOUT_S, service: str = "") -> None:
@@ -153,7 +164,9 @@ class OparaClient:
     def _serving(self, service: str, deadline: Deadline) -> bool:
         try:
             with translated():
-                status: HealthStatus = self._check(service, timeout=deadline.left(), wait_for_ready=True)
+                status: HealthStatus = self._check(
+                    service, timeout=deadline.left(), wait_for_ready=True, metadata=self._metadata()
+                )
         except (Unavailable, DeadlineExceeded):
             return False
         return status is HealthStatus.SERVING
@@ -161,7 +174,10 @@ class OparaClient:
     def _model(self, name: str, deadline: Deadline) -> ModelInfo:
         with translated():
             response = self._stub.GetModel(
-                pb.GetModelRequest(model=name), timeout=deadline.left(), wait_for_ready=self._wait
+                pb.GetModelRequest(model=name),
+                timeout=deadline.left(),
+                wait_for_ready=self._wait,
+                metadata=self._metadata(),
             )
         return decode_model(response)
 

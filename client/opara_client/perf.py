@@ -7,8 +7,7 @@ import json
 from dataclasses import asdict
 from importlib import import_module
 
-import grpc
-
+from opara_client.channel import open_channel
 from opara_client.errors import translated
 from opara_client.inputs import InputError
 from opara_client.perf_answers import check_first
@@ -21,6 +20,8 @@ from opara_client.perf_processes import run_load
 from opara_client.perf_protocol import Protocol
 from opara_client.perf_report import lines, make_report
 from opara_client.perf_sender import CHANNEL_OPTIONS
+from opara_client.security import Bearer, Tls
+from opara_client.security_options import security
 
 PROTOCOLS: dict[str, Protocol] = {"opara": OparaProtocol(), "oip": OipProtocol()}
 
@@ -33,7 +34,8 @@ def perf(args: argparse.Namespace) -> int:
     # Found missing before the measurement, not after it.
     plot = import_module("opara_client.perf_plot").plot if args.plot else None
     protocol = PROTOCOLS[args.protocol]
-    payloads = _payloads(protocol, args)
+    tls, bearer = security(args)
+    payloads = _payloads(protocol, args, tls, bearer)
     reports = []
     for pace in _paces(args):
         load = Load(
@@ -46,6 +48,8 @@ def perf(args: argparse.Namespace) -> int:
             duration_s=args.duration,
             timeout_s=args.timeout,
             tolerance=args.tolerance if args.check else None,
+            tls=tls,
+            bearer=bearer,
         )
         reports.append(make_report(load, args.processes, run_load(load, args.processes)))
     if args.json:
@@ -58,11 +62,11 @@ def perf(args: argparse.Namespace) -> int:
     return 0 if all(report.answered and not report.wrong for report in reports) else 1
 
 
-def _payloads(protocol: Protocol, args: argparse.Namespace) -> tuple[Payload, ...]:
+def _payloads(protocol: Protocol, args: argparse.Namespace, tls: Tls | None, bearer: Bearer) -> tuple[Payload, ...]:
     """Each is sent once, alone: a request that the server refuses is told of before any load."""
     files, shapes = read_files(args.inputs), parse_shapes(args.shapes)
-    with grpc.insecure_channel(args.target, CHANNEL_OPTIONS) as channel:
-        signature = protocol.signature(channel, args.model, args.timeout)
+    with open_channel(args.target, CHANNEL_OPTIONS, tls) as channel:
+        signature = protocol.signature(channel, args.model, args.timeout, bearer.metadata())
         declared = {spec.name: spec.dtype for spec in signature.inputs}
         arrays = make_payloads(signature.inputs, Wanted(files, shapes, args.rows, args.payloads))
         infer = channel.unary_unary(protocol.method, None, None)
@@ -70,7 +74,7 @@ def _payloads(protocol: Protocol, args: argparse.Namespace) -> tuple[Payload, ..
         for inputs in arrays:
             request = protocol.encode(args.model, inputs, declared)
             with translated():
-                answer = infer(request, timeout=args.timeout)
+                answer = infer(request, timeout=args.timeout, metadata=bearer.metadata())
             rows = args.rows if batches(signature.inputs) else None
             check_first(protocol.decode(answer), signature.outputs, rows)
             payloads.append(Payload(request, answer))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from opara_client.perf_arrivals import Arrivals
 from opara_client.perf_histogram import Histogram, merged
 from opara_client.perf_protocol import Protocol
+from opara_client.security import Bearer, Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Open:
 class Load:
     """``pace``: of all processes together. ``connections``: of each process, at most. ``timeout_s``: of each request.
 
-    ``tolerance``: see ``perf_answers.fault``.
+    ``tolerance``: see ``perf_answers.fault``. ``tls``: None for plain text. ``bearer``: the token of every call.
     """
 
     target: str
@@ -50,6 +51,8 @@ class Load:
     duration_s: float
     timeout_s: float
     tolerance: float | None
+    tls: Tls | None = None
+    bearer: Bearer = field(default_factory=Bearer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 from opara_client.errors import Internal, InvalidArgument, translated
 from opara_client.models import TensorSpec
 from opara_client.perf_protocol import Signature
+from opara_client.security import Metadata
 from opara_client.tensors import Array, from_wire, to_wire
 
 _DTYPES = {
@@ -68,14 +69,16 @@ class OipProtocol:
     def method(self) -> str:
         return "/inference.GRPCInferenceService/ModelInfer"
 
-    def signature(self, channel: grpc.Channel, model: str, timeout_s: float) -> Signature:
+    def signature(
+        self, channel: grpc.Channel, model: str, timeout_s: float, metadata: Metadata | None = None
+    ) -> Signature:
         ask = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelMetadata",
             _MetadataRequest.SerializeToString,
             _MetadataResponse.FromString,
         )
         with translated():
-            answer = ask(_MetadataRequest(name=model), timeout=timeout_s)
+            answer = ask(_MetadataRequest(name=model), timeout=timeout_s, metadata=metadata)
         return Signature(tuple(map(_spec, answer.inputs)), tuple(map(_spec, answer.outputs)))
 
     def encode(self, model: str, inputs: Mapping[str, Array], declared: Mapping[str, str]) -> bytes:

@@ -12,6 +12,7 @@ from opara_client.errors import Internal, Unavailable, translated
 from opara_client.messages import InferRequest, decode_result, encode_request
 from opara_client.models import ModelState, decode_model
 from opara_client.perf_protocol import Signature
+from opara_client.security import Metadata
 from opara_client.tensors import Array
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
@@ -25,9 +26,13 @@ class OparaProtocol:
     def method(self) -> str:
         return "/opara.v1.InferenceService/Infer"
 
-    def signature(self, channel: grpc.Channel, model: str, timeout_s: float) -> Signature:
+    def signature(
+        self, channel: grpc.Channel, model: str, timeout_s: float, metadata: Metadata | None = None
+    ) -> Signature:
         with translated():
-            answer = InferenceServiceStub(channel).GetModel(pb.GetModelRequest(model=model), timeout=timeout_s)
+            answer = InferenceServiceStub(channel).GetModel(
+                pb.GetModelRequest(model=model), timeout=timeout_s, metadata=metadata
+            )
         info = decode_model(answer)
         if info.state is not ModelState.READY:  # its inputs may not be known
             raise Unavailable(f"model {model!r} is {info.state}: the server's log says more")

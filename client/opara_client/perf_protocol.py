@@ -9,6 +9,7 @@ from typing import Protocol as Interface
 import grpc
 
 from opara_client.models import TensorSpec
+from opara_client.security import Metadata
 from opara_client.tensors import Array
 
 
@@ -29,7 +30,9 @@ class Protocol(Interface):
     @property
     def method(self) -> str: ...
 
-    def signature(self, channel: grpc.Channel, model: str, timeout_s: float) -> Signature:
+    def signature(
+        self, channel: grpc.Channel, model: str, timeout_s: float, metadata: Metadata | None = None
+    ) -> Signature:
         """Asks the server; raises OparaError."""
         ...
 

@@ -16,6 +16,7 @@ from selectors import SelectorKey, SelectSelector
 import grpc
 import grpc.aio
 
+from opara_client.channel import open_async_channel
 from opara_client.errors import OparaError, Unavailable
 from opara_client.perf_answers import Fault, fault
 from opara_client.perf_arrivals import NS
@@ -75,7 +76,8 @@ class Sender:
         """Opens the connections; raises Unavailable if one cannot be had in time."""
         load = self._load
         for _ in range(min(load.connections, self._slots)):
-            channel = await self._stack.enter_async_context(grpc.aio.insecure_channel(load.target, CHANNEL_OPTIONS))
+            opened = open_async_channel(load.target, CHANNEL_OPTIONS, load.tls)
+            channel = await self._stack.enter_async_context(opened)
             self._calls.append(channel.unary_unary(load.protocol.method, None, None))
             try:
                 await asyncio.wait_for(channel.channel_ready(), load.timeout_s)
@@ -143,7 +145,7 @@ class Sender:
         sent = time.monotonic_ns()
         code, answer = "OK", b""
         try:
-            answer = await call(load.payloads[index].request, timeout=load.timeout_s)
+            answer = await call(load.payloads[index].request, timeout=load.timeout_s, metadata=load.bearer.metadata())
         except grpc.aio.AioRpcError as error:
             code = error.code().name
         now = time.monotonic_ns()

@@ -174,7 +174,10 @@ class Application:
         try:
             port = self._server.listen(_address(host, port))
         except RuntimeError:  # gRPC has logged why
-            raise StartError(f"cannot listen on {_address(host, port)} (--host, --port): is the port in use?") from None
+            whether = "is the port in use?"
+            if self._config.tls_certificate:
+                whether = "is the port in use, or can gRPC not use such a certificate?"
+            raise StartError(f"cannot listen on {_address(host, port)} (--host, --port): {whether}") from None
         self.grpc_address = _address(host, port)
         await self._server.start()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
+from opara_client.cli import main
+from tests.certificates import Authority
 from tests.deploy.command_line import server_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +48,7 @@ def compose() -> dict[str, Any]:
     return composition
 
 
-@pytest.mark.parametrize("folder", ["base", "gpu"])
+@pytest.mark.parametrize("folder", ["base", "gpu", "secure"])
 def test_a_kustomization_names_only_files_that_exist_and_every_file_is_used(folder: str) -> None:
     (kustomization,) = documents(K8S / folder / "kustomization.yaml")
     named = [*kustomization["resources"], *(patch["path"] for patch in kustomization.get("patches", ()))]
@@ -60,6 +63,51 @@ def test_the_gpu_patch_meets_what_it_patches() -> None:
     assert patch["apiVersion"] == target["apiVersion"]
     (patched,) = patch["spec"]["template"]["spec"]["containers"]
     assert patched["name"] == server_container()["name"]
+
+
+def patched(name: str, target: dict[str, Any]) -> dict[str, Any]:
+    """``target`` after the operations of a JSON patch, as many kinds of them as there are."""
+    result = copy.deepcopy(target)
+    (operations,) = documents(K8S / "secure" / name)
+    for operation in cast("list[dict[str, Any]]", operations):
+        *way, last = operation["path"].removeprefix("/").split("/")
+        place: Any = result
+        for part in way:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        if operation["op"] == "add":
+            assert (last, isinstance(place, list)) == ("-", True)
+            place.append(operation["value"])
+        else:
+            assert operation["op"] == "replace"
+            key: Any = int(last) if isinstance(place, list) else last
+            place[key]  # it must be there
+            place[key] = operation["value"]
+    return result
+
+
+def test_the_secure_patch_mounts_what_the_server_is_told_and_probes_with_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    spec = patched("secure.yaml", manifest("Deployment", "opara-serve"))["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    config = server_config(container["args"])
+    mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    for file in (config.tls_certificate, config.tls_key, config.token_file):
+        assert file is not None
+        assert "secret" in volumes[mounts[str(file.parent)]]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        program, *arguments = container[probe]["exec"]["command"]
+        assert program == "opara-client"
+        assert f"--ca={config.tls_certificate}" in arguments
+        here = [argument.replace(str(config.tls_certificate), str(authority.file)) for argument in arguments]
+        assert main([*here, "--target=127.0.0.1:1", "--timeout=0.1"]) == 1  # wrong usage would be 2
+        assert "grpc" not in container[probe]
+    readiness = container["readinessProbe"]
+    assert (
+        config.drain_delay_s > readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
+    )
+    service = patched("service.yaml", manifest("Service", "opara-serve"))
+    assert service["spec"]["ports"][0]["appProtocol"] == "https"
 
 
 def test_services_reach_ports_that_the_server_opens() -> None:

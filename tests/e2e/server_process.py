@@ -59,6 +59,13 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, env=environment(), cwd=cwd, check=False
+    )
+
+
 @contextmanager
 def running(models: Path, *options: str, stderr: int | None = None) -> Iterator[ServerProcess]:
     """Serve ``models`` on free ports; killed at the end if it still runs. ``stderr``: None: a file of its own."""

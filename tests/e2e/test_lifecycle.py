@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.e2e.server_process import PATIENCE_S, ROOT, command, environment, running
+from tests.e2e.server_process import PATIENCE_S, ROOT, environment, run, running
 
 SERVING, NOT_SERVING = 1, 2
 ROWS = 32
@@ -39,12 +39,6 @@ def answered(response: pb.InferResponse) -> float:
     assert values.shape == (4 * ROWS,)
     assert (values == values[0]).all()
     return float(values[0])
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, env=environment(), cwd=cwd, check=False
-    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from opara_server.rpc.transports import AIO, CQ
-from tests.rpc.certificates import Authority
+from tests.certificates import Authority
 from tests.rpc.served import Served, serve, write_model
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization as pem
 
 from opara_server.app import Application
 from opara_server.settings import ConfigError
-from tests.rpc.certificates import Authority, Issued
+from tests.certificates import Authority, Issued
 from tests.rpc.served import MODEL, Served, channel_to, config, serve
 
 

@@ -17,9 +17,11 @@ from opara_protos.v1 import inference_pb2 as pb
 from opara_server.rpc import cq_core
 from opara_server.rpc.cq_server import CqServer
 from opara_server.rpc.edge import Edge
+from opara_server.rpc.forms import Rejected
 from opara_server.rpc.opara_codec import OparaCodec
-from opara_server.rpc.transports import AIO, CQ, AioTransport, open_transport
-from tests.rpc.served import MAX_QUEUE_ROWS, MODEL, PATIENCE_S, Served, doubled, eventually, request, serve, write_model
+from opara_server.rpc.transports import CQ, AioTransport, open_transport
+from opara_server.serving.errors import InternalError, ServingError, Status
+from tests.rpc.served import MAX_QUEUE_ROWS, MODEL, PATIENCE_S, Served, doubled, eventually, refused, request, serve
 
 INFER = "/opara.v1.InferenceService/Infer"
 OVER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
@@ -101,6 +103,33 @@ async def test_a_fault_of_ours_is_answered_and_tells_nothing_of_the_inside(
     assert served.sample("opara_requests_total", model="(unknown)", code="INTERNAL") == 2
 
 
+async def test_every_error_arrives_with_its_code_and_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(_codec: object, message: bytes) -> Rejected:
+        kind = kinds[int(message)]
+        return Rejected(kind(f"caf\xe9 100% {message.decode()}"))
+
+    kinds = [kind for kind in ServingError.__subclasses__() if kind is not InternalError]
+    assert {kind.status for kind in kinds} | {Status.OK, Status.INTERNAL} == set(Status)
+    monkeypatch.setattr(OparaCodec, "read", read)
+    for number, kind in enumerate(kinds):
+        code, text = await refused(served.raw("Infer", str(number).encode()))
+        assert (code.name, text) == (kind.status, f"caf\xe9 100% {number}")
+
+
+async def test_metadata_of_a_clients_own_is_no_error(served: Served) -> None:
+    metadata = (("x-text", "a value"), ("x-bytes-bin", bytes(range(256))), ("x-long", "x" * 4000))
+    call = served.stub.Infer(request(1.0), metadata=metadata, timeout=PATIENCE_S)
+    assert doubled(await call) == [2.0]
+    assert not [name for name, _ in (*await call.initial_metadata(), *await call.trailing_metadata()) if name[0] == "x"]
+
+
+async def test_metadata_over_the_limit_is_refused(served: Served) -> None:
+    long = (("x-long", "x" * 100_000),)
+    code, _ = await refused(served.stub.Infer(request(1.0), metadata=long, timeout=PATIENCE_S))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await served.infer(1.0) == [2.0]
+
+
 async def test_methods_and_services_that_are_not_there(served: Served) -> None:
     for path in ("/opara.v1.InferenceService/Explode", "/no.Service/Infer", "/"):
         call: Any = served.channel.unary_unary(path, None, None)
@@ -109,10 +138,10 @@ async def test_methods_and_services_that_are_not_there(served: Served) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_unary_call_without_a_request_is_answered(tmp_path: Path) -> None:
+async def test_a_unary_call_without_a_request_is_answered(models: Path) -> None:
     """grpc.aio leaves such a client waiting until its own deadline."""
     nothing: list[bytes] = []
-    async with serve(write_model(tmp_path / "models"), transport=CQ) as served:
+    async with serve(models, transport=CQ) as served:
         for path in (INFER, "/opara.v1.InferenceService/ListModels"):
             call: Any = served.channel.stream_unary(path, None, None)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -153,9 +182,8 @@ async def test_many_callers_each_get_their_own_answer(served: Served) -> None:
     assert served.sample("opara_requests_total", model=MODEL, code="OK") == 500
 
 
-@pytest.mark.parametrize("transport", [AIO, CQ])
-async def test_stopping_it_finishes_what_is_in_flight_and_takes_no_more(tmp_path: Path, transport: str) -> None:
-    async with serve(write_model(tmp_path / "models"), transport=transport) as served:
+async def test_stopping_it_finishes_what_is_in_flight_and_takes_no_more(models: Path, transport: str) -> None:
+    async with serve(models, transport=transport) as served:
         held = await served.hold()
         stopping = asyncio.create_task(served.app.stop())
         await asyncio.sleep(0.1)
@@ -168,9 +196,8 @@ async def test_stopping_it_finishes_what_is_in_flight_and_takes_no_more(tmp_path
         await stopping
 
 
-@pytest.mark.parametrize("transport", [AIO, CQ])
-async def test_what_outlasts_the_grace_is_cancelled(tmp_path: Path, transport: str) -> None:
-    async with serve(write_model(tmp_path / "models"), transport=transport, grace_s=0.2) as served:
+async def test_what_outlasts_the_grace_is_cancelled(models: Path, transport: str) -> None:
+    async with serve(models, transport=transport, grace_s=0.2) as served:
         held = await served.hold()
         stopping = asyncio.create_task(served.app.stop())
         with pytest.raises(grpc.aio.AioRpcError) as caught:

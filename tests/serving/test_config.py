@@ -178,6 +178,13 @@ def test_every_server_option_is_described() -> None:
         ({"models": "m", "grace_s": "-1"}, "grace_s: input should be greater than or equal to 0"),
         ({"models": "m", "prot": 1}, "unknown key 'prot'; known keys: models, host, port"),
         ({"models": "m", "policy": "x"}, "policy: 'x' is not auto or one of"),
+        ({"models": "m", "tls_key": "k"}, "tls_certificate and tls_key are only of use together"),
+        ({"models": "m", "tls_certificate": "c"}, "tls_certificate and tls_key are only of use together"),
+        ({"models": "m", "tls_client_ca": "c"}, "tls_client_ca needs a tls_certificate and its tls_key"),
+        ({"models": "m", "admin_token_file": "t"}, "admin_token_file is only of use with admin"),
+        ({"models": "m", "keepalive_timeout_s": "0"}, "keepalive_timeout_s: input should be greater than 0"),
+        ({"models": "m", "max_connection_age_s": "1e9"}, "max_connection_age_s: input should be less than or equal"),
+        ({"models": "m", "max_message_bytes": 2**31}, "max_message_bytes: input should be less than or equal"),
     ],
 )
 def test_a_wrong_server_option_is_explained(options: dict[str, object], message: str) -> None:

@@ -22,6 +22,7 @@ _NEEDED = (
     *("Server", "CompletionQueue", "ReceiveMessageOperation", "SendMessageOperation", "SendInitialMetadataOperation"),
     *("SendStatusFromServerOperation", "ReceiveCloseOnServerOperation", "CompletionType"),
 )
+_NEVER = 2.0**62  # seconds; gRPC's end of time is the greatest int64
 OK: int = grpc.StatusCode.OK.value[0]
 
 Event = Any
@@ -85,7 +86,7 @@ def method_of(arrival: Event) -> bytes:
 def deadline_of(arrival: Event) -> float | None:
     """On time.monotonic(); None where the client set none."""
     at: float | None = arrival.call_details.deadline
-    return None if at is None or at == float("inf") else at - time.time() + time.monotonic()
+    return None if at is None or at >= _NEVER else at - time.time() + time.monotonic()
 
 
 def receive(call: Call, tag: Tag) -> None:
