@@ -13,7 +13,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-soak lint format types imports stubs stubs-check check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,9 @@ bench-serving: setup bench-peers ## the request path beside other servers; half 
 
 bench-end-to-end: setup ## from a call to its answer on a GPU, beside plain servers of the same model; needs h2load
 	$(BIN)/python -m bench.end_to_end
+
+bench-soak: setup ## a million requests, each with numbers of its own: not one wrong answer, and nothing grows; minutes
+	$(BIN)/python -m bench.soak
 
 bench-peers: $(PEERS_READY) ## install the other servers, each into an environment of its own under .opara-cache
 

@@ -34,6 +34,6 @@ def test_an_answer_of_another_is_seen(request_id: str, of: int) -> None:
     assert (tally.answered, tally.wrong) == (1, 1)
 
 
-def test_growth_counts_after_the_first_tenth() -> None:
-    watched = [{"requests": r, "MiB": m} for r, m in ((0, 10.0), (99, 40.0), (100, 50.0), (600, 51.0), (1000, 52.5))]
+def test_growth_counts_in_the_second_half() -> None:
+    watched = [{"requests": r, "MiB": m} for r, m in ((0, 10.0), (499, 40.0), (500, 50.0), (600, 51.0), (1000, 52.5))]
     assert soak.grown_mib(watched) == 2.5
