@@ -12,7 +12,9 @@ from bench.counters import Load, NoCountersError, open_counters
 from bench.preparing import Ready
 from bench.reference import REPLAYS, Reference, Verdict, replays_for
 from bench.subject import Subject
+from bench.systems.system import Prepared
 from bench.timing import Timing, back_to_back, device_times, host_times
+from opara_server.engine.plan import SEQUENTIAL
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def _result(subject: Subject, one: Ready, times: Timings, load: Load | None, ver
         spread=times.counts.spread,
         host_us=times.host.median_us,
         longest_path_us=prepared.longest_path_us,
-        one_stream_us=prepared.one_stream_us,
+        one_stream_us=one_stream_us(prepared),
         sm_utilisation=load.sm_utilisation if load else None,
         sm_occupancy=load.sm_occupancy if load else None,
         peak_bytes=prepared.peak_bytes,
@@ -76,8 +78,15 @@ def _result(subject: Subject, one: Ready, times: Timings, load: Load | None, ver
         lowering=prepared.lowering,
         error=verdict.error,
         verified=verdict.verified,
+        candidates=prepared.candidates,
         detail="; ".join(part for part in (prepared.detail, verdict.detail) if part),
     )
+
+
+def one_stream_us(prepared: Prepared) -> float | None:
+    """What its operators take one after the other, where a search measured that."""
+    key = (prepared.lowering, SEQUENTIAL)
+    return next((c.measured_us for c in prepared.candidates if (c.lowering, c.policy) == key and c.measured_us), None)
 
 
 def _loads(subject: Subject, systems: Iterable[Ready], times: Mapping[str, Timings], seconds: float) -> dict[str, Load]:

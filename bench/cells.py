@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from opara_server.engine.plan import Candidate
+
 FORMAT = 2  # of the files: raise it when older ones no longer mean the same
 WITH_DEVICE_TIMES = 1  # the format before, which can be read: it has them of what the host drives, too
 HOST_DRIVEN = {"eager", "compile_reduce_overhead", "compile_max_autotune"}  # of that format
@@ -41,10 +43,10 @@ class SystemResult:
     hides or not, by what else it has to do. ``host_us``: from the call until the device is done, for a caller who
     waits. ``spread``: uncertainty of ``time_us`` as a share of it. ``longest_path_us``: sum of the kernels along the
     longest path of the system's own operators. ``one_stream_us``: what its operators take one after the other, where a
-    search measured that, among its candidates. SM figures: shares (0..1) during back-to-back runs.
-    ``peak_bytes``: activations, outputs and workspaces during a run, as measured when it was captured; ``held_bytes``:
-    what the system keeps beside the module's weights. ``error``: the error norm against float64. ``tuning_seconds``:
-    wall time until it was ready.
+    search measured that. ``candidates``: all schedules that a search tried or left out. SM figures: shares (0..1)
+    during back-to-back runs. ``peak_bytes``: activations, outputs and workspaces during a run, as measured when it was
+    captured; ``held_bytes``: what the system keeps beside the module's weights. ``error``: the error norm against
+    float64. ``tuning_seconds``: wall time until it was ready.
     """
 
     failed: str | None = None
@@ -63,6 +65,7 @@ class SystemResult:
     lowering: str | None = None
     error: float | None = None
     verified: bool | None = None
+    candidates: tuple[Candidate, ...] = ()
     detail: str = ""
 
     @property
@@ -114,7 +117,7 @@ class Cell:
         """Without what is not known."""
         data = asdict(self)
         data["systems"] = {
-            name: {key: value for key, value in found.items() if value is not None}
+            name: {key: value for key, value in found.items() if value is not None and value != ()}
             for name, found in data["systems"].items()
         }
         return {"format": FORMAT, **data}
@@ -128,7 +131,7 @@ class Cell:
             if found not in (WITH_DEVICE_TIMES, FORMAT):
                 raise ValueError(f"a cell of format {found!r}, not {FORMAT}")
             fields["key"] = CellKey(**fields["key"])
-            systems = {name: SystemResult(**result) for name, result in fields["systems"].items()}
+            systems = {name: _result(result) for name, result in fields["systems"].items()}
             if found == WITH_DEVICE_TIMES:
                 timed = {name: replace(systems[name], median_us=None, spread=None) for name in HOST_DRIVEN & {*systems}}
                 systems = {name: timed.get(name, result) for name, result in systems.items()}
@@ -136,6 +139,11 @@ class Cell:
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no cell: {error!r}") from error
+
+
+def _result(data: Mapping[str, Any]) -> SystemResult:
+    candidates = tuple(Candidate(**candidate) for candidate in data.get("candidates", ()))
+    return SystemResult(**{**data, "candidates": candidates})
 
 
 def load_cell(folder: Path, key: CellKey) -> Cell | None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from bench import figures, notes, readme, tables
+from bench.candidates import candidate_tables
 from bench.cells import Cell, load_cells
 from bench.goals import goals_table
 from bench.plots import draw_all
@@ -101,6 +102,7 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
         _wrong(cells),
         notes.errors(cells),
         *_parts(cells),
+        *candidate_tables(cells),
         "## Floors and goals",
         GOALS,
         goals_table(cells),

@@ -12,7 +12,6 @@ from opara_server.engine.capture import capture as capture_schedule
 from opara_server.engine.compiled import CompiledModel, Progress
 from opara_server.engine.device import open_device
 from opara_server.engine.options import BuildOptions
-from opara_server.engine.plan import SEQUENTIAL
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.schedule import fold
 
@@ -62,14 +61,13 @@ def compiled(subject: Subject, progress: Progress) -> CompiledModel:
 
 def _prepared(model: CompiledModel, batch: int) -> Prepared:
     plan, graph = model.plan.bucket(batch), model.graph(batch)
-    alone = [c for c in plan.candidates if (c.lowering, c.policy) == (plan.lowering, SEQUENTIAL) and c.measured_us]
     return Prepared(
         graph,
         streams=plan.streams,
         policy=plan.policy,
         lowering=plan.lowering,
         longest_path_us=plan.longest_path_us,
-        one_stream_us=alone[0].measured_us if alone else None,
+        candidates=plan.candidates,
         peak_bytes=graph.peak_bytes,
         arena=graph.arena,
         detail=model.plan.fallback_reason,

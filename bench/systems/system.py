@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.background import Background
 from bench.subject import Subject
 from bench.timing import Runner
+from opara_server.engine.plan import Candidate
 from opara_server.engine.trace import Trace
 
 Capture = Callable[[], "Prepared"]
@@ -22,16 +23,15 @@ class NotRunnableError(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A system that is ready. ``one_stream_us``: its operators one after the other, as a search measured them.
-    ``arena``: memory that nobody reads between two runs, where that is known. ``trace``: what ran when on which stream,
-    where that can be told."""
+    """A system that is ready. ``candidates``: what a search chose from. ``arena``: memory that nobody reads between two
+    runs, where that is known. ``trace``: what ran when on which stream, where that can be told."""
 
     runner: Runner
     streams: int | None = None
     policy: str | None = None
     lowering: str | None = None
     longest_path_us: float | None = None
-    one_stream_us: float | None = None
+    candidates: tuple[Candidate, ...] = ()
     peak_bytes: int | None = None
     arena: Tensor | None = None
     detail: str = ""

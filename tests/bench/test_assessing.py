@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.assessing import assess, time_all
+from bench.background import Background
 from bench.cells import CellKey
 from bench.preparing import Ready
 from bench.reference import reference
@@ -45,3 +46,13 @@ def test_the_time_that_counts_goes_by_who_drives(subject: Subject) -> None:
 def test_nothing_takes_no_time(subject: Subject) -> None:
     assert time_all(subject, {}) == {}
     assert set(time_all(subject, ready(subject, "eager"))) == {"eager"}
+
+
+def test_ours_keeps_what_it_chose_from(subject: Subject) -> None:
+    compiling = SYSTEMS["ours"].compile(subject)
+    assert isinstance(compiling, Background)
+    one = Ready(SYSTEMS["ours"], compiling.finish(), 0.0, 0)
+    (result,) = assess(subject, [one], time_all(subject, {"ours": one}), reference(subject), 0.0).values()
+    assert {candidate.policy for candidate in result.candidates} >= {"sequential", result.policy}
+    (sequential,) = [c for c in result.candidates if (c.lowering, c.policy) == ("aten", "sequential")]
+    assert result.one_stream_us == sequential.measured_us
