@@ -76,7 +76,7 @@ def _aio_echo(place: Place) -> Launch:
     return Launch(module, {"PYTHONPATH": str(ROOT)}, "READY")
 
 
-OURS = ("--transport cq", "--transport aio")  # sets of options
+OURS = ("--transport cq", "--transport aio", "--workers 1", "--workers 2")  # sets of options
 PROTOCOLS = {protocol.name: protocol for protocol in (OparaV1(), OpenInference())}  # that ours may be asked in
 OTHERS = (
     _echo(1),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -14,35 +14,27 @@ from typing import Self
 import grpc
 import torch
 import uvloop
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from opara_server.config import ServerConfig, may_use_a_gpu
 from opara_server.engine.kineto import start_kineto
 from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
-from opara_server.rpc.descriptors import OIP_SERVICE, reflection_pool
 from opara_server.rpc.edge import make_edge, message_limit
-from opara_server.rpc.health import Health
+from opara_server.rpc.front import SERVER_NAMES, Front, LocalFront, StartError, address
 from opara_server.rpc.inference import Inference
-from opara_server.rpc.oip import OpenInference
-from opara_server.rpc.service import SERVICE, InferenceService
-from opara_server.rpc.transports import open_transport
+from opara_server.rpc.oip import ModelCalls, ServerCalls
+from opara_server.rpc.service import InferenceService
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
 from opara_server.serving.repository import scan
 from opara_server.settings import ConfigError
+from opara_server.stopping import stop_on_signals
 from opara_server.version import VERSION
 
 log = logging.getLogger(__name__)
 
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _LOAD_GRACE_S = 1.0  # a load can be ended only where it reports progress, which may be far away
-_SAME_SIGNAL_S = 1.0
-STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
 
-
-class StartError(Exception):
-    """The server cannot start. str() is one line for the person who started it."""
+OpenFront = Callable[[ServerConfig, Registry, Metrics], Front]
 
 
 class Application:
@@ -57,9 +49,10 @@ class Application:
         *,
         compile_with: Compile | None = None,
         progress: Progress = lambda _what, _share: None,
+        open_front: OpenFront | None = None,
     ) -> None:
         """On the event loop. ``compile_with``: instead of the engine. ``progress``: called on another thread while
-        models load. Raises ConfigError."""
+        models load. ``open_front``: instead of a gRPC server in this process. Raises ConfigError."""
         self.grpc_address = ""
         self.metrics_address = ""
         self.serving = False
@@ -70,13 +63,9 @@ class Application:
         self.metrics.build_info(version=VERSION, torch=torch.__version__, grpc=grpc.__version__)
         self._executor = Executor()
         self._registry = Registry(config, self._executor, self.metrics, compile_with)
-        self._health = Health()
-        inference = Inference(self._registry, self.metrics)
-        edge = make_edge(config, message_limit(config, _largest_request(config)), self._call_refused)
-        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT)
+        self._front = (open_front or _open_front)(config, self._registry, self.metrics)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
-        self._signalled_at: float | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -120,33 +109,16 @@ class Application:
     async def stop(self) -> None:
         """Tell who asks, keep serving for the drain delay, refuse new calls, finish those in flight, free the models:
         in this order, or requests are lost. Takes the drain delay and twice the grace at most."""
-        self._health.drain()
+        self._front.drain()
         served = self.serving
         if served:
             log.info("draining", extra={"seconds": self._config.drain_delay_s})
             await asyncio.sleep(self._config.drain_delay_s)
-        self._server.close_streams()
-        self._health.close()
-        await self._server.stop(self._config.grace_s)
+        await self._front.stop(self._config.grace_s)
         grace_s = self._config.grace_s if served else _LOAD_GRACE_S
         self.stuck = not await asyncio.to_thread(self._executor.stop, grace_s)
         self.metrics.stop()
         log.info("stopped")
-
-    def handle_signals(self) -> None:
-        """The first SIGTERM or SIGINT asks to stop; another one later ends the process at once, with 128 + its number.
-        What comes within a second is the same: a process group and ``timeout`` tell every process twice."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._signalled, number)
-
-    def _signalled(self, number: signal.Signals) -> None:
-        now = self._loop.time()
-        if self._signalled_at is None:
-            self._signalled_at = now
-            log.info("stopping on %s", number.name)
-            self.ask_to_stop()
-        elif now - self._signalled_at >= _SAME_SIGNAL_S:
-            os._exit(128 + number)
 
     def _metrics_listen(self) -> None:
         host, port = self._config.metrics_host, self._config.metrics_port
@@ -155,39 +127,20 @@ class Application:
         except OSError as error:
             reason = error.strerror or error
             raise StartError(
-                f"cannot serve metrics on {_address(host, port)} (--metrics-host, --metrics-port): {reason}"
+                f"cannot serve metrics on {address(host, port)} (--metrics-host, --metrics-port): {reason}"
             ) from None
-        self.metrics_address = _address(host, port)
+        self.metrics_address = address(host, port)
 
     async def _listen(self) -> None:
-        own = InferenceService(self._registry)
-        oip = OpenInference(self._registry, self.metrics, self._health.serving, admin=self._config.admin)
-        self._server.add_generic_rpc_handlers((own.handler(), oip.handler()))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = (SERVICE, OIP_SERVICE, _HEALTH, reflection.SERVICE_NAME)
-        reflector = reflection.aio.ReflectionServicer(services, reflection_pool())  # type: ignore[attr-defined]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)
         self._set_overall(serving=False)
         for name, _ in self._registry.models():
-            self._health.set(name, serving=False)
-        host, port = self._config.host, self._config.port
-        try:
-            port = self._server.listen(_address(host, port))
-        except RuntimeError:  # gRPC has logged why
-            whether = "is the port in use?"
-            if self._config.tls_certificate:
-                whether = "is the port in use, or can gRPC not use such a certificate?"
-            raise StartError(f"cannot listen on {_address(host, port)} (--host, --port): {whether}") from None
-        self.grpc_address = _address(host, port)
-        await self._server.start()
-
-    def _call_refused(self, code: str) -> None:
-        self.metrics.request(UNKNOWN_MODEL, code, 0.0)
+            self._front.set(name, serving=False)
+        self.grpc_address = await self._front.listen()
 
     def _set_overall(self, *, serving: bool) -> None:
         self.serving = serving
-        for name in ("", SERVICE, OIP_SERVICE):
-            self._health.set(name, serving=serving)
+        for name in SERVER_NAMES:
+            self._front.set(name, serving=serving)
 
     def _model_changed(self, name: str, state: ModelState) -> None:
         """On the executor's thread."""
@@ -195,7 +148,7 @@ class Application:
             self._loop.call_soon_threadsafe(self._set_model, name, state)
 
     def _set_model(self, name: str, state: ModelState) -> None:
-        self._health.set(name, serving=state is ModelState.READY)
+        self._front.set(name, serving=state is ModelState.READY)
         if self.serving and self._registry.device_lost:
             self._set_overall(serving=False)
 
@@ -216,7 +169,7 @@ def run(config: ServerConfig, progress: Progress) -> int:
 async def _serve(config: ServerConfig, progress: Progress) -> bool:
     """Whether the device's thread may still be at work at the end."""
     app = Application(config, progress=progress)
-    app.handle_signals()
+    stop_on_signals(app.ask_to_stop)
     async with app:
         if app.serving:
             print(f"READY grpc={app.grpc_address} metrics={app.metrics_address}", flush=True)
@@ -224,8 +177,21 @@ async def _serve(config: ServerConfig, progress: Progress) -> bool:
     return app.stuck
 
 
-def _largest_request(config: ServerConfig) -> int:
-    """Bytes of tensors in it, of any model. Models whose settings are wrong fail when they are loaded."""
+def model_handlers(registry: Registry, metrics: Metrics, *, admin: bool) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
+    """The cold methods about models."""
+    return [InferenceService(registry).handler(), ModelCalls(registry, metrics, admin=admin).handler()]
+
+
+def _open_front(config: ServerConfig, registry: Registry, metrics: Metrics) -> LocalFront:
+    edge = make_edge(config, largest_message(config), lambda code: metrics.request(UNKNOWN_MODEL, code, 0.0))
+    front = LocalFront(config, edge, Inference(registry, metrics))
+    server = ServerCalls(front.health.serving, admin=config.admin)
+    front.add([server.handler(), *model_handlers(registry, metrics, admin=config.admin)])
+    return front
+
+
+def largest_message(config: ServerConfig) -> int:
+    """Bytes of it that are taken. Models whose settings are wrong fail when they are loaded."""
     largest, name = 0, ""
     for entry in scan(config.models):
         with suppress(ConfigError):
@@ -238,11 +204,7 @@ def _largest_request(config: ServerConfig) -> int:
         log.warning(
             "max_rows rows are %d bytes, but no message over %d is taken", largest, limit, extra={"model": name}
         )
-    return largest
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return limit
 
 
 def _forget(loading: asyncio.Future[None]) -> None:

@@ -72,6 +72,11 @@ def serve(*, app_dir: Path, **options: object) -> None:
     except ConfigError as error:
         _fail(str(error))
     logs.set_up(config.log_format, config.log_level)
+    if config.workers:
+        from opara_server.workers.supervisor import run as supervise  # noqa: PLC0415 - imports gRPC
+
+        with progress_on(Console(stderr=True)) as progress:
+            sys.exit(supervise(config, progress))
     gc.disable()  # what is imported stays: to look for garbage in it takes half a second
     from opara_server.app import run  # noqa: PLC0415 - imports torch
 

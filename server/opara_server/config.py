@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -74,6 +75,9 @@ class ServerConfig(Settings):
     transport: Literal["cq", "aio"] = Field(
         "cq", description="What carries the calls: a loop straight on gRPC's completion queue, or grpc.aio."
     )
+    workers: NonNegativeInt = Field(
+        0, description="Processes that take calls, beside one that owns the device; 0: one process does both."
+    )
     cache_dir: Path = Field(default_factory=_cache_dir, description="Folder where measured plans are kept.")
     policy: Policy | None = Field(None, description="Policy for every model, instead of what its model.toml says.")
     admin: bool = Field(False, description="Let clients load and unload models (Open Inference Protocol).")
@@ -129,6 +133,14 @@ class ServerConfig(Settings):
             raise ValueError("tls_client_ca needs a tls_certificate and its tls_key")
         if self.admin_token_file and not self.admin:
             raise ValueError("admin_token_file is only of use with admin")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_be_had(self) -> Self:
+        missing = [name for name in ("memfd_create", "eventfd") if not hasattr(os, name)]
+        missing += [] if hasattr(socket, "SO_REUSEPORT") else ["SO_REUSEPORT"]
+        if self.workers and missing:
+            raise ValueError(f"workers share a port and memory as Linux can, but there is no {missing[0]} here")
         return self
 
     @classmethod

@@ -41,9 +41,14 @@ def answered(response: pb.InferResponse) -> float:
     return float(values[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: signal.Signals) -> None:
-    with running(small, "--drain-delay=1") as server, grpc.insecure_channel(server.grpc) as channel:
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 2), (signal.SIGINT, 1)]
+)
+def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: signal.Signals, workers: int) -> None:
+    with (
+        running(small, "--drain-delay=1", f"--workers={workers}") as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
         stub = InferenceServiceStub(channel)
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert next(watching).status == SERVING
@@ -74,8 +79,9 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_took(small: Path) -> N
         assert server.sample('opara_rejected_total{model="small",reason="queue_full"}') == 16
 
 
-def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path) -> None:
-    with running(small, "--grace=100") as server, grpc.insecure_channel(server.grpc) as channel:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path, workers: int) -> None:
+    with running(small, "--grace=100", f"--workers={workers}") as server, grpc.insecure_channel(server.grpc) as channel:
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watching).status == SERVING
         enough = threading.Event()
@@ -93,8 +99,12 @@ def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path) -> None:
         enough.set()
 
 
-def test_a_second_signal_ends_the_process_unless_it_is_the_first_come_twice(small: Path) -> None:
-    with running(small, "--drain-delay=1000") as server, grpc.insecure_channel(server.grpc) as channel:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_second_signal_ends_the_process_unless_it_is_the_first_come_twice(small: Path, workers: int) -> None:
+    with (
+        running(small, "--drain-delay=1000", f"--workers={workers}") as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert next(watching).status == SERVING
         server.process.send_signal(signal.SIGTERM)
@@ -137,16 +147,18 @@ def test_imports_are_not_searched_for_garbage(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("toml", "says"),
+    ("toml", "says", "workers"),
     [
-        ('source = "python:torch.nn:Identity"\nbach_sizes = [1]', "unknown key 'bach_sizes'"),
-        ("source = ", "model.toml: "),
+        ('source = "python:torch.nn:Identity"\nbach_sizes = [1]', "unknown key 'bach_sizes'", 0),
+        ("source = ", "model.toml: ", 0),
+        ("source = ", "model.toml: ", 2),
     ],
 )
-def test_a_bad_model_is_one_readable_line(tmp_path: Path, toml: str, says: str) -> None:
+def test_a_bad_model_is_one_readable_line(tmp_path: Path, toml: str, says: str, workers: int) -> None:
     (tmp_path / "models" / "bad").mkdir(parents=True)
     (tmp_path / "models" / "bad" / "model.toml").write_text(toml)
-    ended = run("serve", "--models=models", "--strict", "--port=0", "--metrics-port=0", cwd=tmp_path)
+    options = ("--strict", "--port=0", "--metrics-port=0", f"--workers={workers}")
+    ended = run("serve", "--models=models", *options, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stdout == ""
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("opara-server: ")]
@@ -154,10 +166,12 @@ def test_a_bad_model_is_one_readable_line(tmp_path: Path, toml: str, says: str) 
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_in_use_is_one_readable_line(small: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_port_in_use_is_one_readable_line(small: Path, workers: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = run("serve", f"--models={small}", f"--port={port}", "--metrics-port=0", cwd=small)
+        options = ("--metrics-port=0", f"--workers={workers}")
+        ended = run("serve", f"--models={small}", f"--port={port}", *options, cwd=small)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert (
         f"opara-server: cannot listen on 127.0.0.1:{port} (--host, --port): is the port in use?"

@@ -7,7 +7,7 @@ import pytest
 
 from opara_server.rpc.transports import AIO, CQ
 from tests.certificates import Authority
-from tests.rpc.served import Served, serve, write_model
+from tests.rpc.served import WORKER, Served, serve, write_model
 
 
 @pytest.fixture(params=[AIO, CQ])
@@ -22,9 +22,10 @@ def models(tmp_path: Path) -> Path:
     return write_model(tmp_path / "models")
 
 
-@pytest.fixture
-async def served(models: Path, transport: str) -> AsyncIterator[Served]:
-    async with serve(models, transport=transport) as running:
+@pytest.fixture(params=[AIO, CQ, WORKER])
+async def served(models: Path, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    """By each transport, and by a worker."""
+    async with serve(models, transport=request.param) as running:
         yield running
 
 

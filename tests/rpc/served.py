@@ -20,13 +20,16 @@ from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
 from opara_server.app import Application
 from opara_server.config import ServerConfig
+from opara_server.rpc.transports import CQ
 from opara_server.serving.registry import Compile
 from tests.serving.fakes import FakeCompiled, FakeDevice
+from tests.workers.pair import Pair
 
 if TYPE_CHECKING:
     from opara_protos.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 PATIENCE_S = 20.0
+WORKER = "worker"  # beside the transports: calls are taken as by a worker, if in the same process
 MODEL = "double"
 MAX_ROWS, MAX_QUEUE_ROWS = 16, 96
 MODEL_TOML = f"""
@@ -114,14 +117,17 @@ async def serve(
     models: Path,
     compile_with: Compile | None = None,
     *,
+    transport: str = CQ,
     credentials: grpc.ChannelCredentials | None = None,
     **options: object,
 ) -> AsyncIterator[Served]:
-    """``credentials``: of the channel, where the server has TLS."""
+    """``transport``: or WORKER. ``credentials``: of the channel, where the server has TLS."""
     device = FakeDevice()
     compile_with = compile_with or (lambda name, _module, _config, _progress: FakeCompiled(name, device=device))
+    settings = config(models, transport=CQ if transport == WORKER else transport, **options)
+    open_front = Pair if transport == WORKER else None
     async with (
-        Application(config(models, **options), compile_with=compile_with) as app,
+        Application(settings, compile_with=compile_with, open_front=open_front) as app,
         channel_to(app, credentials) as channel,
     ):
         try:

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from torch import nn
 
 from opara_protos.v1 import inference_pb2 as pb
-from opara_server.app import Application, StartError
+from opara_server.app import Application
 from opara_server.config import ModelConfig
-from opara_server.rpc.service import SERVICE
+from opara_server.rpc.front import SERVICE, StartError
 from opara_server.serving.registry import LoadError, Progress
 from opara_server.settings import ConfigError
 from tests.rpc.served import MODEL, MODEL_TOML, PATIENCE_S, Served, config, request, serve, write_model

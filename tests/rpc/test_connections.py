@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from opara_protos.v1 import inference_pb2 as pb
+from opara_server.rpc.front import LocalFront
 from tests.rpc.raw_http2 import (
     COMPRESSED,
     ENHANCE_YOUR_CALM,
@@ -95,7 +96,9 @@ async def test_clients_of_connections_past_their_age_do_not_notice(models: Path,
         handler = grpc.method_handlers_generic_handler(
             "test.Peer", {"Tell": grpc.unary_unary_rpc_method_handler(_remember_peer(peers))}
         )
-        served.app._server.add_generic_rpc_handlers((handler,))
+        front = served.app._front
+        assert isinstance(front, LocalFront)
+        front.add((handler,))
         ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = served.channel.unary_unary("/test.Peer/Tell", None, None)
 
         async def caller(number: int) -> int:

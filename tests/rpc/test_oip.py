@@ -12,8 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
-from opara_server.app import STREAM_IN_FLIGHT
 from opara_server.rpc.descriptors import OIP_SERVICE, message_class, oip_methods
+from opara_server.rpc.front import STREAM_IN_FLIGHT
 from opara_server.version import VERSION
 from tests.rpc.served import MAX_ROWS, MODEL, MODEL_TOML, PATIENCE_S, Served, eventually, serve, write_model
 

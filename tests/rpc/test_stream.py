@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from opara_protos.v1 import inference_pb2 as pb
-from opara_server.app import STREAM_IN_FLIGHT
+from opara_server.rpc.front import STREAM_IN_FLIGHT
 from tests.rpc.served import MODEL, PATIENCE_S, Served, doubled, eventually, request
 
 

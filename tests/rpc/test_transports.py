@@ -154,7 +154,7 @@ async def test_health_is_checked_and_watched(served: Served) -> None:
     stub = health_pb2_grpc.HealthStub(served.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=MODEL), timeout=PATIENCE_S)
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    served.app._health.set(MODEL, serving=False)
+    served.app._front.set(MODEL, serving=False)
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
     assert await served.health() == health_pb2.HealthCheckResponse.SERVING

@@ -6,11 +6,12 @@ Labels are bounded: a model's name is used only once the repository has it, ever
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, Metric, ProcessCollector, start_http_server
+from prometheus_client.registry import Collector
 
 from opara_server.engine.plan import SEQUENTIAL, Plan
 from opara_server.engine.trace import Occupancy
@@ -29,7 +30,7 @@ REASONS = {
 Answers = tuple[Count, Count | None, Distribution]
 """Per model and code: requests, those rejected (None: they were executed), and the latency of those that were not."""
 
-_REQUEST_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+REQUEST_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _DEVICE_SECONDS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -38,15 +39,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._elsewhere = _Elsewhere()
+        self.registry.register(self._elsewhere)  # first: it is asked before the others are read
         self._known: set[str] = set()
         self._answers: dict[tuple[str, str], Answers] = {}
         self._answered = threading.Lock()  # answers come from every thread
         self._exposition: tuple[WSGIServer, threading.Thread] | None = None
         model, bucket = ["model"], ["model", "bucket"]
         self.request_seconds = self._histogram(
-            "request_seconds", "Latency of executed requests, within the server.", model, _REQUEST_SECONDS
+            "request_seconds", "Latency of executed requests, within the server.", model, REQUEST_SECONDS
         )
-        self.queue_seconds = self._histogram("queue_seconds", "From submit to a batch.", model, _REQUEST_SECONDS)
+        self.queue_seconds = self._histogram("queue_seconds", "From submit to a batch.", model, REQUEST_SECONDS)
         self.copy_in_seconds = self._histogram(
             "copy_in_seconds", "Request bytes to the device.", model, _DEVICE_SECONDS
         )
@@ -110,6 +113,26 @@ class Metrics:
             else:
                 rejected.value += 1
 
+    def add_requests(self, model: str, codes: Mapping[str, int], executed: Sequence[int], seconds: float) -> None:
+        """Requests that another process answered: how many by code, and the latencies of those that were executed, by
+        bucket of REQUEST_SECONDS, and their sum."""
+        label = model if model in self._known else UNKNOWN_MODEL
+        with self._answered:
+            for code, number in codes.items():
+                count, rejected, _ = self._answers.get((label, code)) or self._bind_answers(label, code)
+                count.value += number
+                if rejected is not None:
+                    rejected.value += number
+            self.request_seconds.labels(label).add(executed, seconds)
+
+    def on_read(self, callback: Callable[[], None]) -> None:
+        """Call it whenever the requests are about to be read, from the thread that reads: it may ``add_requests``."""
+        self._elsewhere.callbacks.append(callback)
+
+    def refresh(self) -> None:
+        """Before reading of a metric what ``on_read`` may add to it: a scrape does so by itself."""
+        self._elsewhere.ask()
+
     def _bind_answers(self, model: str, code: str) -> Answers:
         rejected = self.rejected.labels(model, REASONS[code]) if code in REASONS else None
         bound = self.requests.labels(model, code), rejected, self.request_seconds.labels(model)
@@ -158,6 +181,26 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class _Elsewhere(Collector):
+    """What is counted in other processes comes in when Prometheus asks; it has no metric of its own."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        with self._lock:
+            for callback in self.callbacks:
+                callback()
+
+    def collect(self) -> Iterable[Metric]:
+        self.ask()
+        return ()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
 
 
 class ModelMetrics:

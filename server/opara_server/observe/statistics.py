@@ -39,6 +39,7 @@ class Statistics:
 
 
 def statistics(metrics: Metrics, model: str) -> Statistics:
+    metrics.refresh()
     codes: defaultdict[str, int] = defaultdict(int)
     for labels, value in _samples(metrics.requests, "_total", model):
         codes[labels["code"]] += int(value)

@@ -47,6 +47,12 @@ class Distribution:
             total += value
         self._sum += total
 
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Values that were counted elsewhere, by bucket, and their sum."""
+        for index, count in enumerate(counts):
+            self._counts[index] += count
+        self._sum += total
+
     def sample(self) -> tuple[list[tuple[str, float]], float]:
         """The buckets as Prometheus has them, each with all that is less, and the sum."""
         names = [*map(str, self._bounds), "+Inf"]

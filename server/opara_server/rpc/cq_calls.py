@@ -10,7 +10,7 @@ import grpc
 from opara_server.rpc import cq_core as core
 from opara_server.rpc.errors import Failure
 from opara_server.rpc.inference import Hot
-from opara_server.serving.batcher import Ticket
+from opara_server.serving.models import Cancellable
 
 _NO_REQUEST = Failure(grpc.StatusCode.UNIMPLEMENTED, "a unary call has exactly one request")
 _SHUTTING_DOWN = Failure(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -25,7 +25,7 @@ class UnaryCall:
         self._call = arrival.call
         self._deadline = core.deadline_of(arrival)
         self._hot = hot
-        self._ticket: Ticket | None = None
+        self._ticket: Cancellable | None = None
         self._ended = False
         core.receive(self._call, self._received)
         core.watch_end(self._call, self._over)
@@ -64,7 +64,7 @@ class StreamCall:
         self._most = in_flight
         self._lock = threading.Lock()  # of all below
         self._waiting: deque[bytes] = deque()  # answers
-        self._tickets: dict[int, Ticket] = {}
+        self._tickets: dict[int, Cancellable] = {}
         self._number = 0  # of requests read
         self._open = 0  # of them, those whose answers are not sent
         self._sending = self._first_sent = self._receiving = self._no_more = self._closing = self._ended = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.engine.plan import BucketPlan, Candidate
 from opara_server.rpc.wire import spec_message
-from opara_server.serving.registry import ModelDescription, ModelState
+from opara_server.serving.models import ModelDescription, ModelState
 
 
 def status_message(name: str, state: ModelState) -> pb.ModelStatus:

@@ -49,7 +49,7 @@ def message_limit(config: ServerConfig, largest_request: int) -> int:
 
 def _options(config: ServerConfig, message_limit: int) -> tuple[tuple[str, int], ...]:
     options = {
-        "grpc.so_reuseport": 0,  # a second server on the port is an error, not a lottery
+        "grpc.so_reuseport": int(config.workers > 0),  # else a second server on the port is an error, not a lottery
         "grpc.max_receive_message_length": message_limit,  # after decompression
         "grpc.max_send_message_length": -1,  # what we send is bounded by what we take
         "grpc.max_concurrent_streams": config.max_concurrent_streams,

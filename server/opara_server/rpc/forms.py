@@ -9,7 +9,7 @@ from typing import NamedTuple
 from opara_server.engine.spec import TensorSpec
 from opara_server.rpc.scan import Cut, varint
 from opara_server.serving.errors import InvalidInput, ServingError
-from opara_server.serving.registry import Registry, ServedModel
+from opara_server.serving.models import Model, Models
 from opara_server.serving.rows import Rows
 
 Buffer = bytes | memoryview
@@ -24,7 +24,7 @@ class Form:
     ``head``: the answer's bytes ahead of the id; ``heads``: those ahead of each wanted output's data. ``priority``,
     ``timeout_us``: as Batcher.submit takes them."""
 
-    model: ServedModel
+    model: Model
     count: int  # rows
     order: tuple[int, ...]
     wanted: tuple[int, ...]
@@ -52,7 +52,7 @@ class Rejected(NamedTuple):
 class Forms:
     """Those of one protocol, by key, as long as the registry's models stay what they are. Not thread-safe."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Models) -> None:
         self._registry = registry
         self._generation = registry.generation
         self._forms: dict[bytes, Form] = {}

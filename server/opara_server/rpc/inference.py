@@ -5,33 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
-from opara_server.observe.metrics import Metrics
 from opara_server.rpc.errors import Failure, failure, told
 from opara_server.rpc.forms import Buffer, Rejected, Request
 from opara_server.rpc.oip_codec import OipCodec
 from opara_server.rpc.opara_codec import OparaCodec, Streamed
-from opara_server.serving.batcher import Ticket
 from opara_server.serving.errors import ServingError, Status
-from opara_server.serving.registry import Registry
+from opara_server.serving.models import Cancellable, Models
 from opara_server.serving.rows import Rows
 
 Reply = Callable[[bytes | Failure], None]
 """Takes the answer: called exactly once, from the thread that answers batches or at once from the caller's."""
 
-Hot = Callable[[bytes, float | None, Reply], Ticket | None]
+Hot = Callable[[bytes, float | None, Reply], Cancellable | None]
 """A hot method: takes a message and the deadline on time.monotonic(). What it returns can be cancelled."""
 
 Write = Callable[[Request, Sequence[Buffer]], bytes]
+
+
+class Counting(Protocol):
+    def request(self, model: str, code: str, seconds: float) -> None:
+        """As Metrics.request."""
+        ...
 
 
 class Inference:
     """The hot methods of both protocols. Each returns at once; what it returns can be cancelled, None is answered
     already. They raise nothing: whatever goes wrong is a reply. A transport calls them from one thread."""
 
-    def __init__(self, registry: Registry, metrics: Metrics) -> None:
-        self._opara = OparaCodec(registry)
-        self._oip = OipCodec(registry)
+    def __init__(self, models: Models, metrics: Counting) -> None:
+        self._opara = OparaCodec(models)
+        self._oip = OipCodec(models)
         self._metrics = metrics
 
     @property
@@ -50,12 +55,12 @@ class Inference:
             "/inference.GRPCInferenceService/ModelStreamInfer": self.model_infer_streamed,
         }
 
-    def infer(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
+    def infer(self, message: bytes, deadline: float | None, reply: Reply) -> Cancellable | None:
         """``deadline``: on time.monotonic(). The reply is an InferResponse."""
         started = time.perf_counter()
         return self._submit(_read(self._opara.read, message), deadline, reply, self._opara.write, started)
 
-    def infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
+    def infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Cancellable | None:
         """A message of InferStream. The reply is an InferStreamResponse."""
         started = time.perf_counter()
         request, timeout_us = _read_streamed(self._opara.read_streamed, message)
@@ -65,12 +70,12 @@ class Inference:
         tell = partial(_tell, reply, self._opara.fail_streamed, request.id)
         return self._submit(request, deadline, tell, self._opara.write_streamed, started)
 
-    def model_infer(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
+    def model_infer(self, message: bytes, deadline: float | None, reply: Reply) -> Cancellable | None:
         """The reply is a ModelInferResponse."""
         started = time.perf_counter()
         return self._submit(_read(self._oip.read, message), deadline, reply, self._oip.write, started)
 
-    def model_infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Ticket | None:
+    def model_infer_streamed(self, message: bytes, deadline: float | None, reply: Reply) -> Cancellable | None:
         """A message of ModelStreamInfer. The reply is a ModelStreamInferResponse."""
         started = time.perf_counter()
         request = _read(self._oip.read, message)
@@ -79,7 +84,7 @@ class Inference:
 
     def _submit(
         self, request: Request | Rejected, deadline: float | None, reply: Reply, write: Write, started: float
-    ) -> Ticket | None:
+    ) -> Cancellable | None:
         if isinstance(request, Rejected):
             self._metrics.request(request.model, request.error.status, time.perf_counter() - started)
             reply(failure(request.error))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -17,41 +17,30 @@ from opara_server.rpc.oip_codec import check_version
 from opara_server.rpc.oip_describe import config_message, index_message, metadata_message, statistics_message
 from opara_server.rpc.wire import parse, shown
 from opara_server.serving.errors import InvalidInput, ModelUnavailable, Unsupported
-from opara_server.serving.registry import ModelState, Registry, ServedModel
+from opara_server.serving.models import ModelState, ServedModel
 from opara_server.version import VERSION
+
+if TYPE_CHECKING:
+    from opara_server.serving.registry import Registry  # which imports torch
 
 NAME = "opara-serve"
 _EXTENSIONS = ("model_configuration", "schedule_policy", "statistics")
 _ADMIN_EXTENSIONS = ("model_repository",)
 
 
-class OpenInference:
-    """The methods take raw bytes, because grpc answers what its deserializers cannot read with the exception's text.
+class ServerCalls:
+    """The methods about the server itself. They take raw bytes, because grpc answers what its deserializers cannot read
+    with the exception's text.
 
     ``ready``: whether the server serves. ``admin``: whether clients may load and unload models.
     """
 
-    def __init__(self, registry: Registry, metrics: Metrics, ready: Callable[[], bool], *, admin: bool) -> None:
-        self._registry = registry
-        self._metrics = metrics
+    def __init__(self, ready: Callable[[], bool], *, admin: bool) -> None:
         self._ready = ready
         self._admin = admin
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
-        methods = {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
-            "ServerMetadata": self.server_metadata,
-            "ModelReady": self.model_ready,
-            "ModelMetadata": self.model_metadata,
-            "ModelConfig": self.model_config,
-            "ModelStatistics": self.model_statistics,
-            "RepositoryIndex": self.repository_index,
-            "RepositoryModelLoad": self.repository_model_load,
-            "RepositoryModelUnload": self.repository_model_unload,
-        }
-        handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
-        return grpc.method_handlers_generic_handler(OIP_SERVICE, handlers)
+        return _handler(ServerLive=self.server_live, ServerReady=self.server_ready, ServerMetadata=self.server_metadata)
 
     @answered
     async def server_live(self, message: bytes, _context: Context) -> bytes:
@@ -68,6 +57,26 @@ class OpenInference:
         _parsed("ServerMetadataRequest", message)
         extensions = (*_EXTENSIONS, *(_ADMIN_EXTENSIONS if self._admin else ()))
         return _written("ServerMetadataResponse", name=NAME, version=VERSION, extensions=extensions)
+
+
+class ModelCalls:
+    """The methods about models, likewise."""
+
+    def __init__(self, registry: Registry, metrics: Metrics, *, admin: bool) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._admin = admin
+
+    def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        return _handler(
+            ModelReady=self.model_ready,
+            ModelMetadata=self.model_metadata,
+            ModelConfig=self.model_config,
+            ModelStatistics=self.model_statistics,
+            RepositoryIndex=self.repository_index,
+            RepositoryModelLoad=self.repository_model_load,
+            RepositoryModelUnload=self.repository_model_unload,
+        )
 
     @answered
     async def model_ready(self, message: bytes, _context: Context) -> bytes:
@@ -136,6 +145,11 @@ class OpenInference:
             raise InvalidInput(f"parameter {shown(unknown[0])} is not supported")
         name: str = request.model_name
         return name
+
+
+def _handler(**methods: Callable[[bytes, Context], Coroutine[Any, Any, bytes]]) -> grpc.GenericRpcHandler[bytes, bytes]:
+    handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+    return grpc.method_handlers_generic_handler(OIP_SERVICE, handlers)
 
 
 def _check_repository(name: str) -> None:

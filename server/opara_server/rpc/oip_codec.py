@@ -13,7 +13,7 @@ from opara_server.rpc.oip_wire import DATATYPES, check_parameters, number, outpu
 from opara_server.rpc.scan import Cut, scan_model_infer, varint
 from opara_server.rpc.wire import decode_tensors, parse, shown, wanted_outputs
 from opara_server.serving.errors import ModelNotFound, ServingError
-from opara_server.serving.registry import Registry, ServedModel
+from opara_server.serving.models import Model, Models
 
 VERSION = "1"  # of every model: there is one at a time
 
@@ -33,7 +33,7 @@ def check_version(model: str, version: str) -> None:
 class OipCodec:
     """Not thread-safe, but ``write`` is for every thread."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Models) -> None:
         self._registry = registry
         self._forms = Forms(registry)
 
@@ -94,7 +94,7 @@ class OipCodec:
         return Request(form, request.id.encode(), rows)
 
 
-def _heads(model: ServedModel, count: int, wanted: tuple[int, ...]) -> tuple[bytes, ...]:
+def _heads(model: Model, count: int, wanted: tuple[int, ...]) -> tuple[bytes, ...]:
     """All outputs come ahead of the first one's data."""
     specs = [model.outputs[index] for index in wanted]
     heads = [_RAW + varint(count * spec.row_bytes) for spec in specs]

@@ -10,7 +10,7 @@ from opara_server.observe.statistics import Statistics, Total
 from opara_server.rpc.descriptors import message_class
 from opara_server.rpc.oip_codec import VERSION
 from opara_server.rpc.oip_wire import DATATYPES
-from opara_server.serving.registry import ModelState, ServedModel
+from opara_server.serving.models import ModelState, ServedModel
 
 PLATFORM, BACKEND = "pytorch", "opara"
 _STATES = {

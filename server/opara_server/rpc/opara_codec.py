@@ -12,7 +12,7 @@ from opara_server.rpc.forms import Buffer, Form, Forms, Rejected, Request, check
 from opara_server.rpc.scan import Cut, scan_infer, scan_streamed, varint
 from opara_server.rpc.wire import DATA_TYPES, decode, parse, wanted_outputs
 from opara_server.serving.errors import InvalidInput, ServingError
-from opara_server.serving.registry import Registry, ServedModel
+from opara_server.serving.models import Model, Models
 
 _ID, _OUTPUTS, _DATA = b"\x12", b"\x1a", b"\x22"  # of InferResponse and Tensor
 _STREAMED_ID, _STREAMED_RESPONSE = b"\x0a", b"\x12"  # of InferStreamResponse
@@ -28,7 +28,7 @@ class Streamed(NamedTuple):
 class OparaCodec:
     """Not thread-safe, but ``write`` is for every thread."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Models) -> None:
         self._registry = registry
         self._forms = Forms(registry)
 
@@ -93,7 +93,7 @@ class OparaCodec:
         return Request(form, request.id.encode(), rows)
 
 
-def _form(model: ServedModel, count: int, names: Sequence[str], wanted: tuple[int, ...]) -> Form:
+def _form(model: Model, count: int, names: Sequence[str], wanted: tuple[int, ...]) -> Form:
     """``names``: of the request's tensors, in its order."""
     return Form(
         model=model,

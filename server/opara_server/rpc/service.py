@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.rpc import wire
 from opara_server.rpc.describe import model_message, status_message
 from opara_server.rpc.errors import Context, answered
-from opara_server.serving.registry import Registry
+from opara_server.rpc.front import SERVICE
 
-SERVICE: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+if TYPE_CHECKING:
+    from opara_server.serving.registry import Registry  # which imports torch
 
 
 class InferenceService:

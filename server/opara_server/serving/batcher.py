@@ -71,6 +71,7 @@ class Batcher:
         self._due = inf  # when the first request stops waiting for others; kept where there is a delay
         self._closed = False
         self._received = self._answered = self._failed = self._cancelled = self._refused = 0
+        self.delivered: Callable[[], None] = _nobody_waits  # called once those of a batch have their answers
         metrics.watch_queue(lambda: self._waiting.rows)
 
     def submit(
@@ -110,7 +111,7 @@ class Batcher:
                 self._refused += 1
                 ticket.settled = True
         if refusal is not None:
-            _deliver([(ticket, refusal)])
+            self._deliver([(ticket, refusal)])
         elif wake:
             self._wake()
         return ticket
@@ -150,7 +151,7 @@ class Batcher:
             self._cancelled += 1
             self._waiting.drop(ticket)
             self._note_due()
-        _deliver([(ticket, Cancelled())])
+        self._deliver([(ticket, Cancelled())])
 
     def close(self, *, drop_queued: bool) -> None:
         """Take no more requests. What is queued is still run, unless ``drop_queued``. Any thread, any time."""
@@ -161,7 +162,7 @@ class Batcher:
                 ticket.settled = True
                 self._waiting.drop(ticket)
             self._refused += len(dropped)
-        _deliver([(ticket, ModelUnavailable("the model serves no more")) for ticket in dropped])
+        self._deliver([(ticket, ModelUnavailable("the model serves no more")) for ticket in dropped])
 
     @property
     def counts(self) -> Counts:
@@ -188,7 +189,7 @@ class Batcher:
             if packing.rows:
                 self._in_flight.add(now, self._pace.replay(bucket))
         if packing.late:
-            _deliver([(ticket, DeadlineExceeded()) for ticket in packing.late])
+            self._deliver([(ticket, DeadlineExceeded()) for ticket in packing.late])
         if not packing.rows:
             return None
         self._metrics.waited([now - piece.ticket.arrived for piece in packing.pieces if not piece.start])
@@ -233,7 +234,7 @@ class Batcher:
                 ticket.settled = True
                 answers.append((ticket, answer))
             self._answered += len(answers)
-        _deliver(answers)
+        self._deliver(answers)
 
     def fail(self, batch: Batch, error: ServingError) -> None:
         """Answer every request of the batch with ``error``; what is left of a split one is not run."""
@@ -247,16 +248,20 @@ class Batcher:
                     failed.append((ticket, error))
             self._failed += len(failed)
             self._note_due()
-        _deliver(failed)
+        self._deliver(failed)
+
+    def _deliver(self, outcomes: Sequence[tuple[Ticket, Rows | ServingError]]) -> None:
+        """Never under the lock: ``done`` may submit again, or take a lock of its own."""
+        for ticket, outcome in outcomes:
+            try:
+                ticket.done(outcome)
+            except Exception:
+                log.exception("a transport failed to take an answer")
+        self.delivered()
 
 
-def _deliver(outcomes: Sequence[tuple[Ticket, Rows | ServingError]]) -> None:
-    """Never under the lock: ``done`` may submit again, or take a lock of its own."""
-    for ticket, outcome in outcomes:
-        try:
-            ticket.done(outcome)
-        except Exception:
-            log.exception("a transport failed to take an answer")
+def _nobody_waits() -> None:
+    """For the end of a batch: its answers are on their way."""
 
 
 def _joined(ticket: Ticket) -> Rows:

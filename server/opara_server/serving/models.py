@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NoReturn, Protocol
 
 from opara_server.engine.plan import Plan
 from opara_server.engine.spec import TensorSpec
 from opara_server.serving.batcher import Batcher
+from opara_server.serving.errors import ModelNotFound, ModelUnavailable
+from opara_server.serving.rows import Rows
+from opara_server.serving.ticket import Done
 
 
 class ModelState(StrEnum):
@@ -15,6 +19,48 @@ class ModelState(StrEnum):
     READY = "READY"
     FAILED = "FAILED"
     UNLOADED = "UNLOADED"
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> None:
+        """Have done(Cancelled()) called, unless it is answered already."""
+        ...
+
+
+class Queue(Protocol):
+    """Takes requests: a Batcher in this process, or the way to one in another."""
+
+    def submit(
+        self, rows: Rows, deadline: float | None, done: Done, *, priority: int = 0, timeout_us: int = 0
+    ) -> Cancellable:
+        """As Batcher.submit."""
+        ...
+
+
+class Model(Protocol):
+    """As much of a model that is READY as a request needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def max_rows(self) -> int: ...
+    @property
+    def batcher(self) -> Queue: ...
+
+
+class Models(Protocol):
+    """``generation`` changes whenever what ``get`` gives may have."""
+
+    @property
+    def generation(self) -> int: ...
+
+    def get(self, name: str) -> Model:
+        """Raises ModelNotFound, or ModelUnavailable unless the model is READY."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +86,14 @@ class ModelDescription:
     max_rows: int = 0
     plan: Plan | None = None
     failure: str = ""
+
+
+def not_found(name: str) -> NoReturn:
+    """Raises ModelNotFound."""
+    shown = name if len(name) <= 64 else f"{name[:64]}..."  # the client chose it: it may be megabytes long
+    raise ModelNotFound(f"no model {shown!r}")
+
+
+def not_ready(name: str, state: ModelState) -> NoReturn:
+    """Raises ModelUnavailable."""
+    raise ModelUnavailable(f"model {name!r} is not ready: {state.value}")

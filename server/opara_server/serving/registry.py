@@ -7,16 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
 
 from opara_server.config import ServerConfig
 from opara_server.engine.plan import Plan
 from opara_server.observe.metrics import Metrics
-from opara_server.serving.errors import ModelNotFound, ModelUnavailable
+from opara_server.serving.errors import ModelUnavailable
 from opara_server.serving.executor import Executor
 from opara_server.serving.improvement import Improvement
 from opara_server.serving.loading import Compile, Loaded, Loader, LoadError, Progress, summary
-from opara_server.serving.models import ModelDescription, ModelState, ServedModel
+from opara_server.serving.models import ModelDescription, ModelState, ServedModel, not_found, not_ready
 from opara_server.serving.repository import Entry, scan
 from opara_server.settings import ConfigError
 
@@ -61,7 +60,7 @@ class Registry:
     def describe(self, name: str) -> ModelDescription:
         """Raises ModelNotFound."""
         if name not in self._descriptions:
-            _not_found(name)
+            not_found(name)
         return self._descriptions[name]
 
     def get(self, name: str) -> ServedModel:
@@ -69,7 +68,7 @@ class Registry:
         loaded = self._loaded.get(name)
         state = self.describe(name).state
         if loaded is None or state is not ModelState.READY:
-            raise ModelUnavailable(f"model {name!r} is not ready: {state.value}")
+            not_ready(name, state)
         return loaded.served
 
     def on_change(self, callback: Callable[[str, ModelState], None]) -> None:
@@ -153,7 +152,7 @@ class Registry:
             log.error("the models cannot be listed: %s", error)
             raise ModelUnavailable("the folder of models cannot be read: the server's log says why") from None
         if found is None:
-            _not_found(name)
+            not_found(name)
         return found
 
     def _free(self, name: str, loaded: Loaded) -> None:
@@ -228,8 +227,3 @@ class Registry:
         log.info("model %s", state.value, extra={"model": name})
         for callback in self._callbacks:
             callback(name, state)
-
-
-def _not_found(name: str) -> NoReturn:
-    shown = name if len(name) <= 64 else f"{name[:64]}..."  # the client chose it: it may be megabytes long
-    raise ModelNotFound(f"no model {shown!r}")

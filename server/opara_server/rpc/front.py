@@ -1,0 +1,94 @@
+"""Where calls come in: a transport with all services on it, their health, and the way to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_server.config import ServerConfig
+from opara_server.rpc.descriptors import OIP_SERVICE, reflection_pool
+from opara_server.rpc.edge import Edge
+from opara_server.rpc.health import Health
+from opara_server.rpc.inference import Inference
+from opara_server.rpc.transports import open_transport
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+SERVER_NAMES = ("", SERVICE, OIP_SERVICE)  # that health knows the server by, beside its models
+STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class StartError(Exception):
+    """The server cannot start. str() is one line for the person who started it."""
+
+
+class Front(Protocol):
+    """What takes the calls, in this process or in others. On the event loop that is running."""
+
+    async def listen(self) -> str:
+        """Take calls from now on; the address. Raises StartError."""
+        ...
+
+    def set(self, name: str, serving: bool) -> None:
+        """What health says of a model, or of the server, which is one of SERVER_NAMES."""
+        ...
+
+    def drain(self) -> None:
+        """Everything is NOT_SERVING from now on."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, end streams and watches, give what is in flight so long."""
+        ...
+
+
+class LocalFront:
+    """A gRPC server in this process."""
+
+    def __init__(self, config: ServerConfig, edge: Edge, inference: Inference) -> None:
+        self.health = Health()
+        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT)
+        self._host, self._port = config.host, config.port
+        self._secure = edge.credentials is not None
+
+    def add(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
+        """Further methods. Before ``listen``."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    async def listen(self) -> str:
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        services = (SERVICE, OIP_SERVICE, _HEALTH, reflection.SERVICE_NAME)
+        reflector = reflection.aio.ReflectionServicer(services, reflection_pool())  # type: ignore[attr-defined]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)
+        wanted = address(self._host, self._port)
+        try:
+            port = self._server.listen(wanted)
+        except RuntimeError:  # gRPC has logged why
+            raise cannot_listen(wanted, secure=self._secure) from None
+        await self._server.start()
+        return address(self._host, port)
+
+    def set(self, name: str, serving: bool) -> None:
+        self.health.set(name, serving=serving)
+
+    def drain(self) -> None:
+        self.health.drain()
+
+    async def stop(self, grace_s: float) -> None:
+        self._server.close_streams()
+        self.health.close()
+        await self._server.stop(grace_s)
+
+
+def address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(wanted: str, *, secure: bool = False) -> StartError:
+    whether = "is the port in use, or can gRPC not use such a certificate?" if secure else "is the port in use?"
+    return StartError(f"cannot listen on {wanted} (--host, --port): {whether}")

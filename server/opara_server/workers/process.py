@@ -1,0 +1,75 @@
+"""One child of the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+from opara_server.config import ServerConfig
+from opara_server.workers.control import Control, pair
+
+Told = Callable[[dict[str, Any]], None]
+
+
+class Process:
+    """It runs until it has ``ended``; what it says goes to whoever started it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, told: Told) -> None:
+        self.failure = ""  # why it cannot do its work, where it said so
+        self._process = process
+        self._told = told
+        self._control = Control(connection, self._hear, lambda: None)
+
+    @classmethod
+    async def start(cls, role: str, config: ServerConfig, told: Told) -> Self:
+        """With this interpreter and its paths; what it logs goes where this process's does."""
+        ours, childs = pair()
+        with childs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "opara_server.workers.child", role, str(childs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+                pass_fds=(childs.fileno(),),
+            )
+        child = cls(process, ours, told)
+        child.tell({"config": config.model_dump(mode="json")})
+        return child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, said: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Nothing where it has ended."""
+        self._control.send(said, descriptors)
+
+    def _hear(self, said: dict[str, Any], _descriptors: Sequence[int]) -> None:
+        if "failed" in said:
+            self.failure = said["failed"]
+        else:
+            self._told(said)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def ended(self) -> int:
+        """Its exit status, once it has; negative: the signal that ended it."""
+        status = await self._process.wait()
+        self._control.close()
+        return status
+
+    async def end(self, within_s: float) -> None:
+        """Have it stop; killed if that takes longer."""
+        self.tell({"do": "stop"})
+        try:
+            await asyncio.wait_for(self.ended(), within_s)
+        except TimeoutError:
+            self.kill()
+            await self.ended()

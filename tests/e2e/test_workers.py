@@ -1,0 +1,212 @@
+"""Several processes that take calls, and what becomes of requests when one of all these processes dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from opara_protos.v1 import inference_pb2 as pb
+from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.e2e.conftest import SMALL_TOML, write_model
+from tests.e2e.server_process import PATIENCE_S, ServerProcess, running
+
+SERVING, NOT_SERVING = 1, 2
+GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+def request(value: float, rows: int = 1) -> pb.InferRequest:
+    data = np.full((rows, 4), value, np.float32).tobytes()
+    tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(rows, 4), data=data)
+    return pb.InferRequest(model="small", inputs=[tensor])
+
+
+def right(response: pb.InferResponse, value: float, rows: int = 1) -> bool:
+    values = np.frombuffer(response.outputs[0].data, np.float32)
+    return values.shape == (4 * rows,) and bool((values == value + 1).all())
+
+
+def children(server: ServerProcess, role: str) -> list[int]:
+    """Processes of the server's that do this."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == server.process.pid and f"\0{role}\0" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@contextmanager
+def channels(server: ServerProcess, count: int) -> Iterator[list[grpc.Channel]]:
+    """Connections of their own, which the kernel spreads over the workers."""
+    with ExitStack() as stack:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50))
+        yield [stack.enter_context(grpc.insecure_channel(server.grpc, options)) for _ in range(count)]
+
+
+class Load:
+    """Callers that ask for one thing after the other, each with values of its own, until they are told to stop."""
+
+    def __init__(self, connections: list[grpc.Channel]) -> None:
+        self.codes: Counter[grpc.StatusCode] = Counter()
+        self.wrong = 0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._call, args=(InferenceServiceStub(channel), number))
+            for number, channel in enumerate(connections)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    @property
+    def answered(self) -> int:
+        return self.codes[grpc.StatusCode.OK]
+
+    def _call(self, stub: InferenceServiceStub, number: int) -> None:
+        value = number * 1e5
+        while not self._over.is_set():
+            value, rows, code, wrong = value + 1, 1 + number % 3, grpc.StatusCode.OK, False
+            try:
+                wrong = not right(stub.Infer(request(value, rows), timeout=PATIENCE_S), value, rows)
+            except grpc.RpcError as error:
+                code = error.code()
+            with self._lock:
+                self.codes[code] += 1
+                self.wrong += wrong
+
+
+def health(channel: grpc.Channel) -> int:
+    try:
+        asked = health_pb2.HealthCheckRequest()
+        return int(health_pb2_grpc.HealthStub(channel).Check(asked, timeout=PATIENCE_S, wait_for_ready=True).status)
+    except grpc.RpcError:  # its worker was killed meanwhile
+        return 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """With two workers, for tests that leave it well."""
+    models = tmp_path_factory.mktemp("workers") / "models"
+    write_model(models, "small", SMALL_TOML)
+    with running(models, "--workers=2", "--admin") as process:
+        yield process
+        assert process.stop() == 0
+
+
+def test_both_take_calls_and_the_engine_counts_them_all(server: ServerProcess) -> None:
+    before = server.sample('opara_requests_total{code="OK",model="small"}')
+    with channels(server, 8) as connections, Load(connections) as load:
+        eventually(lambda: load.answered >= 2000)
+    assert (load.wrong, set(load.codes)) == (0, {grpc.StatusCode.OK})
+    assert server.sample('opara_requests_total{code="OK",model="small"}') - before == load.answered
+    assert server.sample('opara_request_seconds_count{model="small"}') >= load.answered
+
+
+def test_what_is_no_hot_path_is_answered_through_the_engine(server: ServerProcess) -> None:
+    with channels(server, 1) as (channel,):
+        stub = InferenceServiceStub(channel)
+        listed = stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S)
+        assert [(model.name, model.state) for model in listed.models] == [("small", pb.MODEL_STATE_READY)]
+        with pytest.raises(grpc.RpcError, match="no model 'large'"):
+            stub.GetModel(pb.GetModelRequest(model="large"), timeout=PATIENCE_S)
+
+
+def test_neither_memory_nor_descriptors_grow(server: ServerProcess) -> None:
+    def held() -> tuple[int, ...]:
+        pids = [server.process.pid, *children(server, "engine"), *children(server, "worker")]
+        return tuple(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+
+    def shared() -> int:
+        (engine,) = children(server, "engine")
+        maps = Path(f"/proc/{engine}/smaps").read_text().split("opara-worker")[1:]
+        return sum(int(part.split("Rss:")[1].split()[0]) for part in maps)
+
+    def some(requests: int) -> tuple[tuple[int, ...], int]:
+        with channels(server, 8) as connections, Load(connections) as load:
+            eventually(lambda: load.answered >= requests)
+        eventually(lambda: len(held()) == 4)
+        return held(), shared()
+
+    some(1000)
+    descriptors, kib = some(1000)
+    for _ in range(3):
+        after, kib_after = some(1500)
+    assert all(now <= then + 2 for now, then in zip(after, descriptors, strict=True))  # sockets may still be closing
+    assert kib_after <= kib + 64
+
+
+def test_a_killed_worker_takes_only_its_own_requests_along(server: ServerProcess) -> None:
+    with channels(server, 12) as connections, Load(connections) as load:
+        eventually(lambda: load.answered >= 300)
+        victim, other = children(server, "worker")
+        os.kill(victim, signal.SIGKILL)
+        answered = load.answered
+        eventually(lambda: load.answered >= answered + 300)
+        eventually(lambda: len(children(server, "worker")) == 2)
+        assert victim not in children(server, "worker")
+        assert other in children(server, "worker")
+        assert health(connections[0]) == SERVING
+    assert load.wrong == 0
+    assert load.codes.keys() - {grpc.StatusCode.OK} <= GONE
+    assert sum(load.codes[code] for code in GONE) <= len(connections) * 20  # those that find nobody try again at once
+    server.wait_for('opara_queue_depth_rows{model="small"}', 0)
+
+
+def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerProcess) -> None:
+    with channels(server, 6) as connections, Load(connections) as load:
+        eventually(lambda: load.answered >= 100)
+        watching = health_pb2_grpc.HealthStub(connections[0]).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert next(watching).status == SERVING
+        (engine,) = children(server, "engine")
+        workers = children(server, "worker")
+        os.kill(engine, signal.SIGKILL)
+        assert next(watching).status == NOT_SERVING
+        assert next(watching).status == SERVING
+        answered = load.answered
+        eventually(lambda: load.answered >= answered + 100)
+        assert children(server, "worker") == workers
+        assert children(server, "engine") != [engine]
+    assert load.wrong == 0
+    assert set(load.codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert server.sample('opara_rejected_total{model="small",reason="unavailable"}') > 0
+
+
+def test_children_end_with_the_process_that_started_them(small: Path) -> None:
+    with running(small, "--workers=1") as server:
+        pids = [*children(server, "engine"), *children(server, "worker")]
+        assert len(pids) == 2
+        server.process.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and _runs(pid) for pid in pids))
+
+
+def _runs(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

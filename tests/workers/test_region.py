@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from opara_server.workers.region import COUNTS_BYTES, PLACES_BYTES, attach, create, give_pages_back
+
+MIB = 1 << 20
+
+
+def used_bytes(descriptor: int) -> int:
+    return os.stat(descriptor).st_blocks * 512
+
+
+def test_what_one_writes_the_other_reads_and_only_what_was_written_takes_memory() -> None:
+    descriptor = create()
+    one, other = attach(descriptor), attach(descriptor)
+    assert (len(one.counts), len(one.places)) == (COUNTS_BYTES, PLACES_BYTES)
+    one.places[-5:] = b"hello"
+    one.counts[0] = 7
+    assert (bytes(other.places[-5:]), other.counts[0]) == (b"hello", 7)
+    assert used_bytes(descriptor) < MIB
+    os.close(descriptor)
+
+
+def test_large_places_do_not_stay_in_memory_and_small_ones_do() -> None:
+    descriptor = create()
+    places = attach(descriptor).places
+    places[: 128 * MIB] = bytes(128 * MIB)
+    give_pages_back(places, 0, 1 * MIB)
+    assert used_bytes(descriptor) >= 128 * MIB
+    give_pages_back(places, 0, 128 * MIB)
+    assert used_bytes(descriptor) < MIB
+    os.close(descriptor)
+
+
+def test_the_memory_goes_with_the_last_who_has_it() -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("opara-worker")
+
+    before = mapped()
+    places = attach(descriptor := create()).places
+    os.close(descriptor)
+    assert mapped() == before + 1
+    del places
+    assert mapped() == before
