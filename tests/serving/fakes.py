@@ -48,7 +48,7 @@ class FakeStamp(CpuStamp):
 
 class FakeDevice:
     """``log`` is what happened, in order; ``gate`` closed holds every replay; ``error`` is what replays raise,
-    and, where it is ``lost``, everything else that waits for it."""
+    and, where it is ``lost``, everything else that waits for it; ``pins``: it copies from memoryviews by itself."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -58,7 +58,11 @@ class FakeDevice:
         self.entered = threading.Semaphore(0)  # one for each replay that began
         self.error: Exception | None = None
         self.lost = False
+        self.pins = False
         self.bound = 0
+
+    def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
+        return torch.frombuffer(memory, dtype=torch.uint8) if self.pins and isinstance(memory, memoryview) else None
 
     def enqueue(self, work: Callable[[], None]) -> None:
         work()

@@ -95,11 +95,12 @@ class Copies(TorchDispatchMode):
 
     def _copy(self, func: Any, target: torch.Tensor, source: torch.Tensor) -> None:
         func(target, source)
-        self._device.copied.append(float(source.flatten()[0]))
+        first = source.flatten()[:4].clone() if source.dtype == torch.uint8 else source.flatten()[:1]
+        self._device.copied.append(float(first.view(torch.float32)[0]))
 
 
 class QueuedDevice(FakeDevice):
-    """``copied``: the first number of each copy, in order. ``failed``: an error, as all that wait see from then on.
+    """``copied``: the first float32 of each copy, in order. ``failed``: an error, as all that wait see from then on.
     ``faulty``: waits between queues are forgotten, and those beside are late."""
 
     def __init__(self, seed: int = 0, longest_delay_s: float = 0.0005) -> None:

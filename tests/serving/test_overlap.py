@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from opara_server.engine.spec import TensorSpec
 from opara_server.serving.batcher import Batcher, Rows
 from opara_server.serving.errors import InternalError, ModelUnavailable
-from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, doubled, rows_of, wait_for
+from opara_server.serving.lanes import DIRECT_BYTES
+from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, X, doubled, rows_of, wait_for
 from tests.serving.queued import QueuedDevice
 
 
@@ -185,3 +186,37 @@ def held(batcher: Batcher, device: QueuedDevice) -> tuple[Rows, Answer]:
 
 def number(asked: tuple[Rows, Answer]) -> float:
     return float(np.frombuffer(asked[0].tensors[0], np.float32)[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=25))
+def test_rows_from_anywhere_find_their_place(seed: int, requests: list[tuple[int, bool]]) -> None:
+    """Some requests lie where the device copies from by itself, others go through the lane's host buffers."""
+    device, wide = QueuedDevice(seed), TensorSpec("x", "float32", (DIRECT_BYTES // 8,))
+    device.pins = True
+    core = Core()
+    model = FakeCompiled(inputs=(wide, X), outputs=(wide, X), forward=lambda a, b: (a * 2, b * 2), device=device)
+    batcher = core.serve(model, lanes=2)
+    asked = []
+    for number, (count, pinned) in enumerate(requests, 1):
+        values = np.repeat(np.arange(count, dtype=np.float32)[:, None] + number * 100, wide.shape[0], axis=1)
+        narrow = values[:, :2].tobytes()
+        answer = Answer()
+        given_as = memoryview(bytearray(values.tobytes())) if pinned else values.tobytes()
+        batcher.submit(Rows((given_as, narrow), count), None, answer)
+        asked.append((values, answer))
+    for values, answer in asked:
+        np.testing.assert_array_equal(answer.array(), values * 2)
+        np.testing.assert_array_equal(answer.array(1), values[:, :2] * 2)
+    assert core.executor.stop(PATIENCE_S)
+    device.close()
+
+
+def test_few_bytes_go_through_the_hosts_buffer(core: Core, device: QueuedDevice) -> None:
+    device.pins = True
+    batcher = core.serve(FakeCompiled(device=device), lanes=2)
+    values = np.array([[5.0, 6.0]], np.float32)
+    answer = Answer()
+    batcher.submit(Rows((memoryview(values.tobytes()),), 1), None, answer)
+    np.testing.assert_array_equal(answer.array(), values * 2)
+    assert device.copied[0] == 5.0

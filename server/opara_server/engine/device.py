@@ -96,6 +96,10 @@ class Device(Protocol):
         """A uint8 vector in host memory, from which copies to the device need no staging of their own."""
         ...
 
+    def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
+        """``memory`` as a uint8 vector, where copies of it to the device need no staging; None where they do."""
+        ...
+
     def stamp(self) -> Stamp:
         """Mark this point in the calling thread's current queue."""
         ...

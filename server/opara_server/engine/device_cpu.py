@@ -111,6 +111,9 @@ class CpuDevice:
     def host_buffer(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
 
+    def pinned(self, memory: bytes | memoryview) -> None:
+        """There are no copies to a device."""
+
     def stamp(self) -> CpuStamp:
         return CpuStamp(time.perf_counter())
 

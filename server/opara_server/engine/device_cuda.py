@@ -112,6 +112,12 @@ class CudaDevice:
     def host_buffer(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
+    def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
+        if not isinstance(memory, memoryview):
+            return None
+        tensor = torch.frombuffer(memory, dtype=torch.uint8)
+        return tensor if tensor.is_pinned() else None
+
     def stamp(self) -> CudaStamp:
         return CudaStamp()
 

@@ -4,7 +4,8 @@ All lanes share one captured graph per bucket, and its static tensors. A batch t
 straight into these and out of them. One that is begun while another runs is copied into buffers of its lane's own, by a
 queue beside, and from there into the static tensors once the other is through with them; its outputs leave likewise. So
 the copies of one batch and the replay of another go on at the same time, and static tensors are touched in one queue
-only, in order.
+only, in order. Rows come to the device through the lane's host buffers, or directly where there are many in memory from
+which the device can copy by itself.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import torch
 
 from opara_server.engine.device import CapturedGraph, Queue, Stamp
 from opara_server.serving.batcher import Batch
-from opara_server.serving.staging import Compiled, HostRows, device_rows
+from opara_server.serving.staging import Compiled, DeviceRows, HostRows
 
 OVERLAPPING = 2  # lanes, where copies and replays can go on at the same time
+DIRECT_BYTES = 1 << 16  # of a request's rows: fewer are copied by the CPU in less time than a copy takes to enqueue
 _WARM_UP_RUNS = 5
+
+Direct = tuple[int, torch.Tensor]
+"""From which byte on, and what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +101,17 @@ class Lane:
         self._inputs = tuple(HostRows(device, spec, buckets) for spec in compiled.inputs)
         self._outputs = tuple(HostRows(device, spec, buckets) for spec in compiled.outputs)
         beside = into is not None and out is not None
-        self._arrived = tuple(device_rows(device, spec, buckets) for spec in compiled.inputs if beside)
-        self._leaving = tuple(device_rows(device, spec, buckets) for spec in compiled.outputs if beside)
+        self._arrived = tuple(DeviceRows(device, spec, buckets) for spec in compiled.inputs if beside)
+        self._leaving = tuple(DeviceRows(device, spec, buckets) for spec in compiled.outputs if beside)
 
     def begin(self, batch: Batch, *, alone: bool) -> Run:
         """Enqueue a batch. ``alone``: no other is under way. Executor's thread; raises whatever the device does."""
-        self._fill(batch)
+        direct = self._fill(batch)
         graph = self._graphs[batch.bucket]
         try:
-            if alone or self._into is None or self._out is None:
+            if self._into is None or self._out is None or (alone and not any(direct)):
                 return self._straight(batch, graph)
-            return self._beside(batch, graph, self._into, self._out)
+            return self._beside(batch, graph, direct, self._into, self._out)
         except BaseException:
             self._settle()
             raise
@@ -132,12 +137,15 @@ class Lane:
         _copy(graph.outputs, [rows.tensors[batch.bucket] for rows in self._outputs])
         return Run(batch, (begin, there), (there, done), (done, self._device.stamp()))
 
-    def _beside(self, batch: Batch, graph: CapturedGraph, into: Queue, out: Queue) -> Run:
-        arrived = [rows[batch.bucket] for rows in self._arrived]
-        leaving = [rows[batch.bucket] for rows in self._leaving]
+    def _beside(
+        self, batch: Batch, graph: CapturedGraph, direct: Sequence[Sequence[Direct]], into: Queue, out: Queue
+    ) -> Run:
+        arrived = [rows.tensors[batch.bucket] for rows in self._arrived]
+        leaving = [rows.tensors[batch.bucket] for rows in self._leaving]
         with into.entered():
             begin = self._device.stamp()
-            _copy([rows.tensors[batch.bucket] for rows in self._inputs], arrived)
+            for host, device, found in zip(self._inputs, self._arrived, direct, strict=True):
+                _send(host.buffer, device.buffer, found, batch.bucket * host.row_bytes)
             there = self._device.stamp()
         there.hold()
         start = self._device.stamp()
@@ -152,14 +160,25 @@ class Lane:
             end = self._device.stamp()
         return Run(batch, (begin, there), (start, done), (leave, end))
 
-    def _fill(self, batch: Batch) -> None:
-        """Request bytes -> host rows; the rest is padding."""
+    def _fill(self, batch: Batch) -> list[list[Direct]]:
+        """Request bytes -> host rows; the rest is padding. Returns, per input, what the device is to copy by itself."""
+        found: list[list[Direct]] = []
         for index, rows in enumerate(self._inputs):
-            row = 0
+            row, direct = 0, []
             for piece in batch.pieces:
-                rows.fill(row, piece.ticket.rows.tensors[index], piece.start, piece.count)
+                tensor, size = piece.ticket.rows.tensors[index], rows.row_bytes
+                source = self._direct(tensor, piece.count * size)
+                if source is None:
+                    rows.fill(row, tensor, piece.start, piece.count)
+                else:
+                    direct.append((row * size, source[piece.start * size : (piece.start + piece.count) * size]))
                 row += piece.count
             rows.pad(row, batch.bucket)
+            found.append(direct)
+        return found
+
+    def _direct(self, tensor: bytes | memoryview, nbytes: int) -> torch.Tensor | None:
+        return self._device.pinned(tensor) if self._into is not None and nbytes >= DIRECT_BYTES else None
 
     def _settle(self) -> None:
         """Nothing that was enqueued may still use the buffers."""
@@ -180,3 +199,14 @@ class Lane:
 def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source, non_blocking=True)
+
+
+def _send(host: torch.Tensor, device: torch.Tensor, direct: Sequence[Direct], end: int) -> None:
+    """Bytes up to ``end``: what is ``direct`` from where it lies, all between from ``host``."""
+    at = 0
+    for start, source in (*direct, (end, device[:0])):
+        if at < start:
+            device[at:start].copy_(host[at:start], non_blocking=True)
+        if source.nbytes:
+            device[start : start + source.nbytes].copy_(source, non_blocking=True)
+        at = start + source.nbytes

@@ -23,6 +23,7 @@ class LaneDevice(Protocol):
 
     def torch_device(self) -> torch.device: ...
     def host_buffer(self, nbytes: int) -> torch.Tensor: ...
+    def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None: ...
     def stamp(self) -> Stamp: ...
     def beside(self) -> Queue | None: ...
     def synchronize(self) -> None: ...
@@ -54,18 +55,18 @@ class HostRows:
     """Rows of one input or output in host memory, as bytes and, per bucket, as the tensor that the device copies."""
 
     def __init__(self, device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> None:
-        self._row_bytes = spec.row_bytes
+        self.row_bytes = spec.row_bytes
         self._row_elements = prod(spec.shape)
         self._padding = spec.padding
-        buffer = device.host_buffer(spec.row_bytes * buckets[-1])
-        self._bytes = buffer.numpy()
+        self.buffer = device.host_buffer(spec.row_bytes * buckets[-1])
+        self._bytes = self.buffer.numpy()
         self._view = self._bytes.data.toreadonly()
-        self._elements = buffer.view(getattr(torch, spec.dtype))
-        self.tensors = _by_bucket(buffer, spec, buckets)
+        self._elements = self.buffer.view(getattr(torch, spec.dtype))
+        self.tensors = _by_bucket(self.buffer, spec, buckets)
 
     def fill(self, row: int, source: bytes | memoryview, start: int, count: int) -> None:
         """Copy ``count`` rows of ``source``, from its row ``start`` on, to ``row``."""
-        size = self._row_bytes
+        size = self.row_bytes
         if size:
             rows = np.frombuffer(source, dtype=np.uint8)[start * size : (start + count) * size]
             self._bytes[row * size : (row + count) * size] = rows
@@ -77,13 +78,15 @@ class HostRows:
 
     def take(self, row: int, count: int) -> memoryview:
         """What the buffer holds there, until the next batch."""
-        return self._view[row * self._row_bytes : (row + count) * self._row_bytes]
+        return self._view[row * self.row_bytes : (row + count) * self.row_bytes]
 
 
-def device_rows(device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Rows of one input or output on the device, per bucket; all in the memory of the largest."""
-    buffer = torch.empty(spec.row_bytes * buckets[-1], dtype=torch.uint8, device=device.torch_device())
-    return _by_bucket(buffer, spec, buckets)
+class DeviceRows:
+    """Rows of one input or output on the device, as bytes and, per bucket, as a tensor."""
+
+    def __init__(self, device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> None:
+        self.buffer = torch.empty(spec.row_bytes * buckets[-1], dtype=torch.uint8, device=device.torch_device())
+        self.tensors = _by_bucket(self.buffer, spec, buckets)
 
 
 def _by_bucket(buffer: torch.Tensor, spec: TensorSpec, buckets: Sequence[int]) -> dict[int, torch.Tensor]:
