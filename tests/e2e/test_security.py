@@ -28,16 +28,16 @@ def own(authority: Authority) -> Issued:
     return authority.issue("server")
 
 
-@pytest.mark.parametrize("transport", ["cq", "aio"])
+@pytest.mark.parametrize("served_by", ["--transport=cq", "--transport=aio", "--workers=2"])
 def test_our_clients_with_all_of_it(
-    small: Path, authority: Authority, own: Issued, transport: str, capsys: pytest.CaptureFixture[str]
+    small: Path, authority: Authority, own: Issued, served_by: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client_files = authority.issue("client", "client.test")
     tls = Tls(authority.file, client_files.certificate, client_files.key)
     token = small.parent / "token"
     token.write_text("a-token\n")
     options = (f"--tls-certificate={own.certificate}", f"--tls-key={own.key}", f"--tls-client-ca={authority.file}")
-    with running(small, *options, f"--token-file={token}", f"--transport={transport}") as server:
+    with running(small, *options, f"--token-file={token}", served_by) as server:
         with OparaClient(server.grpc, tls=tls, token="a-token", timeout=PATIENCE_S) as client:
             np.testing.assert_array_equal(client.infer("small", {"x": X})["output"], Y)
             ((_, answer),) = client.infer_stream([InferRequest("small", {"x": X})])

@@ -15,6 +15,7 @@ PATIENCE_S = 20.0
 COMPRESSED = 1
 NO_ERROR, REFUSED_STREAM, ENHANCE_YOUR_CALM = 0, 7, 11
 MAX_CONCURRENT_STREAMS = 3
+PING = PingFrame(0, b"are you?")
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD = 9  # bytes of a frame before its body
 _MOST = 16384  # bytes of data in one frame
@@ -62,9 +63,6 @@ class RawConnection:
         frames = self.request_frames(path, data, end=end, **headers)
         await self.send(*frames)
         return frames[0].stream_id
-
-    async def ping(self) -> None:
-        await self.send(PingFrame(0, b"are you?"))
 
     async def trailers(self, stream: int) -> dict[str, str]:
         """The headers that end a call, with its grpc-status."""

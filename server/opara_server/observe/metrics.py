@@ -5,8 +5,10 @@ Labels are bounded: a model's name is used only once the repository has it, ever
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
@@ -170,7 +172,12 @@ class Metrics:
             return
         server, thread = self._exposition
         self._exposition = None
-        server.shutdown()
+        host, port = server.server_address[:2]
+        ending = threading.Thread(target=server.shutdown)
+        ending.start()
+        while ending.is_alive():  # it looks whether it is to end twice a second, and whenever somebody connects
+            with suppress(OSError), socket.create_connection((str(host), port), timeout=1.0):
+                ending.join(0.01)
         server.server_close()
         thread.join()
 
