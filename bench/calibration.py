@@ -2,8 +2,8 @@
 
     python -m bench.calibration bench/data/schedules/*.json.gz
 
-Needs no GPU. Each model is also predicted with what was fitted to the *others*, which is what the numbers are worth on
-a model that nobody has measured.
+Needs no GPU; minutes. Writes ``bench/results/calibration.md``. Each model is also predicted with what was fitted to the
+*others*, which is what the numbers are worth on a model that nobody has measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.prediction import RANDOM, Record, evaluate, load, predicted_us, spearman, table
+from bench.prediction import RANDOM, Accuracy, Record, evaluate, load, predicted_us, spearman, table
 from opara_server.engine.simulate import Latency
 
 FIELDS = tuple(field.name for field in fields(Latency))
@@ -89,21 +89,34 @@ def main(
     records: list[Path],
     schedules: Annotated[int, typer.Option(help="How many of each record's are fitted to.")] = 16,
     held_out: Annotated[bool, typer.Option(help="Also predict each model from the others.")] = True,
+    output: Path = Path("bench/results/calibration.md"),
 ) -> None:
-    """Fit the latencies and print them with the accuracy that they give."""
+    """Fit the latencies and write them down with the accuracy that they give."""
     loaded = [load(path) for path in records]
     few = [thinned(record, schedules) for record in loaded]
     with parallel_loss(few) as loss_of:
         fitted = fit(loss_of, Latency())
-    typer.echo(f"{fitted}\n\n{table([evaluate(record, fitted) for record in loaded])}")
-    if not held_out:
-        return
     accuracies = []
-    for model in dict.fromkeys(record.model for record in loaded):
+    for model in dict.fromkeys(record.model for record in loaded) if held_out else ():
         with parallel_loss([record for record in few if record.model != model]) as loss_of:
             of_others = fit(loss_of, fitted)
         accuracies += [evaluate(record, of_others) for record in loaded if record.model == model]
-    typer.echo(f"\nEach model from what was fitted to the others:\n\n{table(accuracies)}")
+    text = described(fitted, [evaluate(record, fitted) for record in loaded], accuracies, schedules)
+    output.write_text(text + "\n")
+    typer.echo(text)
+
+
+def described(fitted: Latency, of_all: Sequence[Accuracy], of_others: Sequence[Accuracy], schedules: int) -> str:
+    """The whole of ``calibration.md``."""
+    parts = [
+        "# Latencies, fitted to what was measured",
+        f"To {schedules} schedules of each record of [simulator.md](simulator.md), which says what the columns mean:",
+        f"`{fitted}`",
+        f"The engine has `{Latency()}`, of earlier records.",
+        table(of_all),
+        *(["## Each model from what was fitted to the others", table(of_others)] if of_others else []),
+    ]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

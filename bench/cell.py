@@ -67,10 +67,10 @@ def measure(
 ) -> Cell:
     """Every system, each at the time when nothing else disturbs it.
 
-    What the host drives is timed and judged first, in turns with the graphs that there are by then: later on a profiler
-    has been attached, which slows every launch for as long as the process lives. The graphs, this engine's among them,
-    are timed in turns after that. What the host drives has the host's time alone, the graphs have both. ``drift``: what
-    the sequential graph takes then over what it took at first.
+    What the host drives is timed and judged first, in turns with the graphs that there are by then, before any profiler
+    is attached: one that stays (an older Kineto) slows launches. The graphs, this engine's among them, are timed in
+    turns after that. What the host drives has the host's time alone, the graphs have both. ``drift``: what the
+    sequential graph takes then over what it took at first.
     """
     begin = time.perf_counter()
     cold = _cache_is_cold()

@@ -15,6 +15,7 @@ from opara_server.engine.plan import Candidate
 FORMAT = 2  # of the files: raise it when older ones no longer mean the same
 WITH_DEVICE_TIMES = 1  # the format before, which can be read: it has them of what the host drives, too
 HOST_DRIVEN = {"eager", "compile_reduce_overhead", "compile_max_autotune"}  # of that format
+FLOAT64 = "float64"  # what settings["reference"] usually is
 DECIDING = ("device", "gpu", "cpu", "torch", "cuda", "cudnn", "triton", "opara")  # another of these: measure anew
 ENGINE = "engine"  # its sources decide as well
 DECIDING_SETTINGS = ("seconds", "tuning_budget_s")
@@ -78,7 +79,7 @@ class SystemResult:
 class Cell:
     """``graph``: counts and times of the ATen operator graph; ``studies``: what was measured besides, by name;
     ``seconds``: what the cell cost, by phase; ``settings``: equal for all systems; ``cache``: "cold" where
-    torch.compile had nothing to start from; ``failed``: why the whole group has no result."""
+    torch.compile had nothing to start from; ``failed``: why the whole group has no result; ``format``: of its file."""
 
     key: CellKey
     environment: Mapping[str, str | int]
@@ -89,6 +90,7 @@ class Cell:
     seconds: Mapping[str, float] = field(default_factory=dict)
     cache: str = ""
     failed: str = ""
+    format: int = FORMAT
 
     def right(self, system: str) -> SystemResult | None:
         """None where the system was not run, failed, or gave wrong numbers."""
@@ -120,14 +122,14 @@ class Cell:
             name: {key: value for key, value in found.items() if value is not None and value != ()}
             for name, found in data["systems"].items()
         }
-        return {"format": FORMAT, **data}
+        return {"format": data.pop("format"), **data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Raises ValueError on what is no cell of a format that can be read."""
         try:
             fields = dict(data)
-            found = fields.pop("format")
+            found = fields["format"]
             if found not in (WITH_DEVICE_TIMES, FORMAT):
                 raise ValueError(f"a cell of format {found!r}, not {FORMAT}")
             fields["key"] = CellKey(**fields["key"])

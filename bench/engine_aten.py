@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ import typer
 from bench.cells import CellKey
 from bench.environment import environment
 from bench.models import MODELS, find_model, require_packages
+from bench.provenance import digest, machine
 from bench.reference import REPLAYS, Reference, reference
 from bench.subject import Lowered, Subject, opened_subject
 from bench.systems.runners import Called
@@ -37,6 +39,14 @@ from opara_server.engine.simulate import simulate
 from opara_server.engine.trace import occupancy
 
 Row = dict[str, Any]
+HEADING = "# Every policy on the same operators"
+LEGEND = """\
+The paper's method on PyTorch's own operators (ATen), in turns with other policies, all of them captured as one CUDA
+Graph: the first row of a model is its operators in sequence, which *over sequential* is over. *Syncs*: waits between
+streams. *Predicted*: by the simulator, from the profile. *Streams' memory*: what the schedule needs for activations,
+computed, over the sequential one's; *pool*: what PyTorch's allocator holds for the graph, in whole segments per stream,
+over the sequential one's. *Verified*: the error norm against float64, the largest over fresh inputs. Random weights.
+What the engine makes of the same models with fused operators: [engine.md](engine.md)."""
 SECONDS = 0.3  # of timing, per schedule
 NAME_LENGTH = 60  # of a kernel's: C++ template names are kilobytes each
 
@@ -60,9 +70,17 @@ def main(
             if graphs:
                 _save_graph(subject.key, subject.aten, graphs)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
+        written = {"environment": environment(), "results": results}
+        output.write_text(json.dumps(written, indent=1) + "\n")
+        output.with_suffix(".md").write_text(described(written))
         sys.stdout.write(table(results[-1:]) + "\n")
-    output.with_suffix(".md").write_text(table(results) + "\n")
+
+
+def described(written: Mapping[str, Any]) -> str:
+    """The Markdown of what was written as JSON."""
+    where = written["environment"]
+    sources = f"Engine sources {digest(where)}." if "engine" in where else "Of an engine that did not tell its sources."
+    return "\n\n".join([HEADING, machine([where]), sources, LEGEND, table(written["results"])]) + "\n"
 
 
 def run(subject: Subject, repeat: int) -> Row:

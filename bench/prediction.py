@@ -189,14 +189,7 @@ def _summary(accuracies: Sequence[Accuracy]) -> str:
     few = [f"{_name(a)} ({a.random})" for a in accuracies if a.few]
     alike = [_name(a) for a in accuracies if a.alike and not a.few]
     judged = [a for a in accuracies if not (a.few or a.alike)]
-    known = [a.rank_correlation for a in judged if a.rank_correlation is not None]
-    tops = [a.top for a in judged if a.top is not None]
-    ranked = f"Median rank correlation {median(known):.3f} over {len(known)}" if known else "No rank correlation"
-    held = sum(top <= CLOSE for top in tops)
-    said = [
-        f"{ranked} of {len(accuracies)} records. The top {TOP} hold one within {CLOSE - 1:.0%} of the best in {held} "
-        f"of {len(tops)}."
-    ]
+    said = [_held(judged, len(accuracies))]
     if few:
         said.append(f"Not judged, with fewer than {ENOUGH} steady random schedules: {', '.join(few)}.")
     if alike:
@@ -204,12 +197,30 @@ def _summary(accuracies: Sequence[Accuracy]) -> str:
     return " ".join(said)
 
 
-def described(records: Sequence[Record], accuracies: Sequence[Accuracy]) -> str:
+def _held(accuracies: Sequence[Accuracy], records: int) -> str:
+    known = [a.rank_correlation for a in accuracies if a.rank_correlation is not None]
+    tops = [a.top for a in accuracies if a.top is not None]
+    ranked = f"Median rank correlation {median(known):.3f} over {len(known)}" if known else "No rank correlation"
+    held = sum(top <= CLOSE for top in tops)
+    return (
+        f"{ranked} of {records} records. The top {TOP} hold one within {CLOSE - 1:.0%} of the best in {held} "
+        f"of {len(tops)}."
+    )
+
+
+def unfiltered(records: Sequence[Record], latency: Latency) -> str:
+    """One sentence: the same of all schedules, steady or not, and of every record."""
+    taken = [replace(r, measured=tuple(replace(m, spread=0.0) for m in r.measured)) for r in records]
+    return f"Of all schedules, the unsteady ones too: {_held([evaluate(r, latency) for r in taken], len(records))}"
+
+
+def described(records: Sequence[Record], accuracies: Sequence[Accuracy], latency: Latency) -> str:
     """The whole of ``simulator.md``."""
     environments = [record.environment for record in records]
     engines = ", ".join(sorted({digest(environment) for environment in environments}))
     parts = ["# How well the simulator predicts", machine(environments), f"Engine sources {engines}.", LEGEND]
-    return "\n\n".join([*parts, table(accuracies)])
+    others = "On a model of which nobody has measured anything: [calibration.md](calibration.md)."
+    return "\n\n".join([*parts, table(accuracies), unfiltered(records, latency), others])
 
 
 def save(record: Record, folder: Path) -> Path:
@@ -262,7 +273,7 @@ def report(records: Sequence[Record], latency: Latency, output: Path) -> str:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
-    text = described(records, accuracies)
+    text = described(records, accuracies, latency)
     output.with_suffix(".md").write_text(text + "\n")
     return text
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell, CellKey
 from bench.selection import ALL_MODELS, BATCHES, DTYPES
 from bench.tables import SHORT, Cells, cell_name, required_keys
 
+COMMITS = Path(__file__).parent / "results" / "commits.json"
 TOLD = ("gpu", "multiprocessors", "cpu", "cores", "torch", "cuda", "cudnn", "triton", "opara", "date")
 
 
@@ -23,8 +27,15 @@ def machine(environments: Iterable[Mapping[str, Any]]) -> str:
 
 
 def digest(environment: Mapping[str, Any]) -> str:
-    """Of the engine's sources."""
-    return str(environment.get("engine", "unknown"))
+    """Of the engine's sources, and the first commit that has them, where ``commits.json`` tells it."""
+    found = str(environment.get("engine", "unknown"))
+    commit = _commits().get(found)
+    return f"{found} of commit {commit}" if commit else found
+
+
+@cache
+def _commits() -> dict[str, str]:
+    return dict(json.loads(COMMITS.read_text()))
 
 
 def sources(cells: Cells) -> str:

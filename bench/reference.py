@@ -10,8 +10,10 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from bench.cells import FLOAT64
 from bench.subject import Subject
 from bench.timing import Runner
+from opara_server.engine.errors import first_line
 from opara_server.engine.tensors import fill_random
 from opara_server.engine.verify import OVER_EAGER, default_bound, error_norm, poison
 
@@ -41,7 +43,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Reference:
-    """``source``: "float64", or "eager" where the module does not run in float64."""
+    """``source``: "float64", or where the module does not run in float64 "eager PyTorch" and why."""
 
     questions: tuple[Question, ...]
     source: str
@@ -84,9 +86,10 @@ def reference(subject: Subject) -> Reference:
         fill_random(subject.inputs, flat.inputs)
         drawn.append(tuple(tensor.clone() for tensor in subject.inputs))
     eager = [flat(*_copies(inputs)) for inputs in drawn]
-    exact, source = _exact(subject, drawn), "float64"
-    if exact is None:
-        exact, source = eager, "eager"
+    try:
+        exact, source = _exact(subject, drawn), FLOAT64
+    except Exception as error:  # noqa: BLE001 - a model may raise anything on doubles it does not expect
+        exact, source = eager, f"eager PyTorch ({type(error).__name__}: {first_line(error)})"
     bound = default_bound(module, subject.device)
     return Reference(
         tuple(
@@ -111,15 +114,14 @@ def _ask(runner: Runner, question: Question, scratch: Sequence[Tensor]) -> Seque
     return runner.outputs
 
 
-def _exact(subject: Subject, drawn: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]] | None:
+def _exact(subject: Subject, drawn: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
+    """Raises whatever the module does."""
     chosen = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # nobody waits for the reference to be fast
     try:
         module = copy.deepcopy(subject.module).double()
         doubles = [[t.double() if t.is_floating_point() else t.clone() for t in inputs] for inputs in drawn]
         return [subject.flat.run(module, inputs) for inputs in doubles]
-    except Exception:  # noqa: BLE001 - a model may raise anything on doubles it does not expect
-        return None
     finally:
         torch.backends.cudnn.benchmark = chosen
 

@@ -44,10 +44,9 @@ ratio to a system that was not run. *failed*: tried, and without a result.
 
 *error*: |out − ref| / |ref| against the same module in float64, the largest of all outputs over fresh inputs. An
 output is right if its error is at most the bound of its dtype (5e-03 for float16, 2e-03 for float32 with TF32) or
-three times eager PyTorch's own error on the same inputs, and if repeated runs repeat it to within the bound (in cells
-of 2026-11-21 to within what the error may be; this engine's graphs were held to the bound by its own verification,
-which also poisons the memory that they compute in). Deep networks with random weights lose digits in eager PyTorch as
-well: beside ours is the error of the CUDA Graph, which has eager PyTorch's kernels."""
+three times eager PyTorch's own error on the same inputs, and if repeated runs repeat it to within the bound. Deep
+networks with random weights lose digits in eager PyTorch as well: beside ours is the error of the CUDA Graph, which has
+eager PyTorch's kernels."""
 
 PARTS = """\
 *Operators in sequence*: the exported ATen operators, which leave out what a module computes for nothing, in one stream;
@@ -93,6 +92,8 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
         sources(cells),
         settings(cells),
         HOW,
+        notes.older(cells),
+        notes.references(cells),
         _image("speedup", plots),
         "## All systems",
         tables.main_table(cells),

@@ -8,8 +8,8 @@ from statistics import mean
 
 import pytest
 
-from bench.calibration import fit, loss, thinned
-from bench.prediction import Measured, Record
+from bench.calibration import described, fit, loss, thinned
+from bench.prediction import Measured, Record, evaluate
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import OperatorProfile, Profile, Roofline
 from opara_server.engine.random_schedules import random_schedules
@@ -62,3 +62,12 @@ def test_thinning_takes_evenly_and_no_more_than_asked_for() -> None:
     record = record_of(1, Latency(), count=10)
     assert thinned(record, 4).measured == record.measured[::3]
     assert thinned(record, 100) == record
+
+
+def test_what_is_written_tells_the_fitted_and_the_engine_s_own() -> None:
+    found = [evaluate(record_of(0, Latency()), Latency())]
+    text = described(replace(Latency(), company=0.5), found, found, 16)
+    assert "company=0.5" in text
+    assert f"`{Latency()}`" in text
+    assert text.count("Median rank correlation") + text.count("No rank correlation") == 2
+    assert "## Each model" not in described(Latency(), found, [], 16)

@@ -121,6 +121,7 @@ def test_device_times_of_what_the_host_drives_are_not_read(tmp_path: Path) -> No
     assert found
     assert [found.time_us(name) for name in ("eager", "compile_reduce_overhead", "ours")] == [960.0, 300.0, 100.0]
     assert found.systems["eager"].spread is None
+    assert found.format == 1
     assert found.systems["ours"] == whole.systems["ours"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench import notes
-from bench.cells import Cell, CellKey
+from bench.cells import WITH_DEVICE_TIMES, Cell, CellKey
 from bench.provenance import settings
 from bench.selection import REQUIRED_MODELS
 from tests.bench.synthetic import SETTINGS, cell, result
@@ -44,6 +44,28 @@ def test_berts_gain_is_told_without_its_mask(opara: float, said: str) -> None:
     assert said in text
 
 
+def test_torch_compile_s_share_of_the_mask_is_told() -> None:
+    text = notes.masks(by_key(cell("bert_base", nimble=200.0, graph_default=600.0, ours=400.0), cell("googlenet")))
+    assert "had 500 µs for torch.compile in one graph" in text
+    assert "opara-serve is 1.25× as fast instead of 1.50×" in text
+    assert text.endswith("over torch.compile 1.58× instead of 1.73×.")
+
+
+def test_the_rule_for_cells_of_the_format_before_is_told() -> None:
+    assert notes.older(by_key(cell("googlenet"))) == ""
+    old = replace(cell("googlenet"), format=WITH_DEVICE_TIMES)
+    assert notes.older(by_key(old, cell("deepfm"))).startswith("In the 1 cells of format 1 repeated runs")
+
+
+def test_another_reference_than_float64_is_told_with_its_reason() -> None:
+    one = replace(cell("googlenet"), settings={"reference": "float64"})
+    assert notes.references(by_key(one)) == ""
+    other = replace(cell("deepfm"), settings={"reference": "eager PyTorch (TypeError: no doubles)"})
+    assert notes.references(by_key(one, other)) == (
+        "Not against float64 but DeepFM float16 ×1: eager PyTorch (TypeError: no doubles)."
+    )
+
+
 def test_the_mean_is_told_without_its_outlier() -> None:
     usual = [cell(model, batch=8) for model in REQUIRED_MODELS if model != "deepfm"]
     sizes = [cell("deepfm", batch=batch, sequential=time) for batch, time in ((1, 300.0), (8, 6400.0), (32, 500.0))]
@@ -67,8 +89,17 @@ def test_what_figure_5_compares_is_told_where_it_is_shown() -> None:
 
 
 def test_of_nothing_nothing_is_said() -> None:
-    every = (notes.drift, notes.masks, notes.outlier, notes.masks_in_figure_5, notes.errors, settings)
-    assert [note({}) for note in every] == [""] * len(every)
+    every = (
+        notes.older,
+        notes.references,
+        notes.drift,
+        notes.masks,
+        notes.outlier,
+        notes.masks_in_figure_5,
+        notes.errors,
+        settings,
+    )
+    assert [note({}) for note in (*every, notes.masks_in_figure_5, settings)] == [""] * (len(every) + 2)
 
 
 def test_settings_that_differ_are_counted() -> None:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from bench.cells import CellKey
+from bench.models import BenchModel
 from bench.reference import Reference, reference, replays_for
 from bench.subject import Subject, opened_subject
 from bench.systems.runners import Called
 from tests.bench.tiny import BRANCHES
+from tests.engine.models import ROW, Function
 
 KEY = CellKey("tiny", "float32", 3)
 Answer = tuple[Tensor, ...]
@@ -47,6 +49,18 @@ def test_the_module_itself_is_right(subject: Subject, right: Reference) -> None:
     assert verdict.verified
     assert 0 < verdict.error < 1e-6
     assert right.source == "float64"
+
+
+def only_float32(x: Tensor) -> Tensor:
+    if x.dtype != torch.float32:
+        raise TypeError("no doubles")
+    return x * 2
+
+
+def test_where_float64_fails_it_is_said_why() -> None:
+    model = BenchModel(lambda: Function(only_float32).eval(), lambda _dtype: ROW)
+    with opened_subject(KEY, model, "cpu", 0.01, 1.0) as opened:
+        assert reference(opened).source == "eager PyTorch (TypeError: no doubles)"
 
 
 def test_a_small_mistake_is_seen(subject: Subject, right: Reference) -> None:

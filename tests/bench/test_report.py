@@ -107,6 +107,8 @@ def test_cells_of_other_sources_are_listed() -> None:
         "Digest of the engine's sources: new in 2 of 3 cells. Of other sources, 1: old in BERT-base float16 ×1."
     )
     assert sources({}) == ""
+    known = replace(cell("deepfm"), environment={**ENVIRONMENT, "engine": "0566349b1bdb"})
+    assert sources(by_key(known)) == "Digest of the engine's sources: 0566349b1bdb of commit a66d3c3 in 1 of 1 cells."
     assert "## BERT-base float16 ×1 (2026-01-02, engine sources old)" in details(
         by_key(replace(cell("bert_base"), environment=old))
     )
