@@ -17,8 +17,8 @@ from typer.main import get_command
 from examples.serving import Server, running_server
 from opara_client import cli as client_cli
 from opara_server.commands import app
-from opara_server.config import BatchingConfig, ModelConfig
 from opara_server.engine.policies import POLICIES
+from opara_server.model_config import BatchingConfig, ModelConfig
 from opara_server.observe.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]

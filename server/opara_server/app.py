@@ -15,8 +15,9 @@ import grpc
 import torch
 import uvloop
 
-from opara_server.config import ServerConfig, may_use_a_gpu
+from opara_server.config import ServerConfig
 from opara_server.engine.kineto import start_kineto
+from opara_server.model_config import may_use_a_gpu
 from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
 from opara_server.rpc.edge import make_edge, message_limit
 from opara_server.rpc.front import SERVER_NAMES, Front, LocalFront, StartError, address

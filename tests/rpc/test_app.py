@@ -15,7 +15,7 @@ from torch import nn
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.app import Application
-from opara_server.config import ModelConfig
+from opara_server.model_config import ModelConfig
 from opara_server.rpc.front import SERVICE, StartError
 from opara_server.serving.registry import LoadError, Progress
 from opara_server.settings import ConfigError

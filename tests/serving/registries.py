@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from opara_server.config import ModelConfig, ServerConfig
+from opara_server.config import ServerConfig
+from opara_server.model_config import ModelConfig
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, Progress, Registry

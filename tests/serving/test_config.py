@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opara_server.config import ModelConfig, ServerConfig, may_use_a_gpu
+from opara_server.config import ServerConfig
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
+from opara_server.model_config import ModelConfig, may_use_a_gpu
 from opara_server.settings import ConfigError
 
 MODEL = """

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from opara_server.config import ModelConfig
 from opara_server.engine.compiled import Progress
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.errors import EngineError
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.steps import Steps
+from opara_server.model_config import ModelConfig
 from opara_server.serving import improvement
 from opara_server.serving.registry import ModelState
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from opara_server.config import ModelConfig
+from opara_server.model_config import ModelConfig
 from opara_server.serving.limits import Limits
 
 MODEL = {

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from opara_server.config import ModelConfig
 from opara_server.engine.errors import CaptureError
+from opara_server.model_config import ModelConfig
 from opara_server.serving.batcher import Rows
 from opara_server.serving.errors import InternalError, ModelNotFound, ModelUnavailable
 from opara_server.serving.registry import LoadError, ModelState, Progress

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from opara_server.config import ModelConfig
 from opara_server.engine.errors import CaptureError
+from opara_server.model_config import ModelConfig
 from opara_server.serving.errors import ModelNotFound, ModelUnavailable
 from opara_server.serving.registry import ModelState, Progress
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from opara_server.config import ModelConfig
+from opara_server.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

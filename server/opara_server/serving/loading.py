@@ -11,9 +11,10 @@ from typing import Protocol
 
 from torch import nn
 
-from opara_server.config import ModelConfig, ServerConfig
+from opara_server.config import ServerConfig
 from opara_server.engine.errors import EngineError, explained
 from opara_server.engine.plan import Plan
+from opara_server.model_config import ModelConfig
 from opara_server.observe import occupancy
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batcher

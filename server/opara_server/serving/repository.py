@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from opara_server.config import DEFAULT_WEIGHTS, MODEL_FILE, ModelConfig
 from opara_server.engine.errors import explained
+from opara_server.model_config import DEFAULT_WEIGHTS, MODEL_FILE, ModelConfig
 from opara_server.settings import ConfigError
 
 log = logging.getLogger(__name__)
