@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.cells import CellKey, SystemResult
@@ -31,14 +32,24 @@ def candidate_tables(cells: Cells) -> list[str]:
         "## What each lowering, policy and priority brought",
         HOW,
         _table(kept, "lowerings", (ATEN, *FUSED), lambda _own, one: one.lowering),
-        _table(kept, "policies", POLICIES, lambda own, one: family(one) if one.lowering == own.lowering else ""),
+        _table(kept, "policies", POLICIES, lambda own, one: family(one.policy) if one.lowering == own.lowering else ""),
         *([markdown(["variants", "lowering", "µs", "without", "gain", "serves"], variants)] if variants else []),
     ]
 
 
-def family(candidate: Candidate) -> str:
-    """The policy without its parameters and what it is wrapped in: of ``urgent(lean(heft:4))`` heft."""
-    policy = candidate.policy
+def chosen(cells: Cells) -> str:
+    """One sentence: which policies serve, in how many cells."""
+    policies = [own.policy for cell in cells.values() if (own := cell.right(OURS)) and own.policy]
+    if not policies:
+        return ""
+    counts = Counter(map(family, policies))
+    told = ", ".join(f"{name} {counts[name]}" for name in sorted(counts, key=lambda name: (-counts[name], name)))
+    wraps = [f"{sum(f'{wrap}(' in policy for policy in policies)} {wrap}" for wrap in ("urgent", "lean")]
+    return f"Policies that were chosen, in how many of {len(policies)} cells: {told}; of these {', '.join(wraps)}."
+
+
+def family(policy: str) -> str:
+    """A policy without its parameters and what it is wrapped in: of ``urgent(lean(heft:4))`` heft."""
     while wrapped := WRAPPED.fullmatch(policy):
         policy = wrapped[2]
     return re.split(r"[:(]", policy)[0]

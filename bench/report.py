@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bench import figures, notes, readme, tables
-from bench.candidates import candidate_tables
+from bench.candidates import candidate_tables, chosen
 from bench.cells import Cell, load_cells
 from bench.goals import goals_table
 from bench.plots import draw_all
@@ -99,6 +99,7 @@ def report(cells: Cells, allocations: Mapping[str, figures.Allocation], plots: S
         tables.main_table(cells),
         "All columns of every system: [engine_cells.md](engine_cells.md).",
         tables.worst_cell(cells),
+        chosen(cells),
         notes.drift(cells),
         _wrong(cells),
         notes.errors(cells),

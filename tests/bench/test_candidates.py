@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.candidates import candidate_tables, family
+from bench.candidates import candidate_tables, chosen, family
 from bench.cells import Cell, CellKey, load_cell, save_cell
 from opara_server.engine.plan import BEYOND_BUDGET, Candidate
 from tests.bench.synthetic import cell
@@ -81,4 +81,14 @@ def test_a_cell_keeps_them(tmp_path: Path) -> None:
     ("policy", "name"), [("heft", "heft"), ("search(heft:2)", "search"), ("urgent(lean(packed:3))", "packed")]
 )
 def test_families(policy: str, name: str) -> None:
-    assert family(candidate("fused", policy, 1.0)) == name
+    assert family(policy) == name
+
+
+def test_chosen_policies_are_counted() -> None:
+    other = replace(searched(), key=CellKey("deepfm", "float16", 1))
+    other = replace(other, systems={"ours": replace(other.systems["ours"], policy="packed:3")})
+    third = replace(other, key=CellKey("vit_b16", "float16", 1))
+    assert chosen({one.key: one for one in (searched(), other, third)}) == (
+        "Policies that were chosen, in how many of 3 cells: packed 2, heft 1; of these 1 urgent, 1 lean."
+    )
+    assert chosen({}) == ""

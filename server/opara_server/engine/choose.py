@@ -132,7 +132,9 @@ class Search:
                 yield program, self._device.profile(program)
             except Exception as error:
                 if number > 0:
-                    log.warning("the %s lowering fails: %s", program.lowering, first_line(error))
+                    log.warning(
+                        "%s: the %s lowering fails: %s", self._lowerings.name, program.lowering, first_line(error)
+                    )
                 elif isinstance(error, EngineError):
                     raise
                 else:

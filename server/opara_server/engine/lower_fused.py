@@ -93,16 +93,12 @@ class NoVariantError(LoweringError):
     """None can be had: of this model, or of any on this machine."""
 
 
-class TooLargeError(LoweringError):
-    """For this batch size there is not enough memory; for a smaller one there may be."""
-
-
 def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: str, weights: Weights) -> Program:
     """The program of ``exported`` for exactly these static inputs. ``lowering``: a name from VARIANTS.
     ``weights``: what the lowerings of one model share.
 
     Raises LoweringError with the reason where Inductor, Triton or this file cannot do it; NoVariantError where they can
-    do no other variant, either, TooLargeError where memory is short.
+    do no other variant, either, at any batch size.
     """
     if not inputs[0].is_cuda:
         raise NoVariantError("Inductor's kernels are taken apart for GPUs only")
@@ -128,17 +124,7 @@ def lower_fused(exported: ExportedProgram, inputs: Sequence[Tensor], lowering: s
     except LoweringError:
         raise
     except Exception as error:  # Inductor and Triton raise whatever they like
-        kind = TooLargeError if _out_of_memory(error) else LoweringError
-        raise kind(f"Inductor: {first_line(error)}") from error
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether that is what ``error`` came of."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        raise LoweringError(f"Inductor: {first_line(error)}") from error
 
 
 def _form(tensor: Tensor) -> str:

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
-from opara_server.engine.lower_fused import NoVariantError, TooLargeError, lower_fused
+from opara_server.engine.lower_fused import NoVariantError, lower_fused
 from opara_server.engine.program import Program
 from opara_server.engine.rewrites import Weights
 
@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class Lowerings:
-    """What can be made of one model's ``exports``, by batch size. ``refused``: by lowering, why it is not to be had."""
+    """What can be made of one model's ``exports``, by batch size."""
 
     def __init__(self, name: str, exports: Mapping[int, ExportedProgram]) -> None:
-        self.refused: dict[str, str] = {}
         self.name = name
+        self._told: set[str] = set()  # why lowerings could not be had
+        self._no_variant = False
         self._exports = exports
         self._weights = Weights()
 
@@ -35,20 +36,18 @@ class Lowerings:
         """Each is made when it is asked for. Why others cannot be had is said once per reason."""
         exported = self._exports[bucket]
         for lowering in names:
-            if lowering in self.refused:
-                continue
+            if self._no_variant:
+                return
             try:
                 if _is_dynamic(exported):
                     exported = export_static(exported.module(), inputs)
                 yield lower_fused(exported, inputs, lowering, self._weights)
             except LoweringError as error:
                 reason = str(error)
-                if reason not in self.refused.values():
+                if reason not in self._told:
                     log.warning("%s: no %s lowering: %s", self.name, lowering, reason)
-                if isinstance(error, TooLargeError):
-                    continue
-                every = isinstance(error, NoVariantError)
-                self.refused.update(dict.fromkeys(names if every else [lowering], reason))
+                self._told.add(reason)
+                self._no_variant = isinstance(error, NoVariantError)
 
 
 def _is_dynamic(exported: ExportedProgram) -> bool:
