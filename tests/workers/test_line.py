@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,7 +53,7 @@ class Way:
     def connect(self, ends: tuple[End, End]) -> Caller:
         engine, worker = ends
         self.desk.open(engine.memory, engine.submissions, engine.completions)
-        caller = Caller(attach(worker.memory).places, worker.submissions, worker.completions)
+        caller = Caller(attach(worker.memory).places, worker.submissions, worker.completions, threading.Lock())
         self.update(caller)
         return caller
 

@@ -37,8 +37,9 @@ class CqServer:
         unary: Mapping[str, Hot],
         streams: Mapping[str, Hot],
         stream_in_flight: int,
+        turn: threading.Lock | None = None,
     ) -> None:
-        """``unary``, ``streams``: the hot methods, by full path."""
+        """``unary``, ``streams``: the hot methods, by full path. ``turn``: see open_transport."""
         self._loop = asyncio.get_running_loop()
         self._core = core.Core(edge.options)
         self._credentials = edge.credentials
@@ -46,6 +47,7 @@ class CqServer:
         self._unary = {path.encode(): method for path, method in unary.items()}
         self._hot_streams = {path.encode(): method for path, method in streams.items()}
         self._stream_in_flight = stream_in_flight
+        self._turn = turn
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._streams: WeakSet[StreamCall] = WeakSet()
         self._streams_closed = False
@@ -95,10 +97,15 @@ class CqServer:
         await asyncio.to_thread(self._thread.join)
 
     def _serve(self) -> None:
+        turn = self._turn
         while (event := self._core.next_event(wait=not self._shut or self._armed > 0)) is not None:
             tag = event.tag
             try:
-                tag(event)
+                if turn is None:
+                    tag(event)
+                else:
+                    with turn:
+                        tag(event)
             except Exception:
                 log.exception("an event of gRPC's could not be handled")
             event = tag = None

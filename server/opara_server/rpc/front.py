@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -50,9 +51,12 @@ class Front(Protocol):
 class LocalFront:
     """A gRPC server in this process."""
 
-    def __init__(self, config: ServerConfig, edge: Edge, inference: Inference) -> None:
+    def __init__(
+        self, config: ServerConfig, edge: Edge, inference: Inference, turn: threading.Lock | None = None
+    ) -> None:
+        """``turn``: see open_transport."""
         self.health = Health()
-        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT)
+        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn)
         self._host, self._port = config.host, config.port
         self._secure = edge.credentials is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -62,15 +63,19 @@ class AioTransport:
         await self._server.stop(grace)
 
 
-def open_transport(kind: str, edge: Edge, inference: Inference, stream_in_flight: int) -> Transport:
+def open_transport(
+    kind: str, edge: Edge, inference: Inference, stream_in_flight: int, turn: threading.Lock | None = None
+) -> Transport:
     """``kind``: AIO, or CQ, which gives way to AIO with a warning where this grpcio has no such layer.
 
     It serves the methods of ``inference``; others may be added. ``stream_in_flight``: how many requests of one stream
-    are worked on at a time. On the event loop that is running.
+    are worked on at a time. ``turn``: taken while an event is handled on the completion queue; another thread that
+    gives many answers at once takes it, too, since gRPC lets go of the interpreter at each operation: without it the
+    two would wake each other each time. On the event loop that is running.
     """
     if kind == CQ:
         reason = cq_core.why_not()
         if not reason:
-            return CqServer(edge, inference.unary, inference.streams, stream_in_flight)
+            return CqServer(edge, inference.unary, inference.streams, stream_in_flight, turn)
         log.warning("serving with grpc.aio: %s", reason)
     return AioTransport(edge, inference, stream_in_flight)

@@ -36,8 +36,8 @@ class Caller:
     """``submit``s and ``cancel``s come from one thread. Answers come from another, its own: all that there are at a
     time."""
 
-    def __init__(self, places: memoryview, submissions: int, completions: int) -> None:
-        """The pipes' descriptors are its own."""
+    def __init__(self, places: memoryview, submissions: int, completions: int, turn: threading.Lock) -> None:
+        """The pipes' descriptors are its own. ``turn``: taken while answers are given."""
         self._places = places
         self._submissions = submissions
         finalize(self, os.close, submissions)  # not before the last who may write is gone
@@ -45,6 +45,7 @@ class Caller:
         self._most = most_at_once(submissions)
         self._pending: dict[int, _Call] = {}
         self._up = True
+        self._turn = turn
         threading.Thread(target=self._serve, args=(completions,), name="opara-replies", daemon=True).start()
 
     def submit(
@@ -84,16 +85,20 @@ class Caller:
 
     def _serve(self, completions: int) -> None:
         while data := read(completions, COMPLETION):
-            for place, status, length in COMPLETION.iter_unpack(data):
-                if status != RELEASED:
-                    self._complete(self._pending.pop(place), status & ~HELD, length)
-                if not status & HELD:
-                    give_pages_back(self._places, place, self._slots.nbytes(place))
-                    self._slots.give(place)
+            with self._turn:
+                self._take(data)
         os.close(completions)
         self._up = False  # before looking: who submits looks at it afterwards
         for call in list(self._pending.values()):
             self._lose(call)
+
+    def _take(self, data: bytes) -> None:
+        for place, status, length in COMPLETION.iter_unpack(data):
+            if status != RELEASED:
+                self._complete(self._pending.pop(place), status & ~HELD, length)
+            if not status & HELD:
+                give_pages_back(self._places, place, self._slots.nbytes(place))
+                self._slots.give(place)
 
     def _complete(self, call: _Call, status: int, length: int) -> None:
         places, at = self._places, call.place

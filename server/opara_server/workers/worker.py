@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -41,7 +42,8 @@ class Worker:
         self._counts = WorkerCounts()
         inference = Inference(self._mirror, self._counts)
         edge = make_edge(config, message_limit, lambda code: self._counts.request(UNKNOWN_MODEL, code, 0.0))
-        self._front = LocalFront(config, edge, inference)
+        self._turn = threading.Lock()
+        self._front = LocalFront(config, edge, inference, self._turn)
         server = ServerCalls(self._front.health.serving, admin=config.admin)
         self._front.add((server.handler(), PassedOn(self._ask)))
         for name in SERVER_NAMES:
@@ -62,7 +64,7 @@ class Worker:
             await self._hearing  # until the one before is known to be gone
         region = attach(end.memory)
         os.close(end.memory)
-        caller = Caller(region.places, end.submissions, end.completions)
+        caller = Caller(region.places, end.submissions, end.completions, self._turn)
         self._engine = await Messages.open(end.messages)
         self._hearing = asyncio.create_task(self._hear(self._engine, caller, region.counts))
 
