@@ -79,6 +79,51 @@ def test_requests_between_the_steps_of_a_switch_get_right_answers(module: Branch
     assert all(graph.closed for graph in device.graphs)
 
 
+def test_every_operator_runs_in_a_step_of_its_own_before_the_capture(
+    module: Branches, found: SavedPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = NeverProfiled(streams_are_fast)
+    model = at_first(module, device)
+    ran: list[int] = []
+    run = Program.run
+
+    def watched(program: Program, operator: int, environment: Any) -> None:
+        ran.append(operator)
+        run(program, operator, environment)
+
+    monkeypatch.setattr(Program, "run", watched)
+    per_step = []
+    with model.device.bind():
+        for _ in model.improve(found, 4):
+            if len(device.graphs) > 2:
+                break
+            per_step.append(len(ran))
+            ran.clear()
+    assert max(per_step) == 1
+    assert sum(per_step) == model.plan.bucket(4).operators
+    model.close()
+
+
+def test_an_operator_that_fails_before_the_capture_costs_its_graph_alone(
+    module: Branches, found: SavedPlan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = ScriptedDevice(streams_are_fast)
+    model = at_first(module, device)
+    run, errors = Program.run, [RuntimeError("out of memory")]
+
+    def failing_once(program: Program, operator: int, environment: Any) -> None:
+        if errors:
+            raise errors.pop()
+        run(program, operator, environment)
+
+    monkeypatch.setattr(Program, "run", failing_once)
+    with model.device.bind(), caplog.at_level(logging.WARNING):
+        at_once(model.improve(found, 4))
+    assert_right(model, module)
+    assert "the next best runs instead: the model's operators fail: out of memory" in caplog.text
+    model.close()
+
+
 def test_what_is_slower_or_wrong_here_does_not_replace_what_serves(
     module: Branches, found: SavedPlan, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from opara_server.engine.capture import capture
+from opara_server.engine.capture import capture, capturing
 from opara_server.engine.choice import Choice, Runnable
 from opara_server.engine.device import CapturedGraph, Device
 from opara_server.engine.errors import CaptureError, VerificationError
@@ -33,8 +33,9 @@ class Finisher:
         A step is a capture, a run of the module, or a few replays. Raises CaptureError or VerificationError where not
         even the simplest will do.
 
-        ``serving``: the simplest, where it runs already; it goes on where none is faster, and stays its owner's. Else
-        the simplest is captured to compare with, and closed.
+        ``serving``: the simplest, where it runs already; it goes on where none is faster, and stays its owner's. Then
+        operators run once ahead of a capture, each in a step. Else the simplest is captured to compare with, and
+        closed.
         A ``reused`` choice is right or it is searched for anew: raises CaptureError, VerificationError. The simplest
         beside it is only to notice that something is badly wrong. It is not tuned, which would take seconds, and its
         time does not count as sequential's. Where it is faster all the same, it serves until the next start, and the
@@ -42,7 +43,7 @@ class Finisher:
         """
         while choice.winner != 0:
             try:
-                graph = yield from self._verified(choice.best)
+                graph = yield from self._verified(choice.best, behind=serving is not None)
             except (CaptureError, VerificationError) as error:
                 if reused:
                     raise
@@ -88,8 +89,12 @@ class Finisher:
         with self._device.tuning():
             return capture(runnable.program, runnable.schedule, self._device, passing=passing)
 
-    def _verified(self, runnable: Runnable) -> Steps[CapturedGraph]:
-        graph = self._captured(runnable)
+    def _verified(self, runnable: Runnable, *, behind: bool = False) -> Steps[CapturedGraph]:
+        """``behind``: while others serve."""
+        if behind:
+            graph = yield from capturing(runnable.program, runnable.schedule, self._device)
+        else:
+            graph = self._captured(runnable)
         yield
         try:
             error = yield from self._verifier.check(graph)
