@@ -42,8 +42,8 @@ serve: setup ## serve the example until Ctrl-C: gRPC on 127.0.0.1:50051, metrics
 train: setup ## train the example's network again
 	$(BIN)/python -m examples.train_digits
 
-test: setup ## run all tests; those that need a GPU are skipped without one
-	$(BIN)/python -m pytest
+test: setup ## run all tests, in three processes at most; those that need a GPU are skipped without one
+	$(BIN)/python -m pytest -n auto --maxprocesses 3 --dist loadfile
 
 gpu-test: setup ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
