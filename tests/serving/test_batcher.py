@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from math import inf
+from weakref import ref
 
 import pytest
 
@@ -273,3 +275,16 @@ def test_the_counters_balance() -> None:
         1,
     )
     assert [a.there for a in answers] == [True] * 5
+
+
+def test_what_is_refused_is_not_kept() -> None:
+    queue, rows = Queue(), memoryview(bytearray(3))
+    seen = ref(rows)
+    gc.disable()
+    try:
+        error = queue.submit(Rows((rows,), 1)).error()
+        del rows
+        assert isinstance(error, InvalidInput)
+        assert seen() is None, "the error's traceback has it"
+    finally:
+        gc.enable()

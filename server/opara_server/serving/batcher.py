@@ -91,7 +91,7 @@ class Batcher:
             if (priority or timeout_us) and min(priority, timeout_us) < 0:
                 raise InvalidInput(f"priority and timeout must not be negative, got {priority} and {timeout_us}")
         except InvalidInput as error:
-            refusal = error
+            refusal = error.with_traceback(None)  # which has this frame: a circle that would keep the rows for a while
         with self._lock:
             self._received += 1
             level = self.limits.level(priority) - 1 if priority else self._default_level

@@ -149,7 +149,6 @@ class _Request:
     def _fail(self, error: ServingError, rows: Rows | None, ticket: Ticket | None) -> None:
         """A batch that took rows of it may be reading them still, and what came to their place would be run unchecked.
         So the place is kept until nobody has them any more, unless it is known that no batch took any."""
-        error.__traceback__ = None  # its frames have the rows, too
         text, line = str(error).encode()[:TEXT_BYTES], self._line
         line.places[self._text_at : self._text_at + len(text)] = text
         status = STATUS[type(error)]
