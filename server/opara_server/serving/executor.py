@@ -204,7 +204,6 @@ class Executor:
         flight, worker = landed.flight, landed.flight.worker
         worker.lanes.give_back(flight.lane)
         if landed.failed:
-            self.bind(worker.lanes.device)
             self.check_device(worker)
         worker.share.used(landed.seconds - flight.charged_s)
 
@@ -219,8 +218,9 @@ class Executor:
 
     def check_device(self, worker: Worker) -> None:
         """After an error: once a GPU's context is broken, whatever one asks of it fails, in this process for good, and
-        who waits for that is told. Executor's thread, bound to the worker's device."""
+        who waits for that is told. Executor's thread."""
         try:
+            self.bind(worker.lanes.device)
             worker.lanes.device.synchronize()
         except Exception as error:  # noqa: BLE001 - whatever it is, the device has had its second chance
             if self._lost is not None:
