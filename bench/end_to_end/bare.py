@@ -63,12 +63,11 @@ def _bucket(compiled: Compiled, bucket: int, payload: Rows, seconds: float) -> d
         for _ in range(RUNS):
             begin = time.perf_counter()
             parts, timing = lane.run(batch)
-            answers = [bytes(buffer) for part in parts for buffer in part]
+            _copied = [bytes(buffer) for part in parts for buffer in part]  # as a transport does
             alone.append(time.perf_counter() - begin)
             copy_in.append(timing.copy_in_s)
             replay.append(timing.replay_s)
             copy_out.append(timing.copy_out_s)
-            assert answers
         medians = [statistics.median(times[RUNS // 10 :]) * 1e6 for times in (alone, copy_in, replay, copy_out)]
         graph = compiled.graph(bucket)
         count = max(10, int(seconds / 4 / (medians[2] / 1e6)))
@@ -122,6 +121,7 @@ class _Load:
 
     def __init__(self, batcher: Batcher, payload: Rows) -> None:
         self.answered = 0
+        self.copied: tuple[bytes, ...] = ()
         self._batcher = batcher
         self._payload = payload
         self._ended = threading.Event()
@@ -136,7 +136,8 @@ class _Load:
     def _done(self, answer: Rows | ServingError) -> None:
         if isinstance(answer, ServingError):
             raise answer
-        self.answered += len([bytes(tensor) for tensor in answer.tensors]) > 0
+        self.copied = tuple(map(bytes, answer.tensors))  # as a transport does
+        self.answered += 1
         if not self._ended.is_set():
             self._batcher.submit(self._payload, None, self._done)
 

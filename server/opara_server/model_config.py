@@ -106,7 +106,7 @@ class BatchingConfig(Settings):
     queue_timeout_us: NonNegativeInt = 0  # longest time in the queue; 0: none
     allow_timeout_override: bool = True  # whether a request may ask for less
     weight: PositiveFloat = 1.0  # its share of the device, to those of other models
-    lanes: Annotated[int, Field(ge=1, le=8)] | None = None  # batches under way; None: 2 on a GPU, 1 on a CPU
+    lanes: Annotated[int, Field(ge=1, le=8)] = 1  # batches under way at once
 
     @model_validator(mode="after")
     def _priorities_fit(self) -> Self:

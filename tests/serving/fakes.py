@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -250,15 +251,9 @@ class Core:
         self.executor = Executor()
         self.executor.start()
 
-    def serve(
-        self,
-        compiled: FakeCompiled,
-        max_rows: int = 64,
-        max_queue_rows: int = 4096,
-        delay_s: float = 0.0,
-        lanes: int | None = None,
-    ) -> Batcher:
-        worker = self.worker(compiled, max_rows, max_queue_rows, delay_s, lanes)
+    def serve(self, compiled: FakeCompiled, **settings: Any) -> Batcher:
+        """``settings``: as of ``worker``."""
+        worker = self.worker(compiled, **settings)
         self.executor.run(lambda: self.executor.attach(worker)).result(PATIENCE_S)
         return worker.batcher
 
@@ -268,7 +263,7 @@ class Core:
         max_rows: int = 64,
         max_queue_rows: int = 4096,
         delay_s: float = 0.0,
-        lanes: int | None = None,
+        lanes: int = 1,
     ) -> Worker:
         """Not attached yet."""
         name = compiled.plan.model

@@ -20,7 +20,6 @@ from opara_server.engine.device import CapturedGraph, Queue, Stamp
 from opara_server.serving.batcher import Batch
 from opara_server.serving.staging import Compiled, DeviceRows, HostRows
 
-OVERLAPPING = 2  # lanes, where copies and replays can go on at the same time
 DIRECT_BYTES = 1 << 16  # of a request's rows: fewer are copied by the CPU in less time than a copy takes to enqueue
 _WARM_UP_RUNS = 5
 
@@ -54,13 +53,12 @@ class Run:
 class Lanes:
     """Of one model. Executor's thread, bound to its device, unless said otherwise."""
 
-    def __init__(self, compiled: Compiled, count: int | None = None) -> None:
-        """``count``: of lanes; None: as many as can overlap."""
+    def __init__(self, compiled: Compiled, count: int = 1) -> None:
+        """``count``: of lanes."""
         self.device = compiled.device
         self._graphs = {bucket: compiled.graph(bucket) for bucket in compiled.buckets}
-        beside = self.device.beside()
-        self.count = count or (1 if beside is None else OVERLAPPING)
-        queues = (beside, self.device.beside()) if self.count > 1 else (None, None)
+        self.count = count
+        queues = (self.device.beside(), self.device.beside()) if count > 1 else (None, None)
         self._free = deque(Lane(compiled, self._graphs, *queues) for _ in range(self.count))
 
     def take(self) -> Lane:
