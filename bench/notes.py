@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import geometric_mean
 
 from bench.cells import FLOAT64, WITH_DEVICE_TIMES, Cell, CellKey
@@ -13,6 +13,7 @@ from bench.tables import OURS, SEQUENTIAL, Cells, Ratio, cell_name, over_fastest
 MUCH = 0.03  # of a time, by which it moved between two timings
 MORE, TOLD = 1.5, 1e-2  # times the CUDA Graph's error; errors that are told of at all
 IN_SEQUENCE = "aten"
+MEMORY = 1.1  # times the sequential graph's peak that a run should need at most
 ATEN = ("wavefront", "nimble", "opara")  # schedules of exported operators, which leave the idle masks out
 MASKED = ("bert_base", "t5_small")
 COMPILED_UNMASKED_US = 500.0  # BERT-base float16 ×1, torch.compile of the exported module: 499 to 502 on another H200
@@ -153,6 +154,58 @@ def errors(cells: Cells) -> str:
         f"More than half as much again as the CUDA Graph's is ours, of errors above {TOLD:.0e}, in {'; '.join(much)}: "
         "other kernels round differently, and a deep network of random weights enlarges that; it is within three times "
         "eager PyTorch's own."
+    )
+
+
+def memory(cells: Cells) -> str:
+    """How much more than a sequential graph a run of ours needs, beside what is asked."""
+    peaks = _peaks(cells, SEQUENTIAL)
+    if not peaks:
+        return ""
+    said = (
+        f"A run should need at most {MEMORY:.1f} times the activations of the sequential graph. Measured, with "
+        f"libraries' workspaces, over the CUDA Graph's it needs {_range(peaks)}"
+    )
+    unmasked = _peaks(cells, IN_SEQUENCE)
+    if unmasked:
+        said += (
+            "; over those of the exported operators in sequence, which do without what a module computes for nothing, "
+            f"where these were run ({len(unmasked)} of {len(cells)} cells) {_range(unmasked)}"
+        )
+    return (
+        f"{said}. The engine's own limit allows as much as a lowering's own operators need in sequence, where that is "
+        "more, and more to what is 5 % faster."
+    )
+
+
+def _peaks(cells: Cells, name: str) -> dict[CellKey, float]:
+    """What a run of ours allocates at most, over the same of the system ``name``."""
+    pairs = {key: (cell.right(OURS), cell.right(name)) for key, cell in cells.items()}
+    return {
+        key: own.peak_bytes / other.peak_bytes
+        for key, (own, other) in pairs.items()
+        if own and other and own.peak_bytes and other.peak_bytes
+    }
+
+
+def _range(ratios: Mapping[CellKey, float]) -> str:
+    above = [f"{cell_name(key)} ({ratio:.2f})" for key, ratio in sorted(ratios.items()) if ratio > MEMORY]
+    told = f", more than {MEMORY:.1f} in {', '.join(above)}" if above else ""
+    return f"{min(ratios.values()):.2f} to {max(ratios.values()):.2f} times{told}"
+
+
+def below_the_path(cells: Cells) -> str:
+    """That a graph takes less than its longest path is no mistake."""
+    found = [
+        f"{cell_name(key)} ({own.median_us / own.longest_path_us:.2f})"
+        for key, cell in sorted(cells.items())
+        if (own := cell.right(OURS)) and own.median_us and own.longest_path_us and own.median_us < own.longest_path_us
+    ]
+    if not found:
+        return ""
+    return (
+        f"Less time than the longest path takes {', '.join(found)}: its kernels were profiled one by one, and take "
+        "less in the graph."
     )
 
 

@@ -61,7 +61,8 @@ def _memories(cells: Cells) -> str:
     least, most = (choose(held, key=lambda key: held[key]) for choose in (min, max))
     return (
         "*memory*: what a run allocates at most beside the weights, over the CUDA Graph's: less in all measured cells"
-        f"{' but ' + ', '.join(more) if more else ''}. What is *held* between runs, weights included, is "
+        f"{' but ' + ', '.join(more) if more else ''}; at most {notes.MEMORY:.1f} times is asked. "
+        "What is *held* between runs, weights included, is "
         f"{held[least]:.1f} ({cell_name(least)}) to {held[most]:.1f} times ({cell_name(most)}) the CUDA Graph's: "
         "weights in other layouts, and a workspace of cuBLAS's for every stream."
     )

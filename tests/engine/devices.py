@@ -25,6 +25,7 @@ class SpoiledGraph:
         self.outputs = graph.outputs
         self.arena = graph.arena
         self.peak_bytes = graph.peak_bytes
+        self.anywhere = graph.anywhere
         self.replays = 0
         self.closed = False
         self._graph = graph

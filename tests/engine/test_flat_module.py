@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,3 +105,27 @@ def test_other_batch_sizes_must_give_the_same_outputs(function: Callable[[Tensor
     module.check(4)
     with pytest.raises(ModelError, match=message):
         module.check(1)
+
+
+class Sparse(nn.Module):
+    neighbours: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("neighbours", torch.eye(8).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.neighbours)
+
+
+def test_sparse_weights_are_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="'neighbours' is a sparse_coo tensor: weights must be dense"):
+        flat(Sparse().eval())
+
+
+@pytest.mark.parametrize("function", [lambda x: x[:, : 1 + int(x[0, 0])], lambda x: (x, x) if x[0, 0] > 0 else (x,)])
+def test_outputs_that_change_with_the_content_are_refused(function: Callable[[Tensor], Any]) -> None:
+    module = flat(Function(function).eval(), (replace(ROW[0], low=0.0, high=0.5),))
+    module(torch.full((3, 8), 0.25))
+    with pytest.raises(ModelError, match="the outputs change with what the inputs hold"):
+        module(torch.full((3, 8), 1.25) if len(module.outputs) == 1 else torch.zeros(3, 8))

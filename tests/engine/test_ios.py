@@ -127,6 +127,14 @@ def test_a_stage_takes_as_long_as_its_groups_side_by_side() -> None:
     assert stage_us(graph, profile, [(1, 3), (2, 4)], latency) == 10.0
 
 
+@pytest.mark.parametrize(("duration_us", "streams"), [(0.5, 1), (5.0, 2)])
+def test_groups_that_are_shorter_than_the_wait_between_streams_are_stages_of_their_own(
+    duration_us: float, streams: int
+) -> None:
+    operators = tuple(OperatorProfile(duration_us, 0, 1, footprint=0.1) for _ in range(2))
+    assert ios(OperatorGraph.from_edges(2, []), Profile(operators, Roofline(1.0, 1e12))).streams == streams
+
+
 def test_googlenet_has_a_stage_per_module_with_a_group_per_branch() -> None:
     graph = googlenet()
     operators = tuple(OperatorProfile(5.0, 0, 1, footprint=0.1) for _ in graph.operators)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ from opara_server.engine.kineto import recorded
 
 def test_a_recording_without_kernels_is_an_error() -> None:
     with pytest.raises(TuningError, match="saw no kernel"), recorded(ProfilerActivity.CPU):
+        torch.ones(3).add_(1)
+
+
+def test_without_a_folder_for_temporary_files_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    with pytest.raises(TuningError, match=r"trace cannot be read: .*not there"), recorded(ProfilerActivity.CPU):
         torch.ones(3).add_(1)
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,9 +129,11 @@ def test_a_range_that_is_wider_than_the_example() -> None:
         (torch.zeros(0, 8),),
         (torch.zeros(2, 8, dtype=torch.float64),),
         (torch.zeros(2, 8, dtype=torch.int32),),
+        ([[0.0] * 8],),
+        (None,),
     ],
 )
-def test_inputs_that_do_not_fit(branches: Both, inputs: tuple[Tensor, ...]) -> None:
+def test_inputs_that_do_not_fit(branches: Both, inputs: tuple[Any, ...]) -> None:
     module, fast = branches
     with pytest.raises(ValueError, match="expected"):
         fast(*inputs)
@@ -165,8 +168,8 @@ def test_threads_take_turns(branches: Both) -> None:
 
 
 def test_the_plan_is_there_and_saved(tmp_path: Path) -> None:
-    for reused in (False, True):
-        fast = optimize(Branches().eval(), torch.randn(1, 8), policy="opara", cache_dir=tmp_path)
+    for reused, folder in ((False, tmp_path), (True, str(tmp_path))):
+        fast = optimize(Branches().eval(), torch.randn(1, 8), policy="opara", cache_dir=folder)
         assert isinstance(fast.plan, Plan)
         assert (fast.plan.model, fast.plan.device, fast.plan.reused) == ("Branches", "cpu", reused)
         fast.close()
@@ -177,6 +180,8 @@ def test_what_cannot_be_optimized() -> None:
         optimize(Branches(), torch.randn(1, 8), device="cpu")
     with pytest.raises(ValueError, match="input0: an example input needs a batch dimension"):
         optimize(Branches().eval(), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="input0: a tensor expected, list given"):
+        optimize(Branches().eval(), [[1.0, 2.0]])  # type: ignore[list-item]
     with pytest.raises(ModelError, match="takes no tensor"):
         optimize(Branches().eval(), [])
     with pytest.raises(ValueError, match="batch sizes must be positive"):

@@ -207,6 +207,8 @@ def test_a_directory_in_the_plans_place_is_ignored_with_a_warning(
 def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("not a directory")
     store = PlanStore(tmp_path / "file" / "cache")
+    store.check("digits")
+    assert "the plan of digits cannot be saved, so every start searches for it: [Errno" in caplog.text
     store.save(KEY, SAVED)
     assert "the plan of digits is not saved" in caplog.text
     assert store.load("digits", KEY) is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from opara_server.engine.arena import ALIGNMENT, Arena
 from opara_server.engine.graph import Buffer, Kind, Operator, OperatorGraph
 from opara_server.engine.profiler import count_flops, profile_cpu
-from opara_server.engine.program import Call, Placed, Program, Ref
+from opara_server.engine.program import Call, Placed, Program, Ref, bound
 
 aten = torch.ops.aten
 
@@ -92,3 +94,26 @@ def test_operators_with_explicit_buffers_are_measured() -> None:
     program = two_products(64)
     assert count_flops(program) == [2 * 64**3] * 2
     assert all(operator.duration_us > 0 for operator in profile_cpu(program).operators)
+
+
+arguments = st.recursive(
+    st.integers() | st.builds(Ref, st.integers(0, 3)),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple),
+    max_leaves=5,
+)
+
+
+@given(st.lists(arguments, max_size=4), st.dictionaries(st.sampled_from("ab"), arguments))
+def test_a_bound_call_gives_its_target_what_the_call_gives_in_every_run(
+    args: list[object], kwargs: dict[str, object]
+) -> None:
+    def given_to(*args: object, **kwargs: object) -> object:
+        return args, kwargs
+
+    call = Call(given_to, tuple(args), kwargs, result=4)
+    run = bound(call)
+    for values in ("wxyz", "stuv"):  # nothing of one run is left for the next
+        expected, found = [*values, None], [*values, None]
+        call.run(expected)
+        run(found)
+        assert found == expected

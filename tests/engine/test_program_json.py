@@ -192,6 +192,16 @@ def test_a_weight_that_has_shrunk_is_noticed() -> None:
         reread(data, writer, weights, static_inputs(case.inputs, 2, CPU, channels_last=False))
 
 
+def test_a_weight_that_lies_otherwise_is_noticed() -> None:
+    case = ZOO["branches"]
+    module = case.build().eval()
+    writer = ProgramWriter(weights_of(module).items())
+    data = writer.write(lowered(module, case, 2))
+    weights = {name: tensor.t().contiguous().t() for name, tensor in weights_of(module).items()}
+    with pytest.raises(ValueError, match=r"another layout"):
+        reread(data, writer, weights, static_inputs(case.inputs, 2, CPU, channels_last=False))
+
+
 class Ordered(nn.Module):
     """An operator of weights alone with two results, one of which is an output."""
 

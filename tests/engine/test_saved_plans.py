@@ -16,13 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opara_server.engine import build
+from opara_server.engine.build import compile_model
+from opara_server.engine.compiled import EXPORTING
 from opara_server.engine.device import CapturedGraph
 from opara_server.engine.launch import LaunchList
 from opara_server.engine.options import BuildOptions
 from opara_server.engine.plan_store import sealed
 from opara_server.engine.program import Program
 from opara_server.engine.program_json import content_digest
-from tests.engine.compiling import assert_right, compiled, on_several_streams, streams_are_fast
+from tests.engine.compiling import TWO_BUCKETS, assert_right, compiled, on_several_streams, streams_are_fast
 from tests.engine.devices import ScriptedDevice, nothing
 from tests.engine.models import ROW, Branches
 
@@ -32,18 +34,34 @@ def test_a_saved_plan_is_reused_and_keeps_all_measurements(tmp_path: Path) -> No
     first = compiled(module, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     saved = file.read_bytes()
-    device = ScriptedDevice(streams_are_fast)
+    device = ScriptedDevice(lambda streams, replay: 2 * streams_are_fast(streams, replay))  # has other work beside
     second = compiled(module, cache_dir=tmp_path, device=device)
     assert (first.plan.reused, second.plan.reused) == (False, True)
     assert file.read_bytes() == saved
     for before, after in zip(first.plan.buckets, second.plan.buckets, strict=True):
         assert after.reused
+        assert after.sequential_us == before.sequential_us  # of a search that had the device to itself
+        assert after.measured_us == pytest.approx(2 * before.measured_us)
         assert (after.policy, after.compact) == (before.policy, before.compact)
         assert {(c.policy, c.compact) for c in after.candidates} >= {(c.policy, c.compact) for c in before.candidates}
     assert len(device.graphs) == 2 * 2  # per bucket the choice, which serves, and sequential, to time it against
     assert_right(second, module)
     for model in (first, second):
         model.close()
+
+
+def test_that_a_plan_cannot_be_saved_is_told_before_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    options = replace(TWO_BUCKETS, cache_dir=tmp_path / "file")
+    told: dict[str, str] = {}
+
+    def progress(what: str, _share: float) -> None:
+        told.setdefault(what, caplog.text)
+
+    compile_model("small", Branches().eval(), ROW, ScriptedDevice(streams_are_fast), options, progress).close()
+    assert "the plan of small cannot be saved" in told[EXPORTING]
 
 
 def quick(folder: Path) -> dict[str, Any]:

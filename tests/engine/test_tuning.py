@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,7 +131,7 @@ def test_a_child_ends_with_its_parent_and_tidies_up(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(30) == 1
+        assert process.wait(120) == 1
     assert not folder.parent.exists()
     assert tmp_path.exists()
 
@@ -159,9 +160,25 @@ shutil.rmtree = slowly
 Path.read_text = read
 child.run(Path({str(folder)!r}))
 """
-    child = subprocess.run([sys.executable, "-c", program], input=b"", capture_output=True, timeout=30, check=False)
+    child = subprocess.run([sys.executable, "-c", program], input=b"", capture_output=True, timeout=120, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (1, b"", b"")
     assert not folder.parent.exists()
+
+
+def test_a_child_whose_folder_is_gone_says_nothing_more(tmp_path: Path) -> None:
+    """Its parent has tidied up and is about to end, for which it waits."""
+    program = f"""
+import os
+from pathlib import Path
+from opara_server.engine import tuning_child as child
+
+child._Parent.end = lambda parent: os._exit(3)
+child.run(Path({str(tmp_path / "0")!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+        assert process.wait(120) == 3
 
 
 def speaking(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
@@ -180,7 +197,7 @@ def test_nobody_measures_before_it_is_time(monkeypatch: pytest.MonkeyPatch, tmp_
         f"""echo '{{"state": "compiled"}}'; read order; touch {told}; echo '{{"failed": "enough"}}'""",
     )
     now = 0.0
-    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
     waited = []
 
     def wait(what: str, _share: float) -> None:
@@ -256,6 +273,14 @@ def test_what_keeps_the_exports_from_the_children_is_told(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("torch.export.save", full)
     with pytest.raises(TuningError, match="OSError: No space left on device"):
+        tuned(Branches())
+
+
+def test_without_a_folder_for_temporary_files_there_is_no_search(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    with pytest.raises(TuningError, match="FileNotFoundError"):
         tuned(Branches())
 
 

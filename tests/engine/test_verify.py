@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opara_server.engine.capture import capture
+from opara_server.engine.device import CapturedGraph
 from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.errors import VerificationError
 from opara_server.engine.export import export_static
@@ -37,12 +38,13 @@ def check() -> Iterator[Check]:
         specs: tuple[TensorSpec, ...] = ROW,
         spoil: Spoil = nothing,
         tolerance: float | None = None,
+        wrapped: Callable[[CapturedGraph, Spoil], SpoiledGraph] = SpoiledGraph,
     ) -> float:
         flat = FlatModule(module.eval(), specs, 4, CPU, channels_last=False)
         inputs = static_inputs(specs, 4, CPU, channels_last=False)
         program = lower(export_static(module, inputs), inputs)
         schedule = make_schedule(program.graph, Profile.uniform(len(program.graph)), "critical_path:4")
-        graph = SpoiledGraph(capture(program, schedule, device), spoil)
+        graph = wrapped(capture(program, schedule, device), spoil)
         return at_once(Verifier(flat, device, tolerance).check(graph))
 
     with device.bind():
@@ -59,6 +61,25 @@ def test_every_run_is_looked_at(check: Check) -> None:
     seen = []
     check(Branches(), spoil=lambda replay, _outputs: seen.append(replay))
     assert len(seen) == FRESH_INPUTS + 2 + REPLAYS
+
+
+def halves_swapped(x: Tensor) -> Tensor:
+    made = torch.empty_like(x)  # an explicit buffer
+    made[:, :4], made[:, 4:] = x[:, 4:], x[:, :4]
+    return made * 2
+
+
+def test_every_run_begins_on_poison(check: Check) -> None:
+    clean = []
+
+    class Watched(SpoiledGraph):
+        def replay(self) -> None:
+            assert self.arena.nbytes
+            clean.append(bool(self.outputs[0].isnan().all() and (self.arena == 255).all()))
+            super().replay()
+
+    check(Function(halves_swapped), wrapped=Watched)
+    assert clean == [True] * (FRESH_INPUTS + 2 + REPLAYS)
 
 
 def scaled(_replay: int, outputs: Sequence[Tensor]) -> None:

@@ -106,9 +106,34 @@ class Separable(nn.Module):
         return {"number": self.head(mixed.mean(2).flatten(1)), "seen": torch.tanh(mixed)}
 
 
+class Averaged(nn.Module):
+    """Separable convolutions side by side whose mean is read by others, as in RandWire: of stacked images, which are
+    next to each other in memory at no round distance."""
+
+    def __init__(self, branches: int = 6, channels: int = 156) -> None:
+        super().__init__()
+        self.ahead = ConvBlock(3, channels, 3)
+        self.branches = nn.ModuleList(separable(channels, channels) for _ in range(branches))
+        self.readers = nn.ModuleList(separable(channels, 16) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ahead(x)
+        mean = torch.stack([branch(x) for branch in self.branches]).mean(0)
+        return torch.cat([reader(functional.relu(mean)) for reader in self.readers], 1)
+
+
+def separable(channels: int, out: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+        nn.Conv2d(channels, out, 1, bias=False),
+        nn.BatchNorm2d(out),
+    )
+
+
 NETS: dict[str, tuple[type[nn.Module], tuple[TensorSpec, ...]]] = {
     "inceptions": (Inceptions, (TensorSpec("image", "float16", (3, 32, 32)),)),
     "attention": (Attention, (TensorSpec("tokens", "int64", (32,), 0, 1000),)),
+    "averaged": (Averaged, (TensorSpec("x", "float16", (3, 14, 14)),)),
     "wide": (Wide, (TensorSpec("x", "float16", (32,)),)),
 }
 

@@ -77,6 +77,23 @@ def test_a_saved_plan_is_verified_and_timed_again(tmp_path: Path) -> None:
     second.close()
 
 
+def test_without_a_folder_for_temporary_files_operators_run_in_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a search nor the profiler can do without."""
+    module, specs = make("attention")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    compiled = compile_model("attention", module, specs, "cuda", BuildOptions((2,)))
+    assert "no search for fused operators" in caplog.text
+    assert "nothing is searched for, operators run in sequence" in caplog.text
+    assert [(bucket.lowering, bucket.policy) for bucket in compiled.plan.buckets] == [("aten", "sequential")]
+    graph = compiled.graph(2)
+    graph.replay()
+    with torch.inference_mode():
+        assert error_norm(graph.outputs[0], module(*graph.inputs)) <= BOUND
+    compiled.close()
+
+
 SPEC = TensorSpec("x", "float32", (4,))
 
 

@@ -257,7 +257,8 @@ def test_what_no_fused_lowering_can_do_runs_on_other_operators_with_a_word(caplo
 
 def test_the_fastest_lowering_serves() -> None:
     module, specs = make("inceptions")
-    options = BuildOptions((1, 4), channels_last=True, tuning_budget_s=60.0)
+    # Folded weights are rounded once, alike for all pixels: the mean before the last layer keeps that, unlike eager's.
+    options = BuildOptions((1, 4), channels_last=True, tuning_budget_s=60.0, tolerance=BOUND)
     compiled = compile_model("inceptions", module, specs, "cuda", options)
     for bucket in compiled.plan.buckets:
         assert bucket.lowering in FUSED

@@ -28,7 +28,7 @@ from opara_server.engine.plan_store import PlanStore, SavedPlan
 from opara_server.engine.program_json import Json, ProgramReader, ProgramWriter
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.steps import Steps, at_once
-from opara_server.engine.tensors import fill_random, static_inputs
+from opara_server.engine.tensors import fill_random, lay_out_channels_last, static_inputs
 from opara_server.engine.tuning import tune_in_children
 from opara_server.engine.verify import Verifier
 from opara_server.version import VERSION
@@ -85,7 +85,7 @@ class _Build:
         with torch.inference_mode(False):  # the weights stay ordinary tensors, for whoever else uses the module
             module.to(device.torch_device())
             if options.channels_last:
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                lay_out_channels_last(module)
         self.flat = FlatModule(module, inputs, self.buckets[0], device.torch_device(), options.channels_last)
         for smaller in self.buckets[1:]:
             self.flat.check(smaller)
@@ -142,7 +142,10 @@ class _Build:
             log.warning("%s: no plan is kept: %s", self.name, first_line(error))
             return None
         self._store = PlanStore(self.options.cache_dir)
-        return self._restored(self._store.load(self.name, self._saved_under))
+        kept = self._restored(self._store.load(self.name, self._saved_under))
+        if kept is None:
+            self._store.check(self.name)
+        return kept
 
     def _found(self) -> dict[int, Choice]:
         """What is to run for each batch size, searched for. Raises CaptureError."""

@@ -107,10 +107,10 @@ def bytes_moved(value: Any) -> int:
 
 
 def source_line(node: Node) -> str:
-    """The model's own line that made the node: the innermost frame of its stack trace outside PyTorch."""
+    """The model's own line that made the node: the innermost frame of its stack trace that is not PyTorch's."""
     trace: str = node.meta.get("stack_trace", "")
     frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    own = [frame for frame in frames if "/torch/" not in frame]
+    own = [frame for frame in frames if "/torch/" not in frame and "<eval_with_key>" not in frame]
     return (own or frames or ["unknown line"])[-1].removeprefix("File ")
 
 

@@ -15,6 +15,8 @@ try:
 except ImportError as error:  # PyTorch's builds for CUDA 13 bring it along
     raise DeviceError("device cuda needs: pip install cuda-bindings") from error
 
+__all__ = ["STREAMS", "StreamStore", "checked", "driver_version", "runtime"]
+
 
 def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a call of CUDA's runtime returned besides its error code. Raises DeviceError unless that is success."""

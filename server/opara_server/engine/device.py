@@ -5,7 +5,7 @@ Two implementations: `device_cuda` (streams, events and graphs of CUDA) and `dev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol, Self
 
@@ -45,18 +45,34 @@ class Queue(Protocol):
         ...
 
 
+class Pin(Protocol):
+    """Memory that copies to and from a device use as it is, until it is closed."""
+
+    def close(self) -> None:
+        """No copy may be pending. Raises DeviceError."""
+        ...
+
+
+Pinner = Callable[[memoryview], Pin]
+"""Pins writable memory whose pages stay where they are, for all of the process. Raises DeviceError."""
+
+
 class CapturedGraph(Protocol):
     """A schedule, ready to run again and again on static inputs and outputs.
 
     ``arena``: the memory of its explicit buffers, uint8, which nobody reads between two replays. ``peak_bytes``: what a
     run has in use at most, as measured when it was captured: explicit buffers, activations, outputs, and what libraries
-    take for the moment; None where the device does not measure it.
+    take for the moment; None where the device does not measure it. ``anywhere``: whether a replay runs on the thread
+    that asks for it and on no other, whichever it is.
     """
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
     arena: torch.Tensor
     peak_bytes: int | None
+
+    @property
+    def anywhere(self) -> bool: ...
 
     def replay(self) -> None:
         """Enqueue one run. On cuda it returns before the device is done, on cpu afterwards."""
@@ -79,6 +95,11 @@ class Device(Protocol):
     max_streams: int
     latency: Latency  # for predictions
 
+    @property
+    def pinner(self) -> Pinner | None:
+        """None where nothing is gained by it."""
+        ...
+
     def torch_device(self) -> torch.device: ...
 
     def capture(self, program: Program, launches: LaunchList, *, passing: bool = False) -> CapturedGraph:
@@ -98,6 +119,11 @@ class Device(Protocol):
 
     def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
         """``memory`` as a uint8 vector, where copies of it to the device need no staging; None where they do."""
+        ...
+
+    def mapped(self, static: torch.Tensor) -> torch.Tensor | None:
+        """A static tensor's memory as a uint8 vector that the host may write and read between two replays, row after
+        row; None where the host cannot, or where rows lie otherwise."""
         ...
 
     def stamp(self) -> Stamp:

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from opara_server.engine.cuda_fingerprint import fingerprint
+from opara_server.engine.cuda_memory import CudaPin
 from opara_server.engine.cuda_streams import STREAMS, driver_version
 from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
 from opara_server.engine.errors import CaptureError, first_line
@@ -67,6 +68,7 @@ class CudaDevice:
     """One model's streams and graph memory on the current GPU."""
 
     kind: DeviceKind = "cuda"
+    pinner = CudaPin
     latency = Latency()
 
     def __init__(self) -> None:
@@ -116,7 +118,10 @@ class CudaDevice:
         if not isinstance(memory, memoryview):
             return None
         tensor = torch.frombuffer(memory, dtype=torch.uint8)
-        return tensor if tensor.is_pinned() else None
+        return tensor if tensor.is_pinned() and tensor[-1:].is_pinned() else None  # a pin may end within
+
+    def mapped(self, static: torch.Tensor) -> None:
+        """It is the device's own."""
 
     def stamp(self) -> CudaStamp:
         return CudaStamp()
@@ -171,6 +176,8 @@ class CudaDevice:
 class CudaGraph:
     """One captured graph with its static outputs. ``arena`` and ``pool``: the memory it lives in, explicit buffers and
     all others, to be shared with the next one, so that a bucket smaller than another costs no memory of its own."""
+
+    anywhere = False
 
     def __init__(
         self,

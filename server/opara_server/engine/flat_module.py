@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from opara_server.engine.errors import ModelError, explained
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
-from opara_server.engine.tensors import dtype_name, same_values, static_inputs
+from opara_server.engine.tensors import dtype_name, layout_name, same_values, static_inputs
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class FlatModule:
     """Learns the outputs' names and structure from one run at ``rows`` rows.
 
-    Raises ModelError where the module is in training mode, its forward fails, or an output does not have the batch as
-    its first dimension: rows of one request could not be told from another's.
+    Raises ModelError where the module is in training mode, has sparse weights, its forward fails, or an output does not
+    have the batch as its first dimension: rows of one request could not be told from another's.
     """
 
     def __init__(
@@ -31,6 +31,9 @@ class FlatModule:
             raise ModelError("the model is in training mode: call model.eval() first")
         if not inputs:
             raise ModelError("the model takes no tensor: there are no rows to batch")
+        for name, weight in (*module.named_parameters(), *module.named_buffers()):
+            if weight.layout != torch.strided:
+                raise ModelError(f"{name!r} is a {layout_name(weight)} tensor: weights must be dense")
         self.module = module
         self.inputs = tuple(inputs)
         self._device = device
@@ -81,8 +84,14 @@ class FlatModule:
         return self.run(self.module, inputs)
 
     def run(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The same for another copy of the module."""
-        return tuple(leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor))
+        """The same for another copy of the module. Raises ModelError where its results have other shapes than
+        ``outputs``: whoever copied them would broadcast them, or fail."""
+        results = tuple(leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor))
+        found = [tuple(result.shape) for result in results]
+        expected = [(len(inputs[0]), *spec.shape) for spec in self.outputs]
+        if found != expected:
+            raise ModelError(f"the outputs change with what the inputs hold: shapes {found}, not {expected}")
+        return results
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         """The module's own output structure around ``tensors``, one for each of ``outputs``."""

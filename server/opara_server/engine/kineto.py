@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from opara_server.engine.errors import TuningError
+from opara_server.engine.errors import TuningError, first_line
 
 DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 LEAVES = "TEARDOWN_CUPTI"  # Kineto looks at it whenever it has done
@@ -28,15 +28,19 @@ Event = Mapping[str, Any]
 
 @contextmanager
 def recorded(*activities: ProfilerActivity) -> Iterator[list[Event]]:
-    """The events of what runs inside; the list is filled at its end. Raises TuningError if no kernel is among them."""
+    """The events of what runs inside; the list is filled at its end. Raises TuningError if no kernel is among them, or
+    where they cannot be had: they come by way of a temporary file."""
     events: list[Event] = []
     os.environ.setdefault(LEAVES, "1")
     with torch.profiler.profile(activities=list(activities), acc_events=True) as profiler:
         yield events
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events += json.loads(path.read_text())["traceEvents"]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            events += json.loads(path.read_text())["traceEvents"]
+    except (OSError, ValueError) as error:  # no folder for it, a full disk
+        raise TuningError(f"the profiler's trace cannot be read: {first_line(error)}") from error
     if not any(event.get("cat") in DEVICE_WORK for event in events):
         raise TuningError("the profiler saw no kernel: is another profiler attached to this GPU?")
 

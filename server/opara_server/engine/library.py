@@ -72,6 +72,7 @@ class OptimizedModel:
         if len(inputs) != len(specs):
             raise ValueError(f"{len(specs)} inputs expected, {len(inputs)} given")
         for spec, given in zip(specs, inputs, strict=True):
+            _check_type(spec.name, given)
             shape = tuple(given.shape)
             if shape[:1] in {(), (0,)} or shape[1:] != spec.shape or dtype_name(given.dtype) != spec.dtype:
                 expected = f"{spec.dtype} [rows, {', '.join(map(str, spec.shape))}]"
@@ -96,7 +97,7 @@ def optimize(
     channels_last: bool = False,
     priorities: bool = True,
     tolerance: float | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: Path | str | None = None,
 ) -> OptimizedModel:
     """Schedule the model's operators on streams, per batch size, and keep what measures fastest.
 
@@ -122,10 +123,15 @@ def optimize(
         channels_last=channels_last,
         priorities=priorities,
         tolerance=tolerance,
-        cache_dir=cache_dir,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
     )
     where = device or (weight.device.type if weight is not None else AUTO)
     return OptimizedModel(compile_model(type(model).__name__, model, specs, where, options))
+
+
+def _check_type(name: str, given: object) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name}: a tensor expected, {type(given).__name__} given")
 
 
 def _check_range(spec: TensorSpec, given: Tensor) -> None:
@@ -138,6 +144,7 @@ def _check_range(spec: TensorSpec, given: Tensor) -> None:
 
 
 def _spec(name: str, example: Tensor, limits: tuple[float, float] | None) -> TensorSpec:
+    _check_type(name, example)
     if example.dim() == 0:
         raise ValueError(f"{name}: an example input needs a batch dimension")
     integers = not example.is_floating_point() and example.dtype != torch.bool

@@ -39,6 +39,7 @@ OPTIONS = {
     "freezing": True,  # folds BatchNorm, and weights into the layouts that kernels want
     "allow_buffer_reuse": False,  # every buffer is written once and then read: memory is planned here (arena.py)
     "inplace_buffers": False,
+    "comprehensive_padding": False,  # some readers of a buffer take it to be padded that its writer did not pad
     "size_asserts": False,  # these two would be plain lines of Python, which the converter refuses
     "alignment_asserts": False,
     "use_static_triton_launcher": False,  # the other kind keeps what Triton says of a kernel

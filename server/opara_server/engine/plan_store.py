@@ -98,6 +98,15 @@ class PlanStore:
             log.warning("ignoring the saved plan %s: %s", path.name, error)
             return None
 
+    def check(self, model: str) -> None:
+        """Says before a search, which may take minutes, that its plan cannot be saved."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._directory):
+                pass
+        except OSError as error:
+            log.warning("the plan of %s cannot be saved, so every start searches for it: %s", model, error)
+
     def save(self, key: Mapping[str, Any], saved: SavedPlan) -> None:
         """Atomic, so that a server that starts meanwhile reads a whole file or none. A full disk is only a warning."""
         path = self.path(saved.plan.model, key)

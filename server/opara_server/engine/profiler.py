@@ -238,6 +238,11 @@ def _intervals(events: Sequence[Event], numbers: dict[int, int]) -> tuple[Interv
     ordered = sorted(events, key=lambda e: e["ts"])
     begin = ordered[0]["ts"]
     return tuple(
-        Interval(numbers.setdefault(e["args"]["stream"], len(numbers)), e["ts"] - begin, e["ts"] - begin + e["dur"])
+        Interval(
+            stream=numbers.setdefault(e["args"]["stream"], len(numbers)),
+            start_us=e["ts"] - begin,
+            end_us=e["ts"] - begin + e["dur"],
+            name=e["name"],
+        )
         for e in ordered
     )

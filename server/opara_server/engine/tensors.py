@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opara_server.engine.spec import TensorSpec
 
@@ -20,6 +20,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def layout_name(tensor: Tensor) -> str:
+    """``strided`` of a dense tensor, ``sparse_coo`` and the like of others."""
+    return str(tensor.layout).removeprefix("torch.")
+
+
 def static_inputs(
     specs: Sequence[TensorSpec], rows: int, device: torch.device, channels_last: bool
 ) -> tuple[Tensor, ...]:
@@ -32,6 +37,13 @@ def static_inputs(
         )
     fill_random(tensors, specs)
     return tuple(tensors)
+
+
+def lay_out_channels_last(module: nn.Module) -> None:
+    """Its 4-D weights, in place. ``Module.to`` does it, too, but refuses a module that has 5-D ones beside them."""
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.dim() == 4:
+            weight.data = weight.data.to(memory_format=torch.channels_last)
 
 
 def float32_precision() -> tuple[str, str]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One kernel (on a CPU: one operator) on one stream; times in µs from the start of its replay."""
+    """One kernel (on a CPU: one operator) on one stream; times in µs from the start of its replay. ``name``: the
+    kernel's, or the operator's."""
 
     stream: int
     start_us: float
     end_us: float
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from opara_server.engine.errors import LoweringError, ModelError, first_line
 from opara_server.engine.graph import Kind
 from opara_server.engine.program import Call, Ref
 from opara_server.engine.regions import Region, region
-from opara_server.engine.tensors import overlaps_itself
+from opara_server.engine.tensors import layout_name, overlaps_itself
 from opara_server.engine.trial_record import Event, Given, Storage
 
 
@@ -145,6 +145,8 @@ class Trial:
             kind = {"dtype": result.dtype, "device": result.device}
             call, operands = Call(torch.ops.aten.empty_strided.default, layout, kind, call.result), []
         tensors = [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]
+        if (odd := next((t for t in tensors if t.layout != torch.strided), None)) is not None:
+            raise LoweringError(f"{target} makes a {layout_name(odd)} tensor", source_line(node))
         if not (tensors or writes) and (packet in SHAPE_READS or not operands):
             return result
         if not tensors and result is not None:

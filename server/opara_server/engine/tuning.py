@@ -93,9 +93,10 @@ def tune_in_children(
     MEASURING: all children have compiled then, and none measures. Raises LoweringError where a child could not even
     have the simplest programs, TuningError where anything else goes wrong.
     """
-    _sweep(Path(tempfile.gettempdir()))
-    prefix = f"{FOLDER}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name_of_folder:
+    with _failures_told():
+        _sweep(Path(tempfile.gettempdir()))
+        shared = tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}-", ignore_cleanup_errors=True)
+    with shared as name_of_folder:
         folder = Path(name_of_folder)
         with _failures_told():
             files = _save(exports, folder)
@@ -119,7 +120,8 @@ def tune_in_children(
 
 @contextmanager
 def _failures_told() -> Iterator[None]:
-    """Whatever it is (a full disk, a module that cannot be saved), it is no reason not to run the model."""
+    """Whatever it is (a full disk, no folder for temporary files, a module that cannot be saved): the model can run all
+    the same."""
     try:
         yield
     except Exception as error:

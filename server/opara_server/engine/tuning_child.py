@@ -37,7 +37,7 @@ def run(folder: Path) -> int:
     try:
         _search(folder, parent.wants_measured)
     except Exception as error:  # noqa: BLE001 - whatever it is
-        if parent.gone.is_set() or isinstance(error, BrokenPipeError):
+        if parent.gone.is_set() or isinstance(error, BrokenPipeError) or not folder.exists():
             parent.end()
         _say(**_told(error))
         return 1

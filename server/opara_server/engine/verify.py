@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 
 import torch
@@ -28,6 +28,7 @@ from opara_server.engine.tipping import Tally
 log = logging.getLogger(__name__)
 
 FRESH_INPUTS = 3
+PULLS = 7  # the largest of so many more random numbers is at least the median but for one in 2 ** 8
 REPLAYS = 100
 OVER_EAGER = 3.0
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -69,8 +70,9 @@ class Verifier:
         rows = [tensor.clone() for tensor in inputs]
         once = self._flat(*[tensor.clone() for tensor in rows])
         count = len(rows[0])
-        for kept in sorted({0, count // 2, count - 1}):
-            fill_random(inputs, self._flat.inputs)
+        kept_rows = sorted({0, count // 2, count - 1})
+        for kept, pull in [*((kept, None) for kept in kept_rows), (0, torch.maximum), (count - 1, torch.minimum)]:
+            self._fill(inputs, pull)
             for tensor, row in zip(inputs, rows, strict=True):
                 tensor[kept] = row[kept]
             for spec, out, ref in zip(self._flat.outputs, self._flat(*inputs), once, strict=True):
@@ -86,6 +88,18 @@ class Verifier:
                 error, allowed = self._error(out, own[:size], ref[:size])
                 if out.is_floating_point() and not error <= allowed:
                     raise ModelError(f"output {spec.name!r} of a row changes with the number of rows, at {size}")
+
+    def _fill(self, inputs: Sequence[Tensor], pull: Callable[[Tensor, Tensor], Tensor] | None) -> None:
+        """With random values, or with what ``pull`` takes of several: so that all of a batch's numbers together are
+        larger, or smaller, than most batches'."""
+        fill_random(inputs, self._flat.inputs)
+        if pull is None:
+            return
+        drawn = [torch.empty_like(tensor) for tensor in inputs]
+        for _ in range(PULLS):
+            fill_random(drawn, self._flat.inputs)
+            for tensor, other in zip(inputs, drawn, strict=True):
+                tensor.copy_(pull(tensor, other))
 
     def _check_fresh(self, graph: CapturedGraph, tallies: Sequence[Tally | None]) -> Steps[float]:
         inputs, outputs, eager = yield from self._asked(graph)
