@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from hpack import Decoder, Encoder
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 COMPRESSED = 1
 NO_ERROR, REFUSED_STREAM, ENHANCE_YOUR_CALM = 0, 7, 11
 MAX_CONCURRENT_STREAMS = 3
@@ -35,6 +35,7 @@ class RawConnection:
         self._encoder, self._decoder = Encoder(), Decoder()
         self._next_stream = 1
         self._come: list[Frame] = []
+        self._pings = 0  # that the server has been asked to answer
         self._headers: dict[int, dict[str, str]] = {}  # by stream, the last that came
 
     async def send(self, *frames: Frame) -> None:
@@ -79,6 +80,13 @@ class RawConnection:
         frame = await self._until(lambda frame: isinstance(frame, RstStreamFrame))
         assert isinstance(frame, RstStreamFrame)
         return frame
+
+    async def all_has_come(self) -> None:
+        """Whatever was sent before: the server answers a ping."""
+        self._pings += 1
+        ping = PingFrame(0, struct.pack(">Q", self._pings))
+        await self.send(ping)
+        await self._until(lambda f: isinstance(f, PingFrame) and "ACK" in f.flags and f.opaque_data == ping.opaque_data)
 
     async def settings(self) -> dict[int, int]:
         """The server's."""

@@ -46,7 +46,7 @@ def streamed(
     answers: queue.SimpleQueue[tuple[sync_client.InferResult, InferenceServerException]] = queue.SimpleQueue()
     client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
     client.async_stream_infer("double", inputs)
-    result, error = answers.get(timeout=20)
+    result, error = answers.get(timeout=60)
     client.stop_stream()
     assert error is None
     assert np.array_equal(result.as_numpy("y"), X * 2)

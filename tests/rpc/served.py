@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
 from opara_server.app import Application
 from opara_server.config import ServerConfig
+from opara_server.observe.tracing import Tracer
 from opara_server.rpc.transports import CQ
 from opara_server.serving.registry import Compile
 from tests.serving.fakes import FakeCompiled, FakeDevice
@@ -28,7 +30,7 @@ from tests.workers.pair import Pair
 if TYPE_CHECKING:
     from opara_protos.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 WORKER = "worker"  # beside the transports: calls are taken as by a worker, if in the same process
 MODEL = "double"
 MAX_ROWS, MAX_QUEUE_ROWS = 16, 96
@@ -87,6 +89,10 @@ class Served:
     def sample(self, name: str, **labels: str) -> float:
         return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    def over(self) -> bool:
+        """Whether a request came here whose client is gone or whose deadline has passed."""
+        return any(self.sample("opara_requests_total", model=MODEL, code=c) for c in ("CANCELLED", "DEADLINE_EXCEEDED"))
+
 
 def request(*values: float, **fields: object) -> pb.InferRequest:
     """One row of two equal numbers for each of ``values``."""
@@ -119,15 +125,16 @@ async def serve(
     *,
     transport: str = CQ,
     credentials: grpc.ChannelCredentials | None = None,
+    tracer: Tracer | None = None,
     **options: object,
 ) -> AsyncIterator[Served]:
-    """``transport``: or WORKER. ``credentials``: of the channel, where the server has TLS."""
+    """``transport``: or WORKER. ``credentials``: of the channel, where the server has TLS. ``tracer``: of all sides."""
     device = FakeDevice()
     compile_with = compile_with or (lambda name, _module, _config, _progress: FakeCompiled(name, device=device))
     settings = config(models, transport=CQ if transport == WORKER else transport, **options)
-    open_front = Pair if transport == WORKER else None
+    open_front = partial(Pair, tracer=tracer) if transport == WORKER else None
     async with (
-        Application(settings, compile_with=compile_with, open_front=open_front) as app,
+        Application(settings, compile_with=compile_with, open_front=open_front, tracer=tracer) as app,
         channel_to(app, credentials) as channel,
     ):
         try:

@@ -19,11 +19,22 @@ from opara_server.model_config import ModelConfig
 from opara_server.rpc.front import SERVICE, StartError
 from opara_server.serving.registry import LoadError, Progress
 from opara_server.settings import ConfigError
-from tests.rpc.served import MODEL, MODEL_TOML, PATIENCE_S, Served, config, request, serve, write_model
+from tests.rpc.served import (
+    MODEL,
+    MODEL_TOML,
+    PATIENCE_S,
+    Served,
+    config,
+    eventually,
+    request,
+    serve,
+    write_model,
+)
 from tests.serving.fakes import FakeCompiled
 
 SERVING, NOT_SERVING = 1, 2
 NAMES = ("", SERVICE, MODEL)
+DRAINING_S = 3.0  # a hundred times what a few calls take
 
 
 class Slow:
@@ -74,6 +85,23 @@ async def test_while_loading_the_server_answers_that_it_is_not_ready(models: Pat
         await app.stop()
 
 
+async def test_the_port_can_stay_shut_until_the_models_are_ready(models: Path) -> None:
+    slow = Slow()
+    app = Application(config(models, listen_when_ready=True), compile_with=slow)
+    starting = asyncio.create_task(app.start())
+    try:
+        await eventually(lambda: app.metrics_address)
+        assert not app.grpc_address
+        slow.go_on.set()
+        await starting
+        async with grpc.aio.insecure_channel(app.grpc_address) as channel:
+            served = Served(app, FakeCompiled().device, channel)
+            assert [await served.health(name) for name in NAMES] == [SERVING] * 3
+            assert await served.infer(1.0) == [2.0]
+    finally:
+        await app.stop()
+
+
 async def test_asked_to_stop_while_loading_it_never_serves(models: Path) -> None:
     slow = Slow()
     app = Application(config(models), compile_with=slow)
@@ -104,7 +132,7 @@ async def test_health_of_a_name_that_is_not_there(served: Served) -> None:
 
 
 async def test_draining_it_serves_on_but_says_not_serving(models: Path) -> None:
-    async with serve(models, drain_delay_s=0.5) as served:
+    async with serve(models, drain_delay_s=DRAINING_S) as served:
         watching = watch(served.channel, "")
         assert (await watching.read()).status == SERVING
         stopping = asyncio.create_task(served.app.stop())
@@ -113,7 +141,7 @@ async def test_draining_it_serves_on_but_says_not_serving(models: Path) -> None:
         assert [await served.health(name) for name in NAMES] == [NOT_SERVING] * 3
         await stopping
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await served.infer(1.0, timeout=1.0)
+            await served.infer(1.0)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -182,3 +210,18 @@ async def test_a_model_whose_largest_request_no_message_can_hold_is_served(
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert told.__dict__["model"] == "big"
     assert str(2**31 - 1) in told.getMessage()
+
+
+async def test_a_server_in_which_nothing_runs_any_more_ends(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started it sees that by its exit status, and starts another."""
+
+    def broken() -> None:
+        raise KeyError("an error of ours")
+
+    app = Application(config(models), compile_with=lambda name, *_: FakeCompiled(name))
+    async with app, asyncio.timeout(PATIENCE_S):
+        monkeypatch.setattr(app._executor, "_next", broken)
+        app._executor.wake()
+        await app.wait()
+    assert app.failed
+    assert not app.stuck

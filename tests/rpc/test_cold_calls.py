@@ -35,6 +35,7 @@ async def method(
     await server.start()
     opened = grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
     async with opened as channel:
+        await channel.channel_ready()  # no deadline passes while they connect
         yield channel.stream_stream("/test.Cold/Call", None, None)
     await server.stop(PATIENCE_S)
 
@@ -96,11 +97,11 @@ async def test_a_deadline_is_known_and_ends_the_call(transport: str) -> None:
             raise
 
     async with method(transport, behaviour) as begin:
-        code, _ = await refused(finished(begin(timeout=0.3)))
+        code, _ = await refused(finished(begin(timeout=1.0)))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         left = await seen.get()
         assert isinstance(left, float)
-        assert 0 <= left <= 0.3
+        assert 0 <= left <= 1.1  # gRPC rounds what it sends up
         assert {await seen.get(), await seen.get()} == {"cancelled", "over"}
 
 

@@ -10,9 +10,9 @@ from opara_server.engine.spec import TensorSpec
 from opara_server.rpc.describe import model_message
 from opara_server.serving.registry import ModelDescription, ModelState
 
-CANDIDATE = Candidate("aten", "opara", True, 4, 7, 90.0, 100.0, 1024, "too much memory")
+CANDIDATE = Candidate("aten", "opara", True, 4, 7, 90.0, 100.0, 1024, "too much memory", 101.5)
 BUCKET = BucketPlan(8, "nimble", True, "aten", 42, 3, 9, 50.0, 5, 6, 80.0, 120.0, 2048, (CANDIDATE,), True)
-NOT_SENT = {"width", "depth", "longest_path_us", "again_us"}  # of the graph; the last is its bucket's, too
+NOT_SENT = {"width", "depth", "longest_path_us"}  # of the graph
 MODEL = ModelDescription(
     "m",
     ModelState.READY,

@@ -261,7 +261,7 @@ async def test_what_is_not_there_is_unimplemented(served: Served) -> None:
 
 
 async def test_draining_the_server_lives_but_is_not_ready(tmp_path: Path) -> None:
-    async with serve(write_model(tmp_path / "models"), drain_delay_s=0.5) as served:
+    async with serve(write_model(tmp_path / "models"), drain_delay_s=3.0) as served:
         assert (await ask(served, "ServerReady")).ready
         stopping = asyncio.create_task(served.app.stop())
         await asyncio.sleep(0)

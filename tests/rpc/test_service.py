@@ -102,9 +102,10 @@ async def test_a_full_queue_is_exhausted_and_recovers(served: Served) -> None:
 
 async def test_what_is_late_is_not_executed(served: Served) -> None:
     held = await served.hold()
-    code, _ = await code_of(served.infer(7.0, timeout=0.05))
+    code, _ = await code_of(served.infer(7.0, timeout=0.5))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    await eventually(served.over)
+    assert served.sample("opara_queue_depth_rows", model=MODEL) == 0
     served.device.gate.set()
     await held
     assert await served.infer(1.0) == [2.0]

@@ -104,7 +104,7 @@ async def test_a_request_that_is_late_is_answered_so_and_not_executed(served: Se
 @pytest.mark.parametrize("ended_by", ["deadline", "client"])
 async def test_a_stream_that_is_over_frees_all_its_places(served: Served, ended_by: str) -> None:
     held = await served.hold()
-    stream = Stream(served, timeout=0.3 if ended_by == "deadline" else PATIENCE_S)
+    stream = Stream(served, timeout=1.0 if ended_by == "deadline" else PATIENCE_S)
     for value in range(10):
         await stream.send(streamed(float(value)))
     await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 10 or stream.call.done())

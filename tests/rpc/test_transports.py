@@ -46,9 +46,10 @@ async def test_a_cancelled_call_frees_its_place(served: Served) -> None:
 async def test_a_deadline_that_passes_in_the_queue_frees_its_place(served: Served) -> None:
     held = await served.hold()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await served.infer(1.0, timeout=0.2)
+        await served.infer(1.0, timeout=0.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    await eventually(served.over)
+    assert served.sample("opara_queue_depth_rows", model=MODEL) == 0
     served.device.gate.set()
     assert await held == [2.0]
 
@@ -186,13 +187,20 @@ async def test_stopping_it_finishes_what_is_in_flight_and_takes_no_more(models: 
     async with serve(models, transport=transport) as served:
         held = await served.hold()
         stopping = asyncio.create_task(served.app.stop())
-        await asyncio.sleep(0.1)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await served.infer(1.0, timeout=2.0)
-        assert caught.value.code() in OVER
+        late: list[asyncio.Task[list[float]]] = []
+
+        async def shut() -> bool:
+            """Whether a call is refused: those that were let in wait at the gate."""
+            late.append(asyncio.create_task(served.infer(1.0)))
+            done, _ = await asyncio.wait(late, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done)
+
+        await eventually(shut)
         assert not stopping.done()
         served.device.gate.set()
         assert await held == [2.0]
+        for end in await asyncio.gather(*late, return_exceptions=True):
+            assert end == [2.0] or (isinstance(end, grpc.aio.AioRpcError) and end.code() in OVER)
         await stopping
 
 

@@ -128,7 +128,7 @@ def describe(client: Any) -> None:
 def infer(client: Any) -> None:
     for rows in (1, 16):
         sent = tensors(rows, rows)
-        result = client.infer("echo", given(sync_client, sent), request_id="r", priority=1, timeout=10_000_000)
+        result = client.infer("echo", given(sync_client, sent), request_id="r", priority=1, timeout=60_000_000)
         check(result, sent)
         assert result.get_response().id == "r"
     sent = tensors(2, 5)
@@ -166,7 +166,7 @@ def infer_all_at_once(client: Any) -> None:
     for number in range(IN_FLIGHT):
         client.async_infer("echo", given(sync_client, tensors(1, number)), partial(told, number))
     for _ in range(IN_FLIGHT):
-        number, result, error = answers.get(timeout=20)
+        number, result, error = answers.get(timeout=60)
         assert error is None, error
         check(result, tensors(1, number))
 
@@ -179,7 +179,7 @@ def infer_on_a_stream(client: Any) -> None:
         client.async_stream_infer(model, given(sync_client, tensors(1, number)), request_id=str(number))
     errors, seen = 0, set()
     for _ in range(IN_FLIGHT):
-        result, error = answers.get(timeout=20)
+        result, error = answers.get(timeout=60)
         if error is not None:
             assert "NOT_FOUND: no model 'nobody'" in str(error), error
             errors += 1

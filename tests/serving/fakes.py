@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from opara_server.engine.compiled import Behind
-from opara_server.engine.device import CapturedGraph, Queue, Stamp
+from opara_server.engine.device import CapturedGraph, Pinner, Queue, Stamp
 from opara_server.engine.device_cpu import CpuStamp
 from opara_server.engine.errors import CaptureError
 from opara_server.engine.plan import BucketPlan, Plan
@@ -23,13 +24,14 @@ from opara_server.engine.spec import TensorSpec
 from opara_server.engine.steps import Steps
 from opara_server.engine.trace import Interval, Trace
 from opara_server.observe.metrics import Metrics
+from opara_server.observe.tracing import Tracer
 from opara_server.serving.batcher import Batcher, Rows
 from opara_server.serving.errors import ServingError
 from opara_server.serving.executor import Executor, Worker
 from opara_server.serving.lanes import Lanes
 from opara_server.serving.limits import Limits
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 X = TensorSpec("x", "float32", (2,))
 Y = TensorSpec("y", "float32", (2,))
 Forward = Callable[..., tuple[torch.Tensor, ...]]
@@ -39,7 +41,7 @@ def double(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (x * 2,)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FakeStamp(CpuStamp):
     device: FakeDevice
 
@@ -47,11 +49,24 @@ class FakeStamp(CpuStamp):
         self.device.look()
 
 
+@dataclass
+class Clock:
+    """``now``, in seconds: as the test says."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FakeDevice:
     """``log`` is what happened, in order; ``gate`` closed holds every replay; ``error`` is what replays raise,
-    and, where it is ``lost``, everything else that waits for it; ``pins``: it copies from memoryviews by itself."""
+    and, where it is ``lost``, everything else that waits for it; ``pins``: it copies from memoryviews by itself;
+    ``pinner``: how it pins others' memory; ``maps``: its static tensors are the host's own. ``clock``: what its stamps
+    tell, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.log: list[str] = []
         self.replays: list[int] = []
         self.gate = threading.Event()
@@ -59,11 +74,27 @@ class FakeDevice:
         self.entered = threading.Semaphore(0)  # one for each replay that began
         self.error: Exception | None = None
         self.lost = False
+        self.untraceable = False
         self.pins = False
-        self.bound = 0
+        self.pinner: Pinner | None = None
+        self.maps = False
+        self._binders: Counter[int] = Counter()
+
+    @property
+    def bound(self) -> int:
+        """By how many threads: it is made each one's own."""
+        return self._binders.total()
+
+    @property
+    def bound_here(self) -> bool:
+        """Once, by the calling thread."""
+        return self._binders[threading.get_ident()] == 1
 
     def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
         return torch.frombuffer(memory, dtype=torch.uint8) if self.pins and isinstance(memory, memoryview) else None
+
+    def mapped(self, static: torch.Tensor) -> torch.Tensor | None:
+        return static.view(static.numel()).view(torch.uint8) if self.maps and static.is_contiguous() else None
 
     def enqueue(self, work: Callable[[], None]) -> None:
         work()
@@ -76,7 +107,7 @@ class FakeDevice:
 
     def stamp(self) -> Stamp:
         self.log.append("stamp")
-        return FakeStamp(time.perf_counter(), self)
+        return FakeStamp(self.clock(), self)
 
     def beside(self) -> Queue | None:
         return None
@@ -91,10 +122,10 @@ class FakeDevice:
 
     @contextmanager
     def bind(self) -> Iterator[None]:
-        self.bound += 1
+        self._binders[threading.get_ident()] += 1
         with torch.inference_mode():
             yield
-        self.bound -= 1
+        self._binders[threading.get_ident()] -= 1
         if self.lost:
             raise RuntimeError("the context is gone")
 
@@ -113,9 +144,10 @@ class FakeGraph:
         self.outputs = tuple(_static(bucket, spec) for spec in outputs)
         self.arena = torch.empty(0, dtype=torch.uint8)
         self.peak_bytes: int | None = None
+        self.anywhere = False
 
     def replay(self) -> None:
-        assert self._device.bound == 1
+        assert self._device.bound_here
         self._device.enqueue(self._run)
 
     def _run(self) -> None:
@@ -130,7 +162,11 @@ class FakeGraph:
 
     def trace(self, replays: int) -> Trace:
         """Two streams that overlap for half of the time."""
-        return Trace(tuple((Interval(0, 0.0, 100.0), Interval(1, 50.0, 100.0)) for _ in range(replays)))
+        self._device.log.append(f"trace {self._bucket}")
+        if self._device.untraceable:
+            raise RuntimeError("CUPTI is not permitted")
+        replay = Interval(0, 0.0, 100.0, "first"), Interval(1, 50.0, 100.0, "second")
+        return Trace((replay,) * replays)
 
     def close(self) -> None:
         pass
@@ -175,7 +211,7 @@ class FakeCompiled:
 
     def improve(self, _found: SavedPlan, bucket: int) -> Steps[CapturedGraph]:
         for _ in range(self.steps):
-            assert self.device.bound == 1
+            assert self.device.bound_here
             self.on_step()
             yield
         if bucket == self.unimprovable:
@@ -264,6 +300,7 @@ class Core:
         max_queue_rows: int = 4096,
         delay_s: float = 0.0,
         lanes: int = 1,
+        tracer: Tracer | None = None,
     ) -> Worker:
         """Not attached yet."""
         name = compiled.plan.model
@@ -271,7 +308,7 @@ class Core:
         model_metrics = self.metrics.model(compiled.plan)
         limits = Limits(compiled.buckets, max_rows, max_queue_rows, delay_s)
         batcher = Batcher(compiled.inputs, limits, model_metrics, self.executor.wake)
-        return Worker(name, batcher, Lanes(compiled, lanes), model_metrics)
+        return Worker(name, batcher, Lanes(compiled, lanes), model_metrics, tracer=tracer)
 
     def value(self, name: str, **labels: str) -> float:
         found = self.metrics.registry.get_sample_value(name, labels)

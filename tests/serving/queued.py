@@ -89,18 +89,21 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.copy_.default and args[2:] == (True,):
+            self._device.begun += 1
             self._device.enqueue(partial(self._copy, func, args[0], args[1]))
             return args[0]
         return func(*args, **(kwargs or {}))
 
     def _copy(self, func: Any, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert self._device.copying.wait(PATIENCE_S)
         func(target, source)
         first = source.flatten()[:4].clone() if source.dtype == torch.uint8 else source.flatten()[:1]
         self._device.copied.append(float(first.view(torch.float32)[0]))
 
 
 class QueuedDevice(FakeDevice):
-    """``copied``: the first float32 of each copy, in order. ``failed``: an error, as all that wait see from then on.
+    """``copied``: the first float32 of each copy, in order; ``begun``: how many were enqueued; ``copying`` closed holds
+    them. ``failed``: an error, as all that wait see from then on.
     ``faulty``: waits between queues are forgotten, and those beside are late."""
 
     def __init__(self, seed: int = 0, longest_delay_s: float = 0.0005) -> None:
@@ -111,6 +114,9 @@ class QueuedDevice(FakeDevice):
         self.current = self._queues[0]
         self.failed: RuntimeError | None = None
         self.copied: list[float] = []
+        self.begun = 0
+        self.copying = threading.Event()
+        self.copying.set()
         self.faulty = False
 
     def delay_s(self, queue: WorkQueue) -> float:

@@ -30,6 +30,7 @@ class Queue:
         self._metrics = Metrics()
         metrics = self._metrics.model(make_plan("m", buckets))
         self.batcher = Batcher(inputs, set_limits, metrics, self._wake, lambda: self.now, in_flight)
+        self._metrics.watch_queue("m", lambda: self.batcher.waiting_rows)
 
     def _wake(self) -> None:
         self.woken += 1

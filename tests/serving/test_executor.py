@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from opara_server.serving.batcher import Batcher, Rows
 from opara_server.serving.errors import Cancelled, DeadlineExceeded, InternalError, ModelUnavailable
-from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, doubled, rows_of, wait_for
+from tests.serving.fakes import PATIENCE_S, Answer, Clock, Core, FakeCompiled, FakeDevice, doubled, rows_of, wait_for
 
 
 def submit(batcher: Batcher, rows: Rows | int, deadline: float | None = None) -> Answer:
@@ -126,8 +127,19 @@ def test_an_error_fails_its_batch_tells_nothing_and_leaves_the_rest_working(
     np.testing.assert_array_equal(submit(batcher, rows).array(), doubled(rows))
 
 
+def timed(name: str, clock: Clock, buckets: tuple[int, ...] = (1, 4, 8)) -> FakeCompiled:
+    """Whose replays take a millisecond each, as its device tells."""
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        clock.now += 0.001
+        return (x * 2,)
+
+    return FakeCompiled(name, buckets, forward=forward, device=FakeDevice(clock))
+
+
 def test_the_model_that_had_less_of_the_device_comes_first(core: Core) -> None:
-    first, second = FakeCompiled("first", (1, 8)), FakeCompiled("second", (1, 8))
+    clock = Clock()
+    first, second = (timed(name, clock, (1, 8)) for name in ("first", "second"))
     order: list[str] = []
     batchers = {name: core.serve(model) for name, model in (("first", first), ("second", second))}
     hold(batchers["first"], first)
@@ -138,7 +150,7 @@ def test_the_model_that_had_less_of_the_device_comes_first(core: Core) -> None:
     names = {id(first.device): "first", id(second.device): "second"}
     for model in (first, second):
         model.device.replays = Recorder(names[id(model.device)], order)
-    wait_a_while(0.2)
+    clock.now += 0.2
     first.device.gate.set()
     for answer in answers:
         assert isinstance(answer.outcome(), Rows)
@@ -146,19 +158,20 @@ def test_the_model_that_had_less_of_the_device_comes_first(core: Core) -> None:
 
 
 def test_idle_time_is_no_credit(core: Core) -> None:
-    busy, idle = FakeCompiled("busy"), FakeCompiled("idle")
+    clock = Clock()
+    busy, idle = timed("busy", clock), timed("idle", clock)
     batchers = {name: core.serve(model) for name, model in (("busy", busy), ("idle", idle))}
     order: list[str] = []
     for name, model in (("busy", busy), ("idle", idle)):
         model.device.replays = Recorder(name, order)
     answers = [hold(batchers["busy"], busy)]
-    wait_a_while(0.3)
+    clock.now += 0.3
     busy.device.gate.set()
     answers[0].outcome()
     submit(batchers["busy"], 1).outcome()  # begins after those 0.3 s
     answers.append(hold(batchers["idle"], idle))
     answers += [submit(batchers[name], 1) for name in ("idle", "busy")]
-    wait_a_while(0.1)
+    clock.now += 0.1
     idle.device.gate.set()
     for answer in answers:
         answer.outcome()
@@ -166,7 +179,7 @@ def test_idle_time_is_no_credit(core: Core) -> None:
 
 
 def test_batches_that_fail_take_time_too(core: Core) -> None:
-    failing, other = FakeCompiled("failing"), FakeCompiled("other")
+    failing, other = FakeCompiled("failing"), timed("other", Clock())  # what fails has no times of its device's
     batchers = {name: core.serve(model) for name, model in (("failing", failing), ("other", other))}
     order: list[str] = []
     for name, model in (("failing", failing), ("other", other)):
@@ -174,7 +187,8 @@ def test_batches_that_fail_take_time_too(core: Core) -> None:
     failing.device.error = RuntimeError("always")
     answers = [hold(batchers["failing"], failing)]
     answers += [submit(batchers[name], 8) for name in ("failing", "other", "other")]
-    wait_a_while(0.2)
+    until = time.monotonic() + 0.05
+    wait_for(lambda: time.monotonic() > until)
     failing.device.gate.set()
     for answer in answers:
         answer.outcome()
@@ -182,13 +196,14 @@ def test_batches_that_fail_take_time_too(core: Core) -> None:
 
 
 def test_nor_is_the_time_before_a_model_was_there(core: Core) -> None:
-    old, new = FakeCompiled("old"), FakeCompiled("new")
+    clock = Clock()
+    old, new = timed("old", clock), timed("new", clock)
     batcher = core.serve(old)
     order: list[str] = []
     for name, model in (("old", old), ("new", new)):
         model.device.replays = Recorder(name, order)
     first = hold(batcher, old)
-    wait_a_while(0.3)
+    clock.now += 0.3
     old.device.gate.set()
     first.outcome()
     submit(batcher, 1).outcome()
@@ -198,17 +213,11 @@ def test_nor_is_the_time_before_a_model_was_there(core: Core) -> None:
     core.executor.run(lambda: core.executor.attach(worker)).result(PATIENCE_S)
     assert new.device.entered.acquire(timeout=PATIENCE_S)
     answers.append(submit(batcher, 1))
-    wait_a_while(0.1)
+    clock.now += 0.1
     new.device.gate.set()
     for answer in answers:
         answer.outcome()
     assert order == ["old", "old", "new", "old", "new"]
-
-
-def wait_a_while(seconds: float) -> None:
-    """Longer than anything here takes that nobody holds up."""
-    until = time.monotonic() + seconds
-    wait_for(lambda: time.monotonic() > until)
 
 
 class Recorder(list[int]):

@@ -110,13 +110,20 @@ def test_an_error_in_the_air_fails_what_is_there_and_frees_the_lanes(core: Core,
 def test_a_lost_device_is_noticed_in_the_air(device: QueuedDevice) -> None:
     core = Core()
     lost: list[str] = []
-    core.executor.on_lost(lost.append)
+
+    def forget(name: str) -> None:
+        lost.append(name)
+        core.executor.detach(name)
+
+    core.executor.on_lost(forget)
     batcher = core.serve(FakeCompiled(device=device), lanes=2)
-    first = held(batcher, device)
+    asked = [held(batcher, device), submit(batcher, 8)]
+    wait_for(lambda: number(asked[1]) in device.copied)
     device.error, device.lost = RuntimeError("gone"), True
     device.gate.set()
-    assert isinstance(first[1].error(), InternalError)
-    wait_for(lambda: lost == ["double"])
+    assert all(isinstance(answer.error(), InternalError) for _, answer in asked)
+    core.executor.run(lambda: None).result(PATIENCE_S)  # that it still runs, and has seen both
+    assert lost == ["double"]
     core.executor.stop(PATIENCE_S)
 
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from opara_server.serving.errors import DeadlineExceeded, InvalidInput, Overloaded
 from opara_server.serving.rows import Rows
+from opara_server.serving.ticket import Ticket
 from opara_server.serving.turns import InFlight
 from opara_server.serving.waiting import PATIENCE
+from tests.serving.fakes import Answer, rows_of
 from tests.serving.queues import Queue, shape
 
 LEVELS = (100, 100, 100)
@@ -59,6 +61,46 @@ def test_a_low_priority_is_served_once_in_so_many_batches_and_costs_the_others_n
     assert [answer.there for answer in low] == [True] * 3
     assert [2 in levels for levels in batches] == ([False] * PATIENCE + [True]) * 3
     assert sum(levels.count(2) for levels in batches) == 3
+
+
+def submit_to(queue: Queue, level: int) -> Ticket:
+    return queue.batcher.submit(rows_of(1), None, Answer(), priority=level)
+
+
+def pass_over(queue: Queue, batches: int = PATIENCE) -> None:
+    for _ in range(batches):
+        queue.submit(8, priority=1)
+        assert served(queue) == [1]
+
+
+def test_a_level_whose_requests_gave_up_when_their_turn_had_come_holds_up_nobody() -> None:
+    queue = Queue(level_rows=(100, 100), default_level=2)
+    low = submit_to(queue, 2)
+    pass_over(queue)
+    low.cancel()
+    queue.submit(8, priority=1)
+    assert served(queue) == [1]
+
+
+def test_who_comes_to_an_empty_level_has_not_been_passed_over() -> None:
+    queue = Queue(level_rows=(100, 100), default_level=2)
+    low = submit_to(queue, 2)
+    pass_over(queue)
+    low.cancel()
+    submit_to(queue, 2)
+    pass_over(queue)
+    queue.submit(8, priority=1)
+    assert served(queue) == [2]
+
+
+def test_the_turn_of_a_level_is_not_spent_on_those_who_gave_up() -> None:
+    queue = Queue(level_rows=(100, 100), default_level=2)
+    low = [submit_to(queue, 2) for _ in range(6)]
+    pass_over(queue)
+    for ticket in low[:3]:
+        ticket.cancel()
+    queue.submit(8, priority=1)
+    assert served(queue) == [2]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 40])

@@ -51,6 +51,21 @@ def test_models_load_warm_up_and_serve(tmp_path: Path) -> None:
         server.registry.get("a")
 
 
+def test_every_lane_is_warmed_and_of_these_a_gpu_has_two(tmp_path: Path) -> None:
+    compiler = Compiler()
+
+    def on_a_gpu(name: str, module: torch.nn.Module, config: ModelConfig, progress: Progress) -> FakeCompiled:
+        made = compiler(name, module, config, progress)
+        if name == "gpu":
+            made.plan = replace(made.plan, device="cuda")
+        return made
+
+    with serving(repository(tmp_path, cpu=MODEL, gpu=MODEL), on_a_gpu) as server:
+        server.load()
+        replays = {name: len(made.device.replays) for name, made in compiler.made.items()}
+    assert replays["gpu"] == 2 * replays["cpu"] > 0
+
+
 def test_stream_occupancy_is_measured_while_warming(tmp_path: Path) -> None:
     with serving(repository(tmp_path, a=MODEL), Compiler()) as server:
         server.load()
@@ -75,7 +90,7 @@ def test_an_unknown_model(tmp_path: Path) -> None:
         (MODEL, ValueError("a bug"), "ValueError: a bug"),
         (MODEL + "oops = 1\n", None, "unknown key 'inputs.x.oops'"),
         (MODEL.replace(":Scale", ":broken"), None, "OSError: no such disk"),
-        (MODEL.replace(":Scale", ":not_a_module"), None, "made a int"),
+        (MODEL.replace(":Scale", ":not_a_module"), None, "made an object of type int"),
     ],
 )
 def test_a_model_that_fails_leaves_the_others_serving(
@@ -198,7 +213,8 @@ def test_a_lost_device_takes_all_its_models_and_no_others(tmp_path: Path, caplog
         made[name].plan = replace(made[name].plan, device=kind)
         return made[name]
 
-    with serving(repository(tmp_path, a=MODEL, b=MODEL, c=MODEL), compile_with) as server:
+    one_lane = MODEL + "[batching]\nlanes = 1\n"  # what waits has not been begun
+    with serving(repository(tmp_path, a=one_lane, b=one_lane, c=MODEL), compile_with) as server:
         changes: list[tuple[str, ModelState]] = []
         server.load()
         server.registry.on_change(lambda name, state: changes.append((name, state)))

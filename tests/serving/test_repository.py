@@ -55,6 +55,12 @@ def test_no_models_is_an_error(tmp_path: Path) -> None:
         scan(tmp_path / "nowhere")
 
 
+def test_a_model_is_not_a_folder_of_models(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    with pytest.raises(ConfigError, match="this is a model; what is wanted is the folder that it is in"):
+        scan(folder)
+
+
 def test_a_module_comes_ready_for_inference(tmp_path: Path) -> None:
     folder_of(tmp_path, text='dtype = "bfloat16"\n' + MODEL)
     module = load(tmp_path)
@@ -115,7 +121,7 @@ def test_weights_are_never_outside_the_folder(tmp_path: Path, weights: str) -> N
         ("no_such_package.module:make", "no module named 'no_such_package'"),
         ("tests.serving.models:missing", "has no function 'missing'"),
         ("tests.serving.models:NUMBER", "has no function 'NUMBER'"),
-        ("tests.serving.models:not_a_module", r"made a int, not a torch\.nn\.Module"),
+        ("tests.serving.models:not_a_module", r"made an object of type int, not a torch\.nn\.Module"),
     ],
 )
 def test_a_source_that_makes_no_module(tmp_path: Path, source: str, message: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opara_server.rpc.turn import Turn
 from opara_server.serving.batcher import Rows
 from opara_server.serving.errors import (
     Cancelled,
@@ -26,7 +27,7 @@ from opara_server.workers.desk import Desk
 from opara_server.workers.link import End, link
 from opara_server.workers.mirror import Mirror, RemoteModel
 from opara_server.workers.region import attach
-from tests.serving.fakes import Answer, FakeCompiled, doubled, rows_of, wait_for
+from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Server, repository, serving
 
 NAME = "double"
@@ -36,11 +37,11 @@ TOML = MODEL + "[batching]\nmax_rows = 16\nmax_queue_rows = 64\n"
 class Way:
     """An engine with one model, and a worker's end of a line to it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.compiled = FakeCompiled(NAME, (1, 4))
+    def __init__(self, folder: Path, compiled: FakeCompiled | None = None, toml: str = TOML) -> None:
+        self.compiled = compiled or FakeCompiled(NAME, (1, 4))
         self._stack = ExitStack()
         self.server: Server = self._stack.enter_context(
-            serving(repository(folder, **{NAME: TOML}), lambda *_: self.compiled)
+            serving(repository(folder, **{NAME: toml}), lambda *_: self.compiled)
         )
         self.server.load()
         self.desk = Desk(self.server.registry, self.server.metrics)
@@ -50,10 +51,10 @@ class Way:
         self.ends = link()
         self.caller = self.connect(self.ends)
 
-    def connect(self, ends: tuple[End, End]) -> Caller:
+    def connect(self, ends: tuple[End, End], turn: Turn | None = None) -> Caller:
         engine, worker = ends
         self.desk.open(engine.memory, engine.submissions, engine.completions)
-        caller = Caller(attach(worker.memory).places, worker.submissions, worker.completions, threading.Lock())
+        caller = Caller(attach(worker.memory).places, worker.submissions, worker.completions, turn or Turn())
         self.update(caller)
         return caller
 
@@ -76,7 +77,7 @@ class Way:
         while device.entered.acquire(blocking=False):
             pass
         ticket = self.model.batcher.submit(rows_of(1), None, answer)
-        assert device.entered.acquire(timeout=20)
+        assert device.entered.acquire(timeout=PATIENCE_S)
         return answer, ticket
 
     def counts(self) -> tuple[int, int, int, int, int]:
@@ -84,7 +85,8 @@ class Way:
         return known.received, known.answered, known.failed, known.cancelled, known.refused
 
     def close(self) -> None:
-        self.compiled.device.gate.set()
+        if isinstance(self.compiled, FakeCompiled):
+            self.compiled.device.gate.set()
         self._stack.close()
         for end in self.ends:
             os.close(end.messages)
@@ -106,6 +108,35 @@ def test_many_requests_each_get_their_own_answer(way: Way) -> None:
             assert np.array_equal(answer.array(), doubled(rows))
     wait_for(lambda: way.caller._slots.taken == 0)
     assert way.counts() == (300, 300, 0, 0, 0)
+
+
+def test_what_a_serving_thread_submits_goes_together_and_its_answers_come_in_its_turn(way: Way) -> None:
+    turn = Turn()
+    turn.attended = True
+    way.connect(others := link(), turn)
+    gate = way.compiled.device.gate
+    turn.acquire()
+    gate.clear()  # no answer comes while it works
+    asked = [rows_of(count) for count in (1, 2, 3)]
+    answers = [way.ask(rows) for rows in asked]
+    assert way.counts()[0] == 0
+    turn.work()
+    gate.set()
+    wait_for(lambda: way.counts()[1] == 3)
+    assert not any(answer.there for answer in answers)
+    wait_for(lambda: (turn.work(), all(answer.there for answer in answers))[1])
+    assert all(np.array_equal(answer.array(), doubled(rows)) for rows, answer in zip(asked, answers, strict=True))
+    assert {answer.thread for answer in answers} == {threading.current_thread().name}
+    gate.clear()
+    asleep = way.ask(rows_of(1))
+    turn.work()
+    turn.release()
+    gate.set()
+    assert asleep.array().shape == (1, 2)
+    assert asleep.thread == "opara-replies"
+    for end in others:
+        os.close(end.messages)
+        os.close(end.memory)
 
 
 def test_a_cancelled_request_leaves_the_queue_and_its_place(way: Way) -> None:
@@ -196,7 +227,7 @@ def test_once_the_engine_is_gone_nobody_waits_for_it(way: Way) -> None:
 def test_requests_for_a_model_that_was_loaded_anew_go_to_the_new_one(way: Way) -> None:
     old = way.model
     way.compiled = FakeCompiled(NAME, (1, 4))
-    way.server.registry.load(NAME).result(20)
+    way.server.registry.load(NAME).result(PATIENCE_S)
     answer = Answer()
     old.batcher.submit(rows := rows_of(2), None, answer)
     assert np.array_equal(answer.array(), doubled(rows))
@@ -207,7 +238,7 @@ def test_requests_for_a_model_that_was_loaded_anew_go_to_the_new_one(way: Way) -
 
 def test_a_model_that_is_unloaded_is_told_of(way: Way) -> None:
     old = way.model
-    way.server.registry.unload(NAME).result(20)
+    way.server.registry.unload(NAME).result(PATIENCE_S)
     answer = Answer()
     old.batcher.submit(rows_of(1), None, answer)
     assert isinstance(answer.error(), ModelUnavailable)

@@ -7,12 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from opara_server.workers import worker_process
+from opara_server.workers.child import WORKER, Orders
+from opara_server.workers.control import Control
+from opara_server.workers.link import link
+from opara_server.workers.messages import Messages
+from opara_server.workers.process import Process
 from opara_server.workers.supervisor import Supervisor
-from tests.rpc.served import config, eventually, write_model
+from tests.rpc.served import PATIENCE_S, config, eventually, write_model
 
 TOML = """
 source = "python:torch.nn:Identity"
@@ -34,9 +42,51 @@ def test_a_worker_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class Told(Control):
+    """What a child says, here."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+
+    def send(self, said: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:  # noqa: ARG002
+        self.said.put_nowait(said)
+
+
+@pytest.mark.parametrize("engine_lives", [True, False])
+async def test_a_worker_listens_once_it_knows_what_there_is(tmp_path: Path, engine_lives: bool) -> None:
+    settings = config(write_model(tmp_path / "models", toml=TOML), workers=1)
+    (engine, end), orders, told = link(), Orders(), Told()
+    for said, descriptors in (({"do": "attach"}, end.descriptors), ({"do": "listen", "limit": 1 << 20}, ())):
+        orders.put_nowait((said, descriptors))
+    serving = asyncio.create_task(worker_process.serve(settings, told, orders))
+    listening = asyncio.create_task(told.said.get())
+    await asyncio.wait((listening, serving), timeout=0.2)
+    assert not listening.done()
+    messages = await Messages.open(engine.messages)
+    if engine_lives:
+        messages.send({"health": {}, "models": {}})
+    else:
+        messages.close()
+    assert await asyncio.wait_for(listening, PATIENCE_S) == {"listening": True}
+    messages.close()
+    orders.put_nowait(({"do": "stop"}, ()))
+    assert await serving == 0
+    for descriptor in (engine.memory, engine.submissions, engine.completions):
+        os.close(descriptor)
+
+
+async def test_ctrl_c_reaches_the_supervisor_alone(tmp_path: Path) -> None:
+    """A terminal tells it to the supervisor's process group. A child that is just importing would die of it."""
+    child = await Process.start(WORKER, config(tmp_path, workers=1), lambda _said: None)
+    group = os.getpgid(child.pid)
+    child.kill()
+    await child.ended()
+    assert group == child.pid
+
+
 async def test_an_engine_that_does_not_answer_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = config(write_model(tmp_path / "models", toml=TOML), workers=1)
-    supervisor = Supervisor(settings, 0, lambda _what, _share: None, ask_every_s=0.1, answer_within_s=1.0)
+    supervisor = Supervisor(settings, 0, lambda _what, _share: None, ask_every_s=0.1, answer_within_s=3.0)
     running = asyncio.create_task(supervisor.run())
     await eventually(lambda: supervisor.ready)
     assert supervisor.engine is not None

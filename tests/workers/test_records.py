@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from opara_server.observe.tracing import SpanContext
 from opara_server.serving import errors
 from opara_server.workers.records import (
     ATOMIC_BYTES,
@@ -14,11 +17,14 @@ from opara_server.workers.records import (
     ERRORS,
     STATUS,
     SUBMISSION,
+    TEXT_BYTES,
     Pipe,
     error_of,
     most_at_once,
     pipe,
     read,
+    read_span,
+    write_span,
 )
 
 
@@ -30,13 +36,17 @@ def made() -> Iterator[Pipe]:
         os.close(descriptor)
 
 
-def test_a_pipe_has_room_for_all_that_may_be_in_it(made: Pipe) -> None:
+@pytest.mark.parametrize("chunk", [1, ATOMIC_BYTES // SUBMISSION.size // 2 + 1, ATOMIC_BYTES // SUBMISSION.size])
+def test_a_pipe_has_room_for_all_that_may_be_in_it(made: Pipe, chunk: int) -> None:
     os.set_blocking(made.writes, False)
-    for place in range(3 * most_at_once(made.writes)):  # raises BlockingIOError where it is full
-        os.write(made.writes, SUBMISSION.pack(place, 0, 1, 0.0, 0, 0))
+    records = 3 * most_at_once(made.writes)
+    for begin in range(0, records, chunk):  # raises BlockingIOError where it is full
+        some = range(begin, min(begin + chunk, records))
+        data = b"".join(SUBMISSION.pack(place, 0, 1, 0.0, 0, 0) for place in some)
+        assert os.write(made.writes, data) == len(data)
     places: list[int] = []
-    while len(places) < 3 * most_at_once(made.writes):
-        places += [record[0] for record in SUBMISSION.iter_unpack(read(made.reads, SUBMISSION))]
+    while len(places) < records:
+        places += [record[0] for record in SUBMISSION.iter_unpack(read(made.reads, SUBMISSION) or b"")]
     assert places == list(range(len(places)))
 
 
@@ -64,3 +74,15 @@ def test_every_error_arrives_as_what_it_was() -> None:
         arrived = error_of(STATUS[kind], str(error))
         assert type(arrived) is kind
         assert str(arrived) == str(error)
+
+
+@given(
+    st.builds(SpanContext, st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.text("ab=,@é", max_size=600)),
+    st.integers(0, 64),
+)
+def test_a_span_is_read_as_it_was_written(span: SpanContext, at: int) -> None:
+    places = memoryview(bytearray(b"x" * (at + TEXT_BYTES)))
+    write_span(places, at, span)
+    fits = len(span.state.encode()) <= TEXT_BYTES - 26
+    assert read_span(places, at) == (span if fits else span._replace(state=""))
+    assert bytes(places[:at]) == b"x" * at

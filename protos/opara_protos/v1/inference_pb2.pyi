@@ -432,6 +432,7 @@ class Candidate(google.protobuf.message.Message):
     REJECTED_FIELD_NUMBER: builtins.int
     COMPACT_FIELD_NUMBER: builtins.int
     LOWERING_FIELD_NUMBER: builtins.int
+    AGAIN_US_FIELD_NUMBER: builtins.int
     policy: builtins.str
     streams: builtins.int
     synchronisations: builtins.int
@@ -444,6 +445,8 @@ class Candidate(google.protobuf.message.Message):
     """Its streams were reduced to what its order needs."""
     lowering: builtins.str
     """How its operators were had, as in Bucket."""
+    again_us: builtins.float
+    """As a graph that was captured to serve, beside the sequential one; 0 where it was not."""
     def __init__(
         self,
         *,
@@ -456,7 +459,157 @@ class Candidate(google.protobuf.message.Message):
         rejected: builtins.str = ...,
         compact: builtins.bool = ...,
         lowering: builtins.str = ...,
+        again_us: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["compact", b"compact", "lowering", b"lowering", "measured_us", b"measured_us", "peak_bytes", b"peak_bytes", "policy", b"policy", "predicted_us", b"predicted_us", "rejected", b"rejected", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["again_us", b"again_us", "compact", b"compact", "lowering", b"lowering", "measured_us", b"measured_us", "peak_bytes", b"peak_bytes", "policy", b"policy", "predicted_us", b"predicted_us", "rejected", b"rejected", "streams", b"streams", "synchronisations", b"synchronisations"]) -> None: ...
 
 global___Candidate = Candidate
+
+@typing.final
+class ProfileModelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    BATCH_SIZE_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    batch_size: builtins.int
+    """One that the model has; 0: all, one after the other, with requests between."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        batch_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "model", b"model"]) -> None: ...
+
+global___ProfileModelRequest = ProfileModelRequest
+
+@typing.final
+class ProfileModelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: builtins.int
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BucketProfile]:
+        """Ascending."""
+
+    def __init__(
+        self,
+        *,
+        buckets: collections.abc.Iterable[global___BucketProfile] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buckets", b"buckets"]) -> None: ...
+
+global___ProfileModelResponse = ProfileModelResponse
+
+@typing.final
+class BucketProfile(google.protobuf.message.Message):
+    """Of one batch size, means over the traced replays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class StreamBusyEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class BusyUsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    BATCH_SIZE_FIELD_NUMBER: builtins.int
+    REPLAYS_FIELD_NUMBER: builtins.int
+    SPAN_US_FIELD_NUMBER: builtins.int
+    CONCURRENCY_FIELD_NUMBER: builtins.int
+    STREAM_BUSY_FIELD_NUMBER: builtins.int
+    BUSY_US_FIELD_NUMBER: builtins.int
+    TIMELINE_FIELD_NUMBER: builtins.int
+    OMITTED_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    batch_size: builtins.int
+    replays: builtins.int
+    span_us: builtins.float
+    """From the first operator's start to the last one's end."""
+    concurrency: builtins.float
+    """Busy streams, averaged over the time when at least one was."""
+    omitted: builtins.int
+    """How many intervals of it were left out, the latest, because they are too many."""
+    seconds: builtins.float
+    """Time that the trace took, for which requests waited."""
+    @property
+    def stream_busy(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+        """Share of the span for which each stream was busy."""
+
+    @property
+    def busy_us(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+        """For how long exactly so many streams were busy, none included."""
+
+    @property
+    def timeline(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Interval]:
+        """The last of the replays, in order of starts."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: builtins.int = ...,
+        replays: builtins.int = ...,
+        span_us: builtins.float = ...,
+        concurrency: builtins.float = ...,
+        stream_busy: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
+        busy_us: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
+        timeline: collections.abc.Iterable[global___Interval] | None = ...,
+        omitted: builtins.int = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "busy_us", b"busy_us", "concurrency", b"concurrency", "omitted", b"omitted", "replays", b"replays", "seconds", b"seconds", "span_us", b"span_us", "stream_busy", b"stream_busy", "timeline", b"timeline"]) -> None: ...
+
+global___BucketProfile = BucketProfile
+
+@typing.final
+class Interval(google.protobuf.message.Message):
+    """One kernel on one stream (on a CPU: one operator); times from the start of its replay."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    STREAM_FIELD_NUMBER: builtins.int
+    START_US_FIELD_NUMBER: builtins.int
+    END_US_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    stream: builtins.int
+    start_us: builtins.float
+    end_us: builtins.float
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        stream: builtins.int = ...,
+        start_us: builtins.float = ...,
+        end_us: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_us", b"end_us", "name", b"name", "start_us", b"start_us", "stream", b"stream"]) -> None: ...
+
+global___Interval = Interval

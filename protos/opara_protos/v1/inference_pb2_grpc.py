@@ -34,6 +34,11 @@ class InferenceServiceStub(object):
                 request_serializer=opara__protos_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=opara__protos_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
                 )
+        self.ProfileModel = channel.unary_unary(
+                '/opara.v1.InferenceService/ProfileModel',
+                request_serializer=opara__protos_dot_v1_dot_inference__pb2.ProfileModelRequest.SerializeToString,
+                response_deserializer=opara__protos_dot_v1_dot_inference__pb2.ProfileModelResponse.FromString,
+                )
 
 
 class InferenceServiceServicer(object):
@@ -66,6 +71,14 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProfileModel(self, request, context):
+        """Traces a few replays of a model that is READY, while requests wait, and tells how busy its streams were. Only where
+        the server was started with --admin, else UNIMPLEMENTED, as where replays cannot be traced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -88,6 +101,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=opara__protos_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
                     response_serializer=opara__protos_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
+            'ProfileModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProfileModel,
+                    request_deserializer=opara__protos_dot_v1_dot_inference__pb2.ProfileModelRequest.FromString,
+                    response_serializer=opara__protos_dot_v1_dot_inference__pb2.ProfileModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -164,5 +182,22 @@ class InferenceService(object):
         return grpc.experimental.unary_unary(request, target, '/opara.v1.InferenceService/GetModel',
             opara__protos_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
             opara__protos_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ProfileModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/opara.v1.InferenceService/ProfileModel',
+            opara__protos_dot_v1_dot_inference__pb2.ProfileModelRequest.SerializeToString,
+            opara__protos_dot_v1_dot_inference__pb2.ProfileModelResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -42,6 +42,14 @@ class InferenceServiceStub:
     ]
     """What a model takes and gives, and the plan that runs it, with the measurements that chose it."""
 
+    ProfileModel: grpc.UnaryUnaryMultiCallable[
+        opara_protos.v1.inference_pb2.ProfileModelRequest,
+        opara_protos.v1.inference_pb2.ProfileModelResponse,
+    ]
+    """Traces a few replays of a model that is READY, while requests wait, and tells how busy its streams were. Only where
+    the server was started with --admin, else UNIMPLEMENTED, as where replays cannot be traced.
+    """
+
 class InferenceServiceAsyncStub:
     Infer: grpc.aio.UnaryUnaryMultiCallable[
         opara_protos.v1.inference_pb2.InferRequest,
@@ -65,6 +73,14 @@ class InferenceServiceAsyncStub:
         opara_protos.v1.inference_pb2.GetModelResponse,
     ]
     """What a model takes and gives, and the plan that runs it, with the measurements that chose it."""
+
+    ProfileModel: grpc.aio.UnaryUnaryMultiCallable[
+        opara_protos.v1.inference_pb2.ProfileModelRequest,
+        opara_protos.v1.inference_pb2.ProfileModelResponse,
+    ]
+    """Traces a few replays of a model that is READY, while requests wait, and tells how busy its streams were. Only where
+    the server was started with --admin, else UNIMPLEMENTED, as where replays cannot be traced.
+    """
 
 class InferenceServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -97,5 +113,15 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[opara_protos.v1.inference_pb2.GetModelResponse, collections.abc.Awaitable[opara_protos.v1.inference_pb2.GetModelResponse]]:
         """What a model takes and gives, and the plan that runs it, with the measurements that chose it."""
+
+    @abc.abstractmethod
+    def ProfileModel(
+        self,
+        request: opara_protos.v1.inference_pb2.ProfileModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[opara_protos.v1.inference_pb2.ProfileModelResponse, collections.abc.Awaitable[opara_protos.v1.inference_pb2.ProfileModelResponse]]:
+        """Traces a few replays of a model that is READY, while requests wait, and tells how busy its streams were. Only where
+        the server was started with --admin, else UNIMPLEMENTED, as where replays cannot be traced.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

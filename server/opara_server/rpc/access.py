@@ -23,6 +23,7 @@ ADMIN = frozenset(
     {
         "/inference.GRPCInferenceService/RepositoryModelLoad",
         "/inference.GRPCInferenceService/RepositoryModelUnload",
+        "/opara.v1.InferenceService/ProfileModel",
     }
 )
 _HEADER = "authorization"

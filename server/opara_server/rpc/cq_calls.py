@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 import grpc
@@ -14,21 +15,67 @@ from opara_server.serving.models import Cancellable
 
 _NO_REQUEST = Failure(grpc.StatusCode.UNIMPLEMENTED, "a unary call has exactly one request")
 _SHUTTING_DOWN = Failure(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+_UNWATCHED_S = 0.005
+
+
+class Unwatched:
+    """Unary calls whose end is not watched yet. Most are answered first, and their end comes with the answer: one
+    operation and one event less. The others are watched after _UNWATCHED_S."""
+
+    def __init__(self) -> None:
+        self._calls: set[UnaryCall] = set()
+        self._since: deque[tuple[float, UnaryCall]] = deque()  # on time.monotonic(); of those answered since, too
+
+    def add(self, call: UnaryCall) -> None:
+        """On the thread that serves, as is ``watch``."""
+        self._calls.add(call)
+        self._since.append((time.monotonic(), call))
+
+    def take(self, call: UnaryCall) -> bool:
+        """Whether it is for whoever asks to watch its end; true once per call. Any thread."""
+        try:
+            self._calls.remove(call)
+        except KeyError:
+            return False
+        return True
+
+    def watch(self) -> float | None:
+        """Those that have been there for long; in how many seconds to look again, None where there are no others."""
+        while self._since:
+            since, call = self._since[0]
+            if call in self._calls:
+                left_s = since + _UNWATCHED_S - time.monotonic()
+                if left_s > 0:
+                    return left_s
+                if self.take(call):
+                    call.watch()
+            self._since.popleft()
+        return None
 
 
 class UnaryCall:
     """One call of a hot unary method. Every event comes on the thread that serves, ``_reply`` on any."""
 
-    __slots__ = ("_call", "_deadline", "_ended", "_hot", "_ticket")
+    __slots__ = ("_answered", "_call", "_deadline", "_ended", "_hot", "_metadata", "_ticket", "_unwatched")
 
-    def __init__(self, arrival: core.Event, hot: Hot) -> None:
+    def __init__(self, arrival: core.Event, hot: Hot, unwatched: Unwatched) -> None:
         self._call = arrival.call
         self._deadline = core.deadline_of(arrival)
+        self._metadata = core.metadata_of(arrival)
         self._hot = hot
         self._ticket: Cancellable | None = None
-        self._ended = False
+        self._answered = self._ended = False
+        self._unwatched = unwatched
+        unwatched.add(self)
         core.receive(self._call, self._received)
+
+    def watch(self) -> None:
+        """Cancel what nobody waits for any more. Once."""
         core.watch_end(self._call, self._over)
+
+    def invocation_metadata(self) -> core.Metadata:
+        """What the client sent with the call."""
+        return self._metadata
 
     def _received(self, event: core.Event) -> None:
         message = core.message_of(event)
@@ -36,16 +83,21 @@ class UnaryCall:
             if not self._ended:
                 self._reply(_NO_REQUEST)
             return
-        ticket = self._hot(message, self._deadline, self._reply)
+        ticket = self._hot(message, self._deadline, self._reply, self)
         if self._ended and ticket is not None:
             ticket.cancel()
         self._ticket = ticket
+        if self._answered:
+            self._ticket = None  # which has this call: without a cycle both go at once
 
     def _reply(self, outcome: bytes | Failure) -> None:
+        watch = self._unwatched.take(self)
         if isinstance(outcome, Failure):
-            core.send_status(self._call, outcome.number, outcome.text, _sent)
+            core.send_status(self._call, outcome.number, outcome.text, _sent, watch=watch)
         else:
-            core.send_only(self._call, outcome, _sent)
+            core.send_only(self._call, outcome, _sent, watch=watch)
+        self._answered = True
+        self._ticket = None
 
     def _over(self, event: core.Event) -> None:
         self._ended = True
@@ -57,9 +109,12 @@ class UnaryCall:
 class StreamCall:
     """One call of a hot stream: ``in_flight`` requests at most are worked on, answers leave as they come."""
 
-    def __init__(self, arrival: core.Event, hot: Hot, in_flight: int) -> None:
+    def __init__(self, arrival: core.Event, hot: Hot, in_flight: int, open_ones: set[StreamCall]) -> None:
+        """It is among ``open_ones`` until it has ended."""
         self._call = arrival.call
+        self._open_ones = open_ones
         self._deadline = core.deadline_of(arrival)
+        self._metadata = core.metadata_of(arrival)
         self._hot = hot
         self._most = in_flight
         self._lock = threading.Lock()  # of all below
@@ -71,12 +126,17 @@ class StreamCall:
         core.watch_end(self._call, self._over)
         self._receiving = True
         core.receive(self._call, self._received)
+        open_ones.add(self)  # from now on it may be closed
 
     def close(self) -> None:
         """Reads no further, answers what it has read and ends with UNAVAILABLE. Any thread."""
         with self._lock:
             self._closing = True
         self._go_on()
+
+    def invocation_metadata(self) -> core.Metadata:
+        """What the client sent with the call."""
+        return self._metadata
 
     def _received(self, event: core.Event) -> None:
         message = core.message_of(event)
@@ -90,7 +150,7 @@ class StreamCall:
                 number = self._number = self._number + 1
                 self._open += 1
         if message is not None:
-            ticket = self._hot(message, self._deadline, lambda outcome: self._reply(number, outcome))
+            ticket = self._hot(message, self._deadline, lambda outcome: self._reply(number, outcome), self)
             with self._lock:
                 if ticket is not None and not self._ended:
                     self._tickets[number] = ticket
@@ -138,6 +198,7 @@ class StreamCall:
             core.send_status(self._call, _SHUTTING_DOWN.number, _SHUTTING_DOWN.text, _sent, first=first)
 
     def _over(self, _event: core.Event) -> None:
+        self._open_ones.discard(self)
         with self._lock:
             self._ended = True
             tickets = list(self._tickets.values())

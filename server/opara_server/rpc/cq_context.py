@@ -53,7 +53,7 @@ class CqContext(grpc.aio.ServicerContext[Any, Any]):
                 await self._end(failure(asyncio.CancelledError()))
             return
         except Exception as error:  # noqa: BLE001 - the edge: a client must hear of whatever it is
-            await self._end(failure(error))
+            await self._end(failure(error, self))
             return
         await self._end(Failure(self._code, self._details))
 

@@ -22,6 +22,7 @@ _NEEDED = (
     *("Server", "CompletionQueue", "ReceiveMessageOperation", "SendMessageOperation", "SendInitialMetadataOperation"),
     *("SendStatusFromServerOperation", "ReceiveCloseOnServerOperation", "CompletionType"),
 )
+_AT_ONCE = 0.0  # a deadline long past: of one that just passed gRPC sleeps for a millisecond, to which it rounds up
 _NEVER = 2.0**62  # seconds; gRPC's end of time is the greatest int64
 OK: int = grpc.StatusCode.OK.value[0]
 
@@ -60,10 +61,10 @@ class Core:
         """One call more; ``tag`` is given the event of its arrival, or of failure when the server shuts down."""
         self._server.request_call(self._queue, self._queue, tag)
 
-    def next_event(self, *, wait: bool = True) -> Event | None:
-        """None where there is none yet and ``wait`` is not set. Its last reference should go before the next is asked
-        for: gRPC takes a call to be going on until then."""
-        event = self._queue.poll(None if wait else time.time())
+    def next_event(self, wait_s: float | None = None) -> Event | None:
+        """None where there is none within ``wait_s`` (None: however long it takes). Its last reference should go before
+        the next is asked for: gRPC takes a call to be going on until then."""
+        event = self._queue.poll(wait_s if wait_s is None else time.time() + wait_s if wait_s else _AT_ONCE)
         return None if event.completion_type == cygrpc.CompletionType.queue_timeout else event
 
     def shut_down(self, tag: Tag) -> None:
@@ -74,13 +75,18 @@ class Core:
         self._server.cancel_all_calls()
 
     def destroy(self) -> None:
-        """Once the event of ``shut_down`` has come, and every other."""
+        """Once the event of ``shut_down`` has come, and every other, and all calls of this have returned."""
         self._server.destroy()
 
 
 def method_of(arrival: Event) -> bytes:
     method: bytes = arrival.call_details.method
     return method
+
+
+def metadata_of(arrival: Event) -> Metadata:
+    metadata: Metadata = arrival.invocation_metadata
+    return metadata
 
 
 def deadline_of(arrival: Event) -> float | None:
@@ -106,7 +112,7 @@ def watch_end(call: Call, tag: Tag) -> None:
 
 
 def was_cancelled(event: Event) -> bool:
-    """By the client, by its deadline, by a broken connection."""
+    """Of ``watch_end``: by the client, by its deadline, by a broken connection."""
     return bool(event.batch_operations[0].cancelled())
 
 
@@ -122,25 +128,34 @@ def send_message(call: Call, message: bytes, tag: Tag, *, first: bool = False) -
     call.start_server_batch(operations, tag)
 
 
-def send_only(call: Call, message: bytes, tag: Tag) -> None:
-    """The one answer of a unary call, which ends it."""
-    call.start_server_batch(
-        (
-            cygrpc.SendInitialMetadataOperation(None, 0),
-            cygrpc.SendMessageOperation(message, 0),
-            cygrpc.SendStatusFromServerOperation(None, OK, b"", 0),
-        ),
-        tag,
+def send_only(call: Call, message: bytes, tag: Tag, *, watch: bool = False) -> None:
+    """The one answer of a unary call, which ends it. ``watch``: nobody watches the end: ``tag`` comes with it."""
+    operations: tuple[Any, ...] = (
+        cygrpc.SendInitialMetadataOperation(None, 0),
+        cygrpc.SendMessageOperation(message, 0),
+        cygrpc.SendStatusFromServerOperation(None, OK, b"", 0),
     )
+    if watch:
+        operations = (*operations, cygrpc.ReceiveCloseOnServerOperation(0))
+    call.start_server_batch(operations, tag)
 
 
 def send_status(
-    call: Call, code: int, details: str, tag: Tag, *, first: bool = True, trailing: Metadata | None = None
+    call: Call,
+    code: int,
+    details: str,
+    tag: Tag,
+    *,
+    first: bool = True,
+    trailing: Metadata | None = None,
+    watch: bool = False,
 ) -> None:
-    """End the call. ``first``: nothing was sent before."""
+    """End the call. ``first``: nothing was sent before. ``watch``: as of ``send_only``."""
     operations: tuple[Any, ...] = (cygrpc.SendStatusFromServerOperation(trailing, code, details.encode(), 0),)
     if first:
         operations = (cygrpc.SendInitialMetadataOperation(None, 0), *operations)
+    if watch:
+        operations = (*operations, cygrpc.ReceiveCloseOnServerOperation(0))
     call.start_server_batch(operations, tag)
 
 

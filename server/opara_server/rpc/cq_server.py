@@ -13,19 +13,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import grpc
 
 from opara_server.rpc import cq_core as core
-from opara_server.rpc.cq_calls import StreamCall, UnaryCall
+from opara_server.rpc.cq_calls import StreamCall, UnaryCall, Unwatched
 from opara_server.rpc.cq_context import CqContext
 from opara_server.rpc.edge import Edge
 from opara_server.rpc.inference import Hot
+from opara_server.rpc.turn import Turn
 
 log = logging.getLogger(__name__)
 
 ARMED = 32  # calls that may arrive before the next look: with 1, PEERS measured 17.5 k instead of 24.6 k requests/s
+LATE = 1024  # calls more that are taken when it stops: gRPC cancels those that have come but wait to be taken
+_MOST_IN_A_ROW = 64  # events, before chores are done however many more there are
 
 
 class CqServer:
@@ -37,7 +39,7 @@ class CqServer:
         unary: Mapping[str, Hot],
         streams: Mapping[str, Hot],
         stream_in_flight: int,
-        turn: threading.Lock | None = None,
+        turn: Turn | None = None,
     ) -> None:
         """``unary``, ``streams``: the hot methods, by full path. ``turn``: see open_transport."""
         self._loop = asyncio.get_running_loop()
@@ -47,13 +49,18 @@ class CqServer:
         self._unary = {path.encode(): method for path, method in unary.items()}
         self._hot_streams = {path.encode(): method for path, method in streams.items()}
         self._stream_in_flight = stream_in_flight
-        self._turn = turn
+        self._turn = turn or Turn()
+        self._turn.attended = True
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
-        self._streams: WeakSet[StreamCall] = WeakSet()
+        self._unwatched = Unwatched()
+        self._streams: set[StreamCall] = set()
         self._streams_closed = False
         self._thread = threading.Thread(target=self._serve, name="opara-grpc", daemon=True)
         self._accepting = self._shut = False
-        self._armed = 0  # calls that may arrive; the thread's own, once it runs
+        self._arming = threading.Lock()  # calls are accepted or it shuts down
+        self._armed = 0  # calls that may arrive; the thread's own, once it runs, as is
+        self._late = 0  # of LATE, those that may arrive; the thread's own, too, once they are armed
+        self._in_a_row = 0  # events since it slept
         self._calls_ended = asyncio.Event()
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
@@ -72,21 +79,28 @@ class CqServer:
     async def start(self) -> None:
         self._core.start()
         self._accepting = True
-        for _ in range(ARMED):
-            self._accept()
+        self._arm()
         self._thread.start()
 
     def close_streams(self) -> None:
         """For good: hot streams read no further, answer what they have read and end with UNAVAILABLE."""
         self._streams_closed = True
-        for stream in list(self._streams):
+        for stream in self._streams.copy():  # at once, while more may come
             stream.close()
 
     async def stop(self, grace: float | None) -> None:
-        """Take no more calls, give those in flight ``grace`` seconds, then cancel them."""
+        """Take no more calls than have come, give those in flight ``grace`` seconds, then cancel them.
+
+        gRPC answers calls that come after its shutdown with CANCELLED, until clients have heard of it (GOAWAY): only a
+        drain delay in which they turn to other servers avoids these.
+        """
         if not self._thread.is_alive():
             return
-        self._accepting = False
+        with self._arming:
+            self._accepting = False
+        self._late = LATE
+        for _ in range(LATE):
+            self._core.accept(self._arrived_late)
         self._core.shut_down(self._shut_down)
         try:
             async with asyncio.timeout(grace or 0.0):
@@ -95,34 +109,65 @@ class CqServer:
             self._core.cancel_all()
             await self._calls_ended.wait()
         await asyncio.to_thread(self._thread.join)
+        self._core.destroy()  # not on that thread: a call above may still be under way when the last event has come
 
     def _serve(self) -> None:
-        turn = self._turn
-        while (event := self._core.next_event(wait=not self._shut or self._armed > 0)) is not None:
-            tag = event.tag
-            try:
-                if turn is None:
+        with self._turn:
+            while (event := self._next()) is not None:
+                tag = event.tag
+                try:
                     tag(event)
-                else:
-                    with turn:
-                        tag(event)
-            except Exception:
-                log.exception("an event of gRPC's could not be handled")
-            event = tag = None
-        self._core.destroy()
+                except Exception:
+                    log.exception("an event of gRPC's could not be handled")
+                event = tag = None
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._calls_ended.set)
 
-    def _accept(self) -> None:
-        self._armed += 1
-        self._core.accept(self._arrived)
+    def _next(self) -> core.Event | None:
+        """None where there will be none. Chores are done before the thread sleeps, and every so often."""
+        while True:
+            if self._in_a_row < _MOST_IN_A_ROW:
+                self._in_a_row += 1
+                event = self._core.next_event(0.0)
+                if event is not None:
+                    return event
+            self._in_a_row = 0
+            more = self._turn.work()
+            self._arm()  # only now: answers do not wait for it
+            wait_s = self._unwatched.watch()
+            if more:  # it may have left more to do, and nobody would wake this thread for that
+                continue
+            if not self._goes_on:
+                return None
+            self._turn.release()
+            try:
+                event = self._core.next_event(wait_s)
+            finally:
+                self._turn.acquire()
+            if event is not None:
+                return event
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self._shut or self._armed > 0 or self._late > 0
+
+    def _arm(self) -> None:
+        with self._arming:
+            while self._accepting and self._armed < ARMED:
+                self._armed += 1
+                self._core.accept(self._arrived)
 
     def _arrived(self, event: core.Event) -> None:
         self._armed -= 1
-        if not event.success:
-            return
-        if self._accepting:
-            self._accept()
+        if event.success:
+            self._begin(event)
+
+    def _arrived_late(self, event: core.Event) -> None:
+        self._late -= 1
+        if event.success:
+            self._begin(event)
+
+    def _begin(self, event: core.Event) -> None:
         method = core.method_of(event)
         if self._access is not None:
             refused = self._access.refusal(method.decode(errors="replace"), event.invocation_metadata)
@@ -130,10 +175,9 @@ class CqServer:
                 core.send_status(event.call, refused.number, refused.text, _sent)
                 return
         if hot := self._unary.get(method):
-            UnaryCall(event, hot)
+            UnaryCall(event, hot, self._unwatched)
         elif hot := self._hot_streams.get(method):
-            stream = StreamCall(event, hot, self._stream_in_flight)
-            self._streams.add(stream)
+            stream = StreamCall(event, hot, self._stream_in_flight, self._streams)
             if self._streams_closed:
                 stream.close()
         else:

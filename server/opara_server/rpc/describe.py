@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.engine.plan import BucketPlan, Candidate
+from opara_server.engine.trace import Interval
+from opara_server.observe.occupancy import Sample
 from opara_server.rpc.wire import spec_message
 from opara_server.serving.models import ModelDescription, ModelState
 
@@ -57,4 +61,28 @@ def _candidate_message(candidate: Candidate) -> pb.Candidate:
         rejected=candidate.rejected,
         compact=candidate.compact,
         lowering=candidate.lowering,
+        again_us=candidate.again_us,
     )
+
+
+def profile_message(samples: Iterable[Sample]) -> pb.ProfileModelResponse:
+    return pb.ProfileModelResponse(buckets=map(_sample_message, samples))
+
+
+def _sample_message(sample: Sample) -> pb.BucketProfile:
+    seen = sample.occupancy
+    return pb.BucketProfile(
+        batch_size=sample.batch_size,
+        replays=sample.replays,
+        span_us=seen.span_us,
+        concurrency=seen.concurrency,
+        stream_busy=dict(seen.stream_busy),
+        busy_us=dict(seen.busy_us),
+        timeline=map(_interval_message, sample.timeline),
+        omitted=sample.omitted,
+        seconds=sample.seconds,
+    )
+
+
+def _interval_message(interval: Interval) -> pb.Interval:
+    return pb.Interval(name=interval.name, stream=interval.stream, start_us=interval.start_us, end_us=interval.end_us)

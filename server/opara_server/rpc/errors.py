@@ -15,6 +15,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
+from opara_server.observe.request_log import shown_id
+from opara_server.observe.tracing import Call
 from opara_server.serving.errors import InternalError, ServingError, Status
 
 log = logging.getLogger(__name__)
@@ -42,31 +44,33 @@ class Failure:
         return number
 
 
-def told(error: BaseException) -> ServingError:
-    """What a client may be told of ``error``. Logs a fault of the server, with its traceback."""
+def told(error: BaseException, call: Call | None = None) -> ServingError:
+    """What a client may be told of ``error``. Logs a fault of the server, with its traceback. ``call``: that it is of,
+    where there is one."""
     if isinstance(error, ServingError):
         return error
     internal = InternalError()
-    log.error("%s", internal, exc_info=error)
+    fields = {"reference": internal.reference, "request_id": "" if call is None else shown_id(b"", call)}
+    log.error("%s", internal, exc_info=error, extra={name: value for name, value in fields.items() if value})
     return internal
 
 
-def failure(error: BaseException) -> Failure:
-    """The failure to answer with. Logs a fault of the server, with its traceback."""
-    serving_error = told(error)
+def failure(error: BaseException, call: Call | None = None) -> Failure:
+    """The failure to answer with. Logs a fault of the server, as ``told`` does."""
+    serving_error = told(error, call)
     return Failure(CODES[serving_error.status], str(serving_error)[:_MAX_TEXT])
 
 
-async def attempt(work: Awaitable[T]) -> T | Failure:
+async def attempt(work: Awaitable[T], call: Call | None = None) -> T | Failure:
     """What ``work`` gives, or the failure to answer with. Raises only the CancelledError of a call that is over."""
     try:
         return await work
     except asyncio.CancelledError as error:
         if _cancelled_from_outside():
             raise
-        return failure(error)
+        return failure(error, call)
     except Exception as error:  # noqa: BLE001 - the edge: grpc would send the text of whatever passes here
-        return failure(error)
+        return failure(error, call)
 
 
 def answered(method: Method[S, T]) -> Method[S, T]:
@@ -74,7 +78,7 @@ def answered(method: Method[S, T]) -> Method[S, T]:
 
     @wraps(method)
     async def rpc(self: S, request: Any, context: Context) -> T:
-        outcome = await attempt(method(self, request, context))
+        outcome = await attempt(method(self, request, context), context)
         if isinstance(outcome, Failure):
             try:
                 await context.abort(outcome.code, outcome.text)

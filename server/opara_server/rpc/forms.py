@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opara_server.engine.spec import TensorSpec
-from opara_server.rpc.scan import Cut, varint
+from opara_server.rpc.scan import Cut, Span, varint
 from opara_server.serving.errors import InvalidInput, ServingError
 from opara_server.serving.models import Model, Models
 from opara_server.serving.rows import Rows
@@ -49,6 +49,18 @@ class Rejected(NamedTuple):
     id: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything lies in messages that differ in nothing but the bytes of their ids and of their tensors' data:
+    a scanner reads the others only, ``fixed``, and would cut all such messages alike. ``data``: per input of the
+    model."""
+
+    form: Form
+    fixed: tuple[tuple[Span, bytes], ...]
+    id_at: Span
+    data: tuple[Span, ...]
+
+
 class Forms:
     """Those of one protocol, by key, as long as the registry's models stay what they are. Not thread-safe."""
 
@@ -56,35 +68,67 @@ class Forms:
         self._registry = registry
         self._generation = registry.generation
         self._forms: dict[bytes, Form] = {}
+        self._layouts: dict[Span, Layout] = {}  # one for messages that lie there
 
-    def read(self, message: bytes, cut: Cut | None) -> Request | Rejected | None:
-        """``message``, if its form is known. The rows are views of it."""
-        form = None if cut is None else self._get(cut.key)
+    def recall(self, message: bytes, begin: int, end: int) -> Request | Rejected | None:
+        """``message[begin:end]``, if one was read that has the same layout. The rows are views of it."""
+        self._forget()
+        layout = self._layouts.get((begin, end))
+        if layout is None:
+            return None
+        for (start, stop), there in layout.fixed:
+            if message[start:stop] != there:
+                return None
+        start, stop = layout.id_at
+        request_id = message[start:stop]
+        return _request(message, layout.form, request_id, layout.data) if request_id.isascii() else None
+
+    def read(self, message: bytes, begin: int, end: int, cut: Cut | None) -> Request | Rejected | None:
+        """``message[begin:end]``, if its form is known. The rows are views of it."""
+        self._forget()
+        form = None if cut is None else self._forms.get(cut.key)
         if cut is None or form is None:
             return None
-        view, tensors = memoryview(message), []
-        for index in form.order:
-            start, stop = cut.data[index]
-            tensors.append(view[start:stop])
-        if form.bools:
-            try:
-                check_bools(tensors, form.model.inputs)
-            except ServingError as error:
-                return Rejected(error, form.model.name, cut.id)
-        return Request(form, cut.id, Rows(tuple(tensors), form.count))
+        data = tuple(cut.data[index] for index in form.order)
+        if (begin, end) not in self._layouts:
+            _make_room(self._layouts)
+            self._layouts[begin, end] = Layout(form, _fixed(message, begin, end, cut), cut.id_at, data)
+        return _request(message, form, cut.id, data)
 
-    def _get(self, key: bytes) -> Form | None:
+    def _forget(self) -> None:
         if self._generation != self._registry.generation:
             self._generation = self._registry.generation
             self._forms.clear()
-        return self._forms.get(key)
+            self._layouts.clear()
 
     def keep(self, key: bytes, form: Form) -> None:
         if len(key) > _LONGEST:
             return
-        if len(self._forms) >= _MOST:
-            self._forms.clear()
+        _make_room(self._forms)
         self._forms[key] = form
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= _MOST:
+        kept.clear()
+
+
+def _fixed(message: bytes, begin: int, end: int, cut: Cut) -> tuple[tuple[Span, bytes], ...]:
+    """All between the id's bytes and the data's."""
+    starts = (begin, *(stop for _, stop in sorted((cut.id_at, *cut.data))))
+    stops = (*(start for start, _ in sorted((cut.id_at, *cut.data))), end)
+    return tuple(((start, stop), message[start:stop]) for start, stop in zip(starts, stops, strict=True))
+
+
+def _request(message: bytes, form: Form, request_id: bytes, data: tuple[Span, ...]) -> Request | Rejected:
+    view = memoryview(message)
+    tensors = tuple([view[start:stop] for start, stop in data])
+    if form.bools:
+        try:
+            check_bools(tensors, form.model.inputs)
+        except ServingError as error:
+            return Rejected(error, form.model.name, request_id)
+    return Request(form, request_id, Rows(tensors, form.count))
 
 
 def join_answer(id_tag: bytes, request: Request, outputs: Sequence[Buffer]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from opara_server.rpc.edge import Edge
 from opara_server.rpc.health import Health
 from opara_server.rpc.inference import Inference
 from opara_server.rpc.transports import open_transport
+from opara_server.rpc.turn import Turn
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 SERVER_NAMES = ("", SERVICE, OIP_SERVICE)  # that health knows the server by, beside its models
@@ -51,9 +51,7 @@ class Front(Protocol):
 class LocalFront:
     """A gRPC server in this process."""
 
-    def __init__(
-        self, config: ServerConfig, edge: Edge, inference: Inference, turn: threading.Lock | None = None
-    ) -> None:
+    def __init__(self, config: ServerConfig, edge: Edge, inference: Inference, turn: Turn | None = None) -> None:
         """``turn``: see open_transport."""
         self.health = Health()
         self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn)

@@ -57,7 +57,7 @@ class _Unary:
 
     @answered
     async def call(self, message: bytes, context: Context) -> Outcome:
-        return await _ask(self._hot, self._replies, message, _deadline(context))
+        return await _ask(self._hot, self._replies, message, _deadline(context), context)
 
 
 class _Streamed:
@@ -74,17 +74,17 @@ class _Streamed:
         deadline = _deadline(context)
 
         async def answer(message: bytes) -> bytes:
-            outcome = await _ask(self._hot, self._replies, message, deadline)
+            outcome = await _ask(self._hot, self._replies, message, deadline, context)
             assert isinstance(outcome, bytes)
             return outcome
 
         await self._serve(Stream(context, answer, self._in_flight))
 
 
-async def _ask(hot: Hot, replies: Replies, message: bytes, deadline: float | None) -> Outcome:
+async def _ask(hot: Hot, replies: Replies, message: bytes, deadline: float | None, context: Context) -> Outcome:
     """Cancelling it frees the request's slot."""
     outcome, reply = replies.expected()
-    ticket = hot(message, deadline, reply)
+    ticket = hot(message, deadline, reply, context)
     try:
         return await outcome
     except asyncio.CancelledError:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,10 +11,11 @@ from opara_server.observe.metrics import Metrics
 from opara_server.observe.statistics import statistics
 from opara_server.rpc.descriptors import OIP_SERVICE, message_class
 from opara_server.rpc.errors import Context, answered
+from opara_server.rpc.jobs import finished
 from opara_server.rpc.oip_codec import check_version
 from opara_server.rpc.oip_describe import config_message, index_message, metadata_message, statistics_message
 from opara_server.rpc.wire import parse, shown
-from opara_server.serving.errors import InvalidInput, ModelUnavailable, Unsupported
+from opara_server.serving.errors import InvalidInput, Unsupported
 from opara_server.serving.models import ModelState, ServedModel
 from opara_server.version import VERSION
 
@@ -117,14 +116,14 @@ class ModelCalls:
     @answered
     async def repository_model_load(self, message: bytes, _context: Context) -> bytes:
         name = self._allowed("RepositoryModelLoadRequest", message, known=set())
-        await _done(self._registry.load(name))
+        await finished(self._registry.load(name))
         return _written("RepositoryModelLoadResponse")
 
     @answered
     async def repository_model_unload(self, message: bytes, _context: Context) -> bytes:
         # No model depends on another, and clients send this one always.
         name = self._allowed("RepositoryModelUnloadRequest", message, known={"unload_dependents"})
-        await _done(self._registry.unload(name))
+        await finished(self._registry.unload(name))
         return _written("RepositoryModelUnloadResponse")
 
     def _asked_for(self, kind: str, message: bytes) -> ServedModel:
@@ -155,16 +154,6 @@ def _handler(**methods: Callable[[bytes, Context], Coroutine[Any, Any, bytes]]) 
 def _check_repository(name: str) -> None:
     if name:
         raise InvalidInput(f"no repository {shown(name)}: there is one, which has no name")
-
-
-async def _done(change: Future[None]) -> None:
-    """It goes on where the client does not wait for it. Raises what it raises, ModelUnavailable if the server stops."""
-    try:
-        await asyncio.shield(asyncio.wrap_future(change))
-    except asyncio.CancelledError:
-        if not change.cancelled():
-            raise
-        raise ModelUnavailable("the server is shutting down") from None
 
 
 def _parsed(kind: str, message: bytes) -> Any:

@@ -39,8 +39,11 @@ class OipCodec:
 
     def read(self, message: bytes) -> Request | Rejected:
         """Of a ModelInferRequest. The rows are views of ``message``, but for typed contents."""
+        end = len(message)
+        if known := self._forms.recall(message, 0, end):
+            return known
         cut = scan_model_infer(message)
-        if known := self._forms.read(message, cut):
+        if known := self._forms.read(message, 0, end, cut):
             return known
         try:
             request = parse(_ModelInferRequest, message)

@@ -69,8 +69,10 @@ class OparaCodec:
         return response.SerializeToString()
 
     def _read(self, message: bytes, begin: int, end: int) -> Request | Rejected:
+        if known := self._forms.recall(message, begin, end):
+            return known
         cut = scan_infer(message, begin, end)
-        if known := self._forms.read(message, cut):
+        if known := self._forms.read(message, begin, end, cut):
             return known
         try:
             request = parse(pb.InferRequest, message[begin:end])

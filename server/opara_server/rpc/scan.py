@@ -21,17 +21,18 @@ _OIP_KEPT = {0x0A, 0x12, 0x22, 0x2A, 0x32}  # its model_name, model_version, par
 
 
 class Cut(NamedTuple):
-    """``data``: per tensor, in the message's order, where its bytes are."""
+    """``data``: per tensor, in the message's order, where its bytes are; ``id_at``: where those of the id are."""
 
     key: bytes
     id: bytes
     data: list[Span]
+    id_at: Span
 
 
 def scan_infer(message: bytes, begin: int, end: int) -> Cut | None:
     """An opara.v1.InferRequest in ``message[begin:end]``."""
     key, kept = [], begin  # the message up to ``kept`` is in the key, or known to be left out of it
-    request_id, data = b"", []
+    request_id, id_at, data = b"", (begin, begin), []
     at = begin
     try:
         while at < end:
@@ -50,6 +51,7 @@ def scan_infer(message: bytes, begin: int, end: int) -> Cut | None:
             elif field == _ID:
                 if request_id or not size:
                     return None
+                id_at = at, at + size
                 request_id = message[at : at + size]
                 key.append(message[kept:start])
                 kept = at + size
@@ -61,13 +63,13 @@ def scan_infer(message: bytes, begin: int, end: int) -> Cut | None:
     if at != end or not request_id.isascii():
         return None
     key.append(message[kept:end])
-    return Cut(b"".join(key), request_id, data)
+    return Cut(b"".join(key), request_id, data, id_at)
 
 
 def scan_model_infer(message: bytes) -> Cut | None:
     """An inference.ModelInferRequest. ``data`` is that of its raw_input_contents."""
     key, kept = [], 0
-    request_id, data = b"", []
+    request_id, id_at, data = b"", (0, 0), []
     at, end = 0, len(message)
     try:
         while at < end:
@@ -83,6 +85,7 @@ def scan_model_infer(message: bytes) -> Cut | None:
             elif field == _OIP_ID:
                 if request_id or not size:
                     return None
+                id_at = at, at + size
                 request_id = message[at : at + size]
                 key.append(message[kept:start])
                 kept = at + size
@@ -94,7 +97,7 @@ def scan_model_infer(message: bytes) -> Cut | None:
     if at != end or not request_id.isascii():
         return None
     key.append(message[kept:end])
-    return Cut(b"".join(key), request_id, data)
+    return Cut(b"".join(key), request_id, data, id_at)
 
 
 def scan_streamed(message: bytes) -> tuple[Span, int] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -15,10 +16,12 @@ from opara_server.rpc.edge import Edge
 from opara_server.rpc.gate import Gate
 from opara_server.rpc.hot_calls import HotCalls
 from opara_server.rpc.inference import Inference
+from opara_server.rpc.turn import Turn
 
 log = logging.getLogger(__name__)
 
 AIO, CQ = "aio", "cq"
+_MOST_WAITS = 50
 
 
 class Transport(Protocol):
@@ -33,8 +36,12 @@ class Transport(Protocol):
 
 
 class AioTransport:
-    def __init__(self, edge: Edge, inference: Inference, stream_in_flight: int) -> None:
+    def __init__(self, edge: Edge, inference: Inference, stream_in_flight: int, quiet_s: float = 0.01) -> None:
+        """``quiet_s``: it does not stop before no call was taken for so long."""
         self._server = grpc.aio.server(options=edge.options)
+        self._quiet_s = quiet_s
+        self._arrivals = _Arrivals()
+        self._server.add_generic_rpc_handlers((self._arrivals,))
         self._credentials = edge.credentials
         self._hot = HotCalls(inference, stream_in_flight)
         if edge.access is not None:
@@ -60,18 +67,33 @@ class AioTransport:
         self._hot.close_streams()
 
     async def stop(self, grace: float | None) -> None:
+        """grpc.aio takes one call after the other, and as it stops cancels those that have come and wait to be taken:
+        so first take what there is, but give up soon where clients go on calling."""
+        end, taken = time.monotonic() + min(grace or 0.0, _MOST_WAITS * self._quiet_s), -1
+        while taken != self._arrivals.taken and time.monotonic() < end:
+            taken = self._arrivals.taken
+            await asyncio.sleep(self._quiet_s)
         await self._server.stop(grace)
 
 
+class _Arrivals(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
+    """Counts the calls that are taken: it is asked first for every one's method."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:  # noqa: ARG002
+        self.taken += 1
+
+
 def open_transport(
-    kind: str, edge: Edge, inference: Inference, stream_in_flight: int, turn: threading.Lock | None = None
+    kind: str, edge: Edge, inference: Inference, stream_in_flight: int, turn: Turn | None = None
 ) -> Transport:
     """``kind``: AIO, or CQ, which gives way to AIO with a warning where this grpcio has no such layer.
 
     It serves the methods of ``inference``; others may be added. ``stream_in_flight``: how many requests of one stream
-    are worked on at a time. ``turn``: taken while an event is handled on the completion queue; another thread that
-    gives many answers at once takes it, too, since gRPC lets go of the interpreter at each operation: without it the
-    two would wake each other each time. On the event loop that is running.
+    are worked on at a time. ``turn``: that of the thread that serves the completion queue, where others bring answers.
+    On the event loop that is running.
     """
     if kind == CQ:
         reason = cq_core.why_not()

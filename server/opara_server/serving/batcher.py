@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from opara_server.engine.spec import TensorSpec
-from opara_server.observe.metrics import ModelMetrics
+from opara_server.observe.model_metrics import ModelMetrics
+from opara_server.observe.tracing import SpanContext
 from opara_server.serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -72,18 +73,25 @@ class Batcher:
         self._closed = False
         self._received = self._answered = self._failed = self._cancelled = self._refused = 0
         self.delivered: Callable[[], None] = _nobody_waits  # called once those of a batch have their answers
-        metrics.watch_queue(lambda: self._waiting.rows)
 
     def submit(
-        self, rows: Rows, deadline: float | None, done: Done, *, priority: int = 0, timeout_us: int = 0
+        self,
+        rows: Rows,
+        deadline: float | None,
+        done: Done,
+        *,
+        priority: int = 0,
+        timeout_us: int = 0,
+        span: SpanContext | None = None,
     ) -> Ticket:
         """Queue a request. Never blocks; what is wrong goes to ``done``, at once.
 
         ``deadline``: on time.monotonic(); by then it must be answered. ``priority``: 1 is the highest, 0 the model's
         default. ``timeout_us``: µs after which it must have left the queue; 0: the model's own limit. One that cannot
-        be met by the fastest runs seen of what is in flight and ahead of it is refused, and so not executed.
+        be met by the fastest runs seen of what is in flight and ahead of it is refused, and so not executed. ``span``:
+        None unless it is sampled.
         """
-        ticket = Ticket(self, rows, deadline, done, self._clock())
+        ticket = Ticket(self, rows, deadline, done, self._clock(), span)
         refusal: ServingError | None = None
         waiting, wake = self._waiting, False
         try:
@@ -193,7 +201,7 @@ class Batcher:
         if not packing.rows:
             return None
         self._metrics.waited([now - piece.ticket.arrived for piece in packing.pieces if not piece.start])
-        return Batch(tuple(packing.pieces), packing.rows, bucket)
+        return Batch(tuple(packing.pieces), packing.rows, bucket, now)
 
     def _at_most(self, now: float) -> int:
         """Rows of the next batch: before the delay is over the largest preferred size that has been reached."""
@@ -211,6 +219,15 @@ class Batcher:
         the device could run no other."""
         with self._lock:
             self._pace.ran(bucket, seconds, replay_s)
+
+    @property
+    def waiting_rows(self) -> int:
+        return self._waiting.rows
+
+    @property
+    def next_bucket(self) -> int:
+        """That of the next batch, or a larger one."""
+        return self._pace.bucket(min(self._waiting.rows, self.limits.largest))
 
     def expects(self, bucket: int) -> float:
         """Seconds that a batch of ``bucket`` takes at least, from copy in to copy out."""

@@ -1,7 +1,7 @@
 """One thread owns the device. It runs jobs (loading, switching graphs) and begins batches of all models, in turns.
 
 Of a model with one lane a batch is begun and answered before the next; with more, another thread waits for batches in
-the air and answers them, and the next is begun as soon as a lane is free.
+the air and answers them, and the next is begun as soon as a lane is free. While it sleeps a helper may run a batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -34,6 +35,9 @@ class Executor:
     def __init__(self) -> None:
         self._thread = threading.Thread(target=self._loop, name="opara-executor", daemon=True)
         self._wakes: SimpleQueue[None] = SimpleQueue()  # what an Event does in four times the time
+        self._awake = threading.Lock()  # held by whoever runs batches: by the executor's thread, unless it sleeps
+        self._wakes_up = True  # it has it, or is about to take it
+        self._helper = 0  # the thread that runs batches while it sleeps
         self._lock = threading.Lock()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._workers: dict[str, Worker] = {}  # touched by the executor's thread only
@@ -43,6 +47,7 @@ class Executor:
         self._stopped = False
         self._at_end: list[Callable[[], None]] = []
         self._lost: Callable[[str], None] | None = None
+        self._failed: Callable[[], None] | None = None
         self._bound: LaneDevice | None = None
         self._binding = ExitStack()
 
@@ -51,8 +56,31 @@ class Executor:
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at the queues again: something is there. Any thread."""
-        self._wakes.put(None)
+        """Look at the queues again: a request is there. Any thread."""
+        if threading.get_ident() != self._helper:  # it looks before it sleeps
+            self._wakes.put(None)
+
+    def help(self) -> bool:
+        """Run one batch on the calling thread, if it is a short one that any thread may run; whether it was.
+
+        For the one thread that submits requests, before it sleeps: it runs the batch sooner than another thread wakes.
+        From the first call on its requests wake nobody until then. Raises what the device does as it is left.
+        """
+        self._helper = threading.get_ident()
+        worker: Worker | None = None
+        wait_s: float | None = 0.0
+        if not self._wakes_up and self._awake.acquire(blocking=False):
+            try:
+                worker, wait_s = self._next()
+                if worker is not None and worker.brief:
+                    with worker.lanes.device.bind():
+                        self._begin_next_batch(worker, bound=True)
+                    return True
+            finally:
+                self._awake.release()
+        if (worker is not None or wait_s is not None) and self._wakes.empty():
+            self._wakes.put(None)
+        return False
 
     def run(self, job: Callable[[], T]) -> Future[T]:
         """Run ``job`` on the executor's thread, with no batch in the air, and after each job one if it waits. After the
@@ -63,7 +91,7 @@ class Executor:
                 future.cancel()
             else:
                 self._jobs.append((job, future))
-        self.wake()
+        self._wakes.put(None)
         return future
 
     def attach(self, worker: Worker) -> None:
@@ -114,6 +142,11 @@ class Executor:
         Before ``start``."""
         self._lost = callback
 
+    def on_failed(self, callback: Callable[[], None]) -> None:
+        """Call ``callback``, on the executor's thread, if that ends by an error of ours: nothing runs any more. Before
+        ``start``."""
+        self._failed = callback
+
     @property
     def stopping(self) -> bool:
         return self._stop_by < inf
@@ -124,11 +157,12 @@ class Executor:
         False where ``grace_s`` did not suffice: what was still queued is refused, a batch in flight is left behind.
         """
         self._stop_by = time.monotonic() + grace_s
-        self.wake()
+        self._wakes.put(None)
         self._thread.join(grace_s + 1.0)
         return not self._thread.is_alive() and time.monotonic() <= self._stop_by
 
     def _loop(self) -> None:
+        self._awake.acquire()  # and it keeps it in the end
         try:
             while True:
                 while not self._wakes.empty():  # before looking: what comes after it wakes us again
@@ -146,8 +180,16 @@ class Executor:
                 elif stopping and not self._flights.count:
                     return
                 else:
+                    self._wakes_up = False
+                    self._awake.release()
                     with suppress(Empty):
                         self._wakes.get(timeout=wait_s)
+                    self._wakes_up = True  # else a helper might take it again and again
+                    self._awake.acquire()
+        except Exception:
+            log.critical("nothing runs any more", exc_info=True)
+            if self._failed is not None:
+                self._failed()
         finally:
             self._end()
 
@@ -175,13 +217,14 @@ class Executor:
             self._turns.begin(chosen.share)
         return chosen, None if soonest == inf else max(soonest - now, 0.0)
 
-    def _begin_next_batch(self, worker: Worker) -> None:
+    def _begin_next_batch(self, worker: Worker, *, bound: bool = False) -> None:
         batch = worker.batcher.take()
         if batch is None:
             return
         lane, alone, began = worker.lanes.take(), not self._flights.count, time.monotonic()
         try:
-            self.bind(worker.lanes.device)
+            if not bound:
+                self.bind(worker.lanes.device)
             run = lane.begin(batch, alone=alone)
         except Exception:  # noqa: BLE001 - the edge of a batch: fail logs it, whatever it is
             fail(worker, batch)
@@ -203,7 +246,7 @@ class Executor:
     def _land(self, landed: Landed) -> None:
         flight, worker = landed.flight, landed.flight.worker
         worker.lanes.give_back(flight.lane)
-        if landed.failed:
+        if landed.failed and self.runs(worker.name):  # else it went with its device, which another batch has found lost
             self.check_device(worker)
         worker.share.used(landed.seconds - flight.charged_s)
 
@@ -218,7 +261,10 @@ class Executor:
 
     def check_device(self, worker: Worker) -> None:
         """After an error: once a GPU's context is broken, whatever one asks of it fails, in this process for good, and
-        who waits for that is told. Executor's thread."""
+        who waits for that is told. Executor's thread, to which a helper leaves it."""
+        if threading.get_ident() == self._helper:
+            self.run(partial(self.check_device, worker))
+            return
         try:
             self.bind(worker.lanes.device)
             worker.lanes.device.synchronize()

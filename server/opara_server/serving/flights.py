@@ -10,13 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from opara_server.observe.metrics import ModelMetrics
+from opara_server.observe.model_metrics import ModelMetrics
+from opara_server.observe.tracing import BatchSpan, Moments, Sampled, Tracer
 from opara_server.serving.batcher import Batch, Batcher
 from opara_server.serving.errors import InternalError
 from opara_server.serving.lanes import Lane, Lanes, Run
 from opara_server.serving.turns import Share
 
 log = logging.getLogger(__name__)
+
+BRIEF_S = 0.005  # for which calls are not handled: Python lets a thread run as long while others wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,16 @@ class Worker:
     lanes: Lanes
     metrics: ModelMetrics
     share: Share = field(default_factory=Share)
+    tracer: Tracer | None = None
+
+    @property
+    def brief(self) -> bool:
+        """Whether the next batch takes less than BRIEF_S, as far as is known, on whatever thread runs it."""
+        bucket = self.batcher.next_bucket
+        return self.lanes.anywhere(bucket) and self.batcher.expects(bucket) <= BRIEF_S
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as Rows: every batch makes one, and a Landed
 class Flight:
     """A batch in the air. ``charged_s``: what its model has been charged for it so far."""
 
@@ -40,7 +50,7 @@ class Flight:
     charged_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Landed:
     """What is left for the executor to do. ``seconds``: what the batch took of the device's time."""
 
@@ -93,18 +103,39 @@ def land(flight: Flight) -> Landed:
     worker, batch, begin = flight.worker, flight.run.batch, time.monotonic()
     try:
         parts, timing = flight.lane.end(flight.run)
+        sampled = () if worker.tracer is None else _sampled(batch)
+        moments = flight.run.moments(time.monotonic()) if sampled else None
         worker.batcher.ran(batch.bucket, timing.total_s, timing.replay_s)
         worker.metrics.ran(batch.bucket, batch.rows, timing.copy_in_s, timing.replay_s, timing.copy_out_s)
         worker.batcher.answer(batch, parts)
+        if moments is not None:
+            _tell(worker, batch, sampled, moments)
     except Exception:  # noqa: BLE001 - the edge of a batch: fail logs it, whatever it is
         fail(worker, batch)
         return Landed(flight, time.monotonic() - begin, failed=True)
     return Landed(flight, timing.total_s, failed=False)
 
 
+def _sampled(batch: Batch) -> tuple[Sampled, ...]:
+    found = ((piece.ticket, piece.start) for piece in batch.pieces)
+    return tuple(Sampled(t.span, None if start else t.arrived) for t, start in found if t.span is not None)
+
+
+def _tell(worker: Worker, batch: Batch, sampled: tuple[Sampled, ...], moments: Moments | None) -> None:
+    """``moments``: None of a batch that failed."""
+    assert worker.tracer is not None
+    ended = time.monotonic() if moments is None else moments.copy_out[1]
+    span = BatchSpan(worker.name, batch.bucket, batch.rows, len(batch.pieces), sampled, batch.taken, ended, moments)
+    worker.tracer.batch(span)
+    if moments is not None:
+        worker.metrics.sampled(span)
+
+
 def fail(worker: Worker, batch: Batch) -> None:
     """In an exception handler: the log has the traceback, the clients its reference."""
     error = InternalError()
+    if worker.tracer is not None and (sampled := _sampled(batch)):
+        _tell(worker, batch, sampled, None)
     log.exception(
         "a batch failed",
         extra={"model": worker.name, "requests": len(batch.pieces), "reference": error.reference},

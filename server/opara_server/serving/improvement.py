@@ -13,9 +13,9 @@ from functools import partial
 from opara_server.engine.errors import EngineError
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.plan_store import SavedPlan
-from opara_server.observe import occupancy
 from opara_server.observe.logs import news_only
 from opara_server.observe.metrics import Metrics
+from opara_server.observe.occupancy import Sampler
 from opara_server.serving.executor import Executor, Worker
 from opara_server.serving.staging import Compiled
 
@@ -33,12 +33,19 @@ class Improvement:
     """One model's. ``done``: called on the executor's thread with the plan that runs in the end."""
 
     def __init__(
-        self, compiled: Compiled, worker: Worker, executor: Executor, metrics: Metrics, done: Callable[[Plan], None]
+        self,
+        compiled: Compiled,
+        worker: Worker,
+        executor: Executor,
+        metrics: Metrics,
+        sampler: Sampler,
+        done: Callable[[Plan], None],
     ) -> None:
         self._compiled = compiled
         self._worker = worker
         self._executor = executor
         self._metrics = metrics
+        self._sampler = sampler
         self._done = done
         self._served = compiled.plan
         self._told = news_only(self._log)
@@ -118,7 +125,7 @@ class Improvement:
         timing = self._worker.lanes.warm(bucket)
         self._worker.batcher.ran(bucket, timing.total_s, timing.replay_s)
         yield
-        occupancy.sample(self._metrics, self._worker.name, bucket, graph)
+        self._sampler.sample(self._worker.name, self._compiled.plan.bucket(bucket), graph)
 
     def _advance(self, steps: Generator[None]) -> bool:
         """Executor's thread: some of the ``steps``, while requests wait. Whether any are left."""

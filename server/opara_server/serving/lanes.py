@@ -1,11 +1,12 @@
 """A model's lanes: sets of buffers through which its batches go to the device and their answers come back.
 
 All lanes share one captured graph per bucket, and its static tensors. A batch that has the device to itself is copied
-straight into these and out of them. One that is begun while another runs is copied into buffers of its lane's own, by a
-queue beside, and from there into the static tensors once the other is through with them; its outputs leave likewise. So
-the copies of one batch and the replay of another go on at the same time, and static tensors are touched in one queue
-only, in order. Rows come to the device through the lane's host buffers, or directly where there are many in memory from
-which the device can copy by itself.
+straight into these and out of them; where they are in the host's own memory, a model's only lane fills and reads them
+without a copy. One that is begun while another runs is copied into buffers of its lane's own, by a queue beside, and
+from there into the static tensors once the other is through with them; its outputs leave likewise. So the copies of one
+batch and the replay of another go on at the same time, and static tensors are touched in one queue only, in order. Rows
+come to the device through the lane's host buffers, or directly where there are many in memory from which the device can
+copy by itself.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from opara_server.engine.device import CapturedGraph, Queue, Stamp
+from opara_server.observe.tracing import Moments
 from opara_server.serving.batcher import Batch
-from opara_server.serving.staging import Compiled, DeviceRows, HostRows
+from opara_server.serving.staging import Compiled, DeviceRows, HostBuffer, HostRows
 
 DIRECT_BYTES = 1 << 16  # of a request's rows: fewer are copied by the CPU in less time than a copy takes to enqueue
 _WARM_UP_RUNS = 5
@@ -26,8 +28,10 @@ _WARM_UP_RUNS = 5
 Direct = tuple[int, torch.Tensor]
 """From which byte on, and what."""
 
+Pair = tuple[torch.Tensor, torch.Tensor]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)  # not frozen, as Rows: every batch makes one, and a Run
 class Timing:
     """How long one batch took, by the device's own clock. What it waited for another in between is not in it."""
 
@@ -41,13 +45,35 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """A captured graph as a lane sees it: rows in host memory, and, of each static tensor that is elsewhere, where they
+    are copied from or to: (host, static)."""
+
+    graph: CapturedGraph
+    inputs: tuple[HostRows, ...]
+    arriving: tuple[Pair, ...]
+    outputs: tuple[HostRows, ...]
+    leaving: tuple[Pair, ...]
+
+
+@dataclass(slots=True)
 class Run:
-    """A batch under way, and when its copy in, its replay and its copy out begin and end."""
+    """A batch under way, where its answers will be, and when its copy in, its replay and its copy out begin and end."""
 
     batch: Batch
+    outputs: tuple[HostRows, ...]
     copy_in: tuple[Stamp, Stamp]
     replay: tuple[Stamp, Stamp]
     copy_out: tuple[Stamp, Stamp]
+
+    def moments(self, ended: float) -> Moments:
+        """When all that was, once it is over, reckoned back from ``ended``, when that was seen."""
+        last = self.copy_out[1]
+        copy_in, replay, copy_out = (
+            (ended - begin.elapsed_us(last) / 1e6, ended - end.elapsed_us(last) / 1e6)
+            for begin, end in (self.copy_in, self.replay, self.copy_out)
+        )
+        return Moments(copy_in, replay, copy_out)
 
 
 class Lanes:
@@ -56,10 +82,9 @@ class Lanes:
     def __init__(self, compiled: Compiled, count: int = 1) -> None:
         """``count``: of lanes."""
         self.device = compiled.device
-        self._graphs = {bucket: compiled.graph(bucket) for bucket in compiled.buckets}
         self.count = count
         queues = (self.device.beside(), self.device.beside()) if count > 1 else (None, None)
-        self._free = deque(Lane(compiled, self._graphs, *queues) for _ in range(self.count))
+        self._free = deque(Lane(compiled, *queues, shared=count > 1) for _ in range(self.count))
 
     def take(self) -> Lane:
         """One that no batch is in. Raises IndexError where there is none."""
@@ -71,7 +96,12 @@ class Lanes:
 
     def switch(self, bucket: int, graph: CapturedGraph) -> None:
         """Batches of that size run on ``graph`` from now on. While none is under way."""
-        self._graphs[bucket] = graph
+        for lane in self._free:
+            lane.switch(bucket, graph)
+
+    def anywhere(self, bucket: int) -> bool:
+        """Whether any thread may run batches of that size, one after the other. While none is under way."""
+        return self.count == 1 and self._free[0].anywhere(bucket)
 
     def warm(self, bucket: int) -> Timing:
         """Run rows of padding a few times through every lane, in both of its ways; the fastest run. While no batch is
@@ -82,34 +112,59 @@ class Lanes:
 
 
 class Lane:
-    """Host buffers for the largest bucket and, where copies can overlap, device buffers.
+    """Host buffers for the largest bucket, where static tensors are not in the host's own memory, and, where copies can
+    overlap, device buffers.
 
     State by lifetime: all buffers live as long as the model; their contents as long as a batch, from ``begin`` until
     what ``end`` returned has been read: only then another may begin.
     """
 
-    def __init__(
-        self, compiled: Compiled, graphs: dict[int, CapturedGraph], into: Queue | None, out: Queue | None
-    ) -> None:
-        """``graphs``: by bucket, as they are when a batch begins. ``into``, ``out``: for copies beside replays."""
+    def __init__(self, compiled: Compiled, into: Queue | None, out: Queue | None, *, shared: bool) -> None:
+        """``into``, ``out``: for copies beside replays. ``shared``: whether other lanes use the same graphs."""
         device, buckets = compiled.device, compiled.buckets
         self._device = device
-        self._graphs = graphs
         self._into, self._out = into, out
-        self._inputs = tuple(HostRows(device, spec, buckets) for spec in compiled.inputs)
-        self._outputs = tuple(HostRows(device, spec, buckets) for spec in compiled.outputs)
+        self._shared = shared
+        self._inputs = tuple(HostBuffer(device, spec, buckets) for spec in compiled.inputs)
+        self._outputs = tuple(HostBuffer(device, spec, buckets) for spec in compiled.outputs)
         beside = into is not None and out is not None
         self._arrived = tuple(DeviceRows(device, spec, buckets) for spec in compiled.inputs if beside)
         self._leaving = tuple(DeviceRows(device, spec, buckets) for spec in compiled.outputs if beside)
+        self._ports: dict[int, Port] = {}
+        for bucket in buckets:
+            self.switch(bucket, compiled.graph(bucket))
+
+    def switch(self, bucket: int, graph: CapturedGraph) -> None:
+        """Batches of that size run on ``graph`` from now on. While none is under way."""
+        incoming, outgoing = (
+            self._connected(bucket, *ends) for ends in ((self._inputs, graph.inputs), (self._outputs, graph.outputs))
+        )
+        self._ports[bucket] = Port(graph, *incoming, *outgoing)
+
+    def anywhere(self, bucket: int) -> bool:
+        """See Lanes."""
+        return self._ports[bucket].graph.anywhere
+
+    def _connected(
+        self, bucket: int, buffers: Sequence[HostBuffer], statics: Sequence[torch.Tensor]
+    ) -> tuple[tuple[HostRows, ...], tuple[Pair, ...]]:
+        """Rows in static tensors themselves, where the host can use them and no other lane does; else in buffers."""
+        rows, copied = [], []
+        for buffer, static in zip(buffers, statics, strict=True):
+            memory = None if self._shared else self._device.mapped(static)
+            rows.append(buffer.rows if memory is None else HostRows(memory, buffer.spec))
+            if memory is None:
+                copied.append((buffer.tensors[bucket], static))
+        return tuple(rows), tuple(copied)
 
     def begin(self, batch: Batch, *, alone: bool) -> Run:
         """Enqueue a batch. ``alone``: no other is under way. Executor's thread; raises whatever the device does."""
-        direct = self._fill(batch)
-        graph = self._graphs[batch.bucket]
+        port = self._ports[batch.bucket]
+        direct = self._fill(batch, port.inputs)
         try:
             if self._into is None or self._out is None or (alone and not any(direct)):
-                return self._straight(batch, graph)
-            return self._beside(batch, graph, direct, self._into, self._out)
+                return self._straight(batch, port)
+            return self._beside(batch, port, direct, self._into, self._out)
         except BaseException:
             self._settle()
             raise
@@ -118,32 +173,33 @@ class Lane:
         """Wait for a batch. Per piece one raw buffer per output, which holds until the lane's next batch. Any thread;
         raises whatever the device does."""
         run.copy_out[1].wait()
-        copy_in, replay, copy_out = (
-            start.elapsed_us(end) / 1e6 for start, end in (run.copy_in, run.replay, run.copy_out)
-        )
-        return self._unpack(run.batch), Timing(copy_in, replay, copy_out)
+        return _unpack(run), Timing(_seconds(run.copy_in), _seconds(run.replay), _seconds(run.copy_out))
 
     def run(self, batch: Batch, *, alone: bool = True) -> tuple[list[tuple[memoryview, ...]], Timing]:
         return self.end(self.begin(batch, alone=alone))
 
-    def _straight(self, batch: Batch, graph: CapturedGraph) -> Run:
-        begin = self._device.stamp()
-        _copy([rows.tensors[batch.bucket] for rows in self._inputs], graph.inputs)
-        there = self._device.stamp()
-        graph.replay()
-        done = self._device.stamp()
-        _copy(graph.outputs, [rows.tensors[batch.bucket] for rows in self._outputs])
-        return Run(batch, (begin, there), (there, done), (done, self._device.stamp()))
+    def _straight(self, batch: Batch, port: Port) -> Run:
+        begin = there = self._device.stamp()
+        for host, static in port.arriving:
+            static.copy_(host, non_blocking=True)
+        if port.arriving:
+            there = self._device.stamp()
+        port.graph.replay()
+        done = end = self._device.stamp()
+        for host, static in port.leaving:
+            host.copy_(static, non_blocking=True)
+        if port.leaving:
+            end = self._device.stamp()
+        return Run(batch, port.outputs, (begin, there), (there, done), (done, end))
 
-    def _beside(
-        self, batch: Batch, graph: CapturedGraph, direct: Sequence[Sequence[Direct]], into: Queue, out: Queue
-    ) -> Run:
+    def _beside(self, batch: Batch, port: Port, direct: Sequence[Sequence[Direct]], into: Queue, out: Queue) -> Run:
+        graph = port.graph
         arrived = [rows.tensors[batch.bucket] for rows in self._arrived]
         leaving = [rows.tensors[batch.bucket] for rows in self._leaving]
         with into.entered():
             begin = self._device.stamp()
-            for host, device, found in zip(self._inputs, self._arrived, direct, strict=True):
-                _send(host.buffer, device.buffer, found, batch.bucket * host.row_bytes)
+            for host, device, found in zip(port.inputs, self._arrived, direct, strict=True):
+                _send(host.memory, device.buffer, found, batch.bucket * host.row_bytes)
             there = self._device.stamp()
         there.hold()
         start = self._device.stamp()
@@ -154,14 +210,14 @@ class Lane:
         with out.entered():
             done.hold()
             leave = self._device.stamp()
-            _copy(leaving, [rows.tensors[batch.bucket] for rows in self._outputs])
+            _copy(leaving, [host for host, _ in port.leaving])
             end = self._device.stamp()
-        return Run(batch, (begin, there), (start, done), (leave, end))
+        return Run(batch, port.outputs, (begin, there), (start, done), (leave, end))
 
-    def _fill(self, batch: Batch) -> list[list[Direct]]:
+    def _fill(self, batch: Batch, inputs: Sequence[HostRows]) -> list[list[Direct]]:
         """Request bytes -> host rows; the rest is padding. Returns, per input, what the device is to copy by itself."""
         found: list[list[Direct]] = []
-        for index, rows in enumerate(self._inputs):
+        for index, rows in enumerate(inputs):
             row, direct = 0, []
             for piece in batch.pieces:
                 tensor, size = piece.ticket.rows.tensors[index], rows.row_bytes
@@ -186,12 +242,17 @@ class Lane:
                 with queue.entered():
                     self._device.synchronize()
 
-    def _unpack(self, batch: Batch) -> list[tuple[memoryview, ...]]:
-        parts, row = [], 0
-        for piece in batch.pieces:
-            parts.append(tuple(rows.take(row, piece.count) for rows in self._outputs))
-            row += piece.count
-        return parts
+
+def _unpack(run: Run) -> list[tuple[memoryview, ...]]:
+    parts, row = [], 0
+    for piece in run.batch.pieces:
+        parts.append(tuple(rows.take(row, piece.count) for rows in run.outputs))
+        row += piece.count
+    return parts
+
+
+def _seconds(stamps: tuple[Stamp, Stamp]) -> float:
+    return stamps[0].elapsed_us(stamps[1]) / 1e6
 
 
 def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:

@@ -15,8 +15,9 @@ from opara_server.config import ServerConfig
 from opara_server.engine.errors import EngineError, explained
 from opara_server.engine.plan import Plan
 from opara_server.model_config import ModelConfig
-from opara_server.observe import occupancy
 from opara_server.observe.metrics import Metrics
+from opara_server.observe.occupancy import Sample, Sampler
+from opara_server.observe.tracing import Tracer
 from opara_server.serving.batcher import Batcher
 from opara_server.serving.errors import ModelUnavailable
 from opara_server.serving.executor import Executor, Worker
@@ -43,11 +44,13 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that can serve, and what must be freed when it does not."""
+    """A model that can serve, and what must be freed when it does not. ``samples``: of its streams, as it was
+    warmed."""
 
     compiled: Compiled
     worker: Worker
     served: ServedModel
+    samples: tuple[Sample, ...]
 
 
 class Describe(Protocol):
@@ -64,14 +67,18 @@ class Loader:
         config: ServerConfig,
         executor: Executor,
         metrics: Metrics,
+        sampler: Sampler,
         compile_with: Compile | None,
         describe: Describe,
+        tracer: Tracer | None,
     ) -> None:
         self._config = config
         self._executor = executor
         self._metrics = metrics
+        self._sampler = sampler
         self._compile = compile_with or self._compile_with_engine
         self._describe = describe
+        self._tracer = tracer
         self._in_flight: defaultdict[str, InFlight] = defaultdict(InFlight)  # by the kind of device
 
     def load(self, entry: Entry, progress: Progress, *, tune_behind: bool = False) -> Loaded | str:
@@ -111,17 +118,20 @@ class Loader:
     def _warm(self, name: str, config: ModelConfig, compiled: Compiled) -> Loaded:
         """Run every bucket through its buffers, and measure how busy its streams are."""
         self._executor.bind(compiled.device)
-        lanes = Lanes(compiled, config.batching.lanes)
+        lanes = Lanes(compiled, config.lanes_on(compiled.plan.device))
         metrics = self._metrics.model(compiled.plan)
         limits = Limits.of(config, compiled.buckets)
         in_flight = self._in_flight[compiled.plan.device]
         batcher = Batcher(compiled.inputs, limits, metrics, self._executor.wake, in_flight=in_flight)
+        samples: list[Sample] = []
         for bucket in compiled.buckets:
             timing = lanes.warm(bucket)
             batcher.ran(bucket, timing.total_s, timing.replay_s)
-            occupancy.sample(self._metrics, name, bucket, compiled.graph(bucket))
+            if sample := self._sampler.take(name, compiled.plan.bucket(bucket), compiled.graph(bucket)):
+                samples.append(sample)
         served = ServedModel(name, compiled.inputs, compiled.outputs, config.max_rows, compiled.plan, batcher)
-        return Loaded(compiled, Worker(name, batcher, lanes, metrics, Share(config.batching.weight)), served)
+        worker = Worker(name, batcher, lanes, metrics, Share(config.batching.weight), self._tracer)
+        return Loaded(compiled, worker, served, tuple(samples))
 
     def _compile_with_engine(self, name: str, module: nn.Module, config: ModelConfig, progress: Progress) -> Compiled:
         from opara_server.engine.build import compile_model  # noqa: PLC0415 - only to load, and slow
@@ -137,5 +147,7 @@ def summary(plan: Plan) -> dict[str, object]:
         "model": plan.model,
         "device": f"{plan.device} ({plan.device_name})",
         "policies": {b.batch_size: b.policy for b in plan.buckets},
+        "speedups": {b.batch_size: round(b.speedup, 2) for b in plan.buckets},
+        "saved": plan.reused,
         **reason,
     }

@@ -8,6 +8,7 @@ from typing import NoReturn, Protocol
 
 from opara_server.engine.plan import Plan
 from opara_server.engine.spec import TensorSpec
+from opara_server.observe.tracing import SpanContext
 from opara_server.serving.batcher import Batcher
 from opara_server.serving.errors import ModelNotFound, ModelUnavailable
 from opara_server.serving.rows import Rows
@@ -31,7 +32,14 @@ class Queue(Protocol):
     """Takes requests: a Batcher in this process, or the way to one in another."""
 
     def submit(
-        self, rows: Rows, deadline: float | None, done: Done, *, priority: int = 0, timeout_us: int = 0
+        self,
+        rows: Rows,
+        deadline: float | None,
+        done: Done,
+        *,
+        priority: int = 0,
+        timeout_us: int = 0,
+        span: SpanContext | None = None,
     ) -> Cancellable:
         """As Batcher.submit."""
         ...

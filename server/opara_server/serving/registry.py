@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -11,11 +11,14 @@ from functools import partial
 from opara_server.config import ServerConfig
 from opara_server.engine.plan import Plan
 from opara_server.observe.metrics import Metrics
-from opara_server.serving.errors import ModelUnavailable
+from opara_server.observe.occupancy import Sample, Sampler
+from opara_server.observe.tracing import Tracer
+from opara_server.serving.errors import InvalidInput, ModelUnavailable, Unsupported
 from opara_server.serving.executor import Executor
 from opara_server.serving.improvement import Improvement
 from opara_server.serving.loading import Compile, Loaded, Loader, LoadError, Progress, summary
 from opara_server.serving.models import ModelDescription, ModelState, ServedModel, not_found, not_ready
+from opara_server.serving.pins import Pins
 from opara_server.serving.repository import Entry, scan
 from opara_server.settings import ConfigError
 
@@ -25,17 +28,23 @@ log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Queries are for any thread, as are ``load`` and ``unload``, which happen on the executor's; the rest is the
-    executor's, from which ``on_change`` calls back."""
+    """Queries are for any thread, as are ``load``, ``unload`` and ``profile``, which happen on the executor's; the rest
+    is the executor's, from which ``on_change`` calls back."""
 
     def __init__(
-        self, config: ServerConfig, executor: Executor, metrics: Metrics, compile_with: Compile | None = None
+        self,
+        config: ServerConfig,
+        executor: Executor,
+        metrics: Metrics,
+        compile_with: Compile | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Finds the models. Raises ConfigError when there are none. The executor unloads them when it ends."""
         self._config = config
         self._executor = executor
         self._metrics = metrics
-        self._loader = Loader(config, executor, metrics, compile_with, self._describe)
+        self._sampler = Sampler(metrics)
+        self._loader = Loader(config, executor, metrics, self._sampler, compile_with, self._describe, tracer)
         self._entries = scan(config.models)
         self._descriptions = {e.name: ModelDescription(e.name, ModelState.LOADING) for e in self._entries}
         self.generation = 0  # changes whenever what ``get`` gives may have
@@ -43,6 +52,7 @@ class Registry:
         self._searches: dict[str, Improvement] = {}
         self._lost: list[Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
+        self.pins = Pins(executor)  # of workers' memory
         for entry in self._entries:
             metrics.add_model(entry.name)
         executor.at_end(self.unload_all)
@@ -71,6 +81,15 @@ class Registry:
             not_ready(name, state)
         return loaded.served
 
+    def batch_sizes(self) -> list[tuple[str, int]]:
+        """Of every model that is READY."""
+        ready = [(name, self._loaded.get(name)) for name, state in self.models() if state is ModelState.READY]
+        return [(name, size) for name, loaded in ready if loaded is not None for size in loaded.compiled.buckets]
+
+    def samples(self, name: str) -> Mapping[int, Sample]:
+        """By batch size what the last trace showed; of no model none."""
+        return self._sampler.last(name)
+
     def on_change(self, callback: Callable[[str, ModelState], None]) -> None:
         """Call ``callback`` whenever a model changes its state from now on. Before ``load_all``."""
         self._callbacks.append(callback)
@@ -84,6 +103,7 @@ class Registry:
             loaded = self._loader.load(entry, self._progress(progress, entry.name, index))
             if not isinstance(loaded, str):
                 self._loaded[entry.name] = loaded
+                self.pins.use(loaded.compiled.device)
                 continue
             self._change(entry.name, state=ModelState.FAILED, failure=loaded)
             if self._config.strict:
@@ -91,8 +111,7 @@ class Registry:
         if not self._loaded:
             raise LoadError("no model could be loaded")
         for name, loaded in self._loaded.items():
-            self._executor.attach(loaded.worker)
-            self._change(name, state=ModelState.READY)
+            self._serve(name, loaded)
         for name, loaded in self._loaded.items():
             self._improve(name, loaded)
         progress("ready", 1.0)
@@ -108,6 +127,29 @@ class Registry:
     def unload(self, name: str) -> Future[None]:
         """Answer what waits for a model, and free it. The future raises ModelNotFound."""
         return self._executor.run(partial(self._unload_now, name))
+
+    def profile(self, name: str, batch_size: int) -> Future[Sample]:
+        """Trace a few replays of what serves a batch size, with no batch in the air; requests wait meanwhile, and those
+        that do run before the next job does. The future raises ModelNotFound, ModelUnavailable unless the model is
+        READY, InvalidInput where it has no such batch size, Unsupported where replays cannot be traced.
+        """
+        return self._executor.run(partial(self._profile_now, name, batch_size))
+
+    def _profile_now(self, name: str, batch_size: int) -> Sample:
+        self.get(name)
+        loaded = self._loaded[name]
+        if batch_size not in loaded.compiled.buckets:
+            raise InvalidInput(f"model {name!r} has no batch size {batch_size}: {list(loaded.compiled.buckets)}")
+        self._executor.bind(loaded.compiled.device)
+        try:
+            bucket = loaded.compiled.plan.bucket(batch_size)
+            sample = self._sampler.sample(name, bucket, loaded.compiled.graph(batch_size))
+            if sample is None:
+                self._executor.check_device(loaded.worker)
+                raise Unsupported("replays cannot be traced here: the server's log says why")
+            return sample
+        finally:
+            self._executor.bind(None)
 
     def _load_now(self, name: str) -> None:
         entry, old = self._entry(name), self._loaded.get(name)
@@ -126,13 +168,13 @@ class Registry:
                 self.generation += 1
             raise ModelUnavailable(f"model {name!r} could not be loaded: the server's log says why")
         self._loaded[name] = new
+        self.pins.use(new.compiled.device)
         self._describe(name)  # from now on requests go to the new one
         if old is not None:
             self._free(name, old)
         if self._loaded.get(name) is not new:
             raise ModelUnavailable(f"model {name!r} has lost its device")
-        self._executor.attach(new.worker)
-        self._change(name, state=ModelState.READY)
+        self._serve(name, new)
         self._improve(name, new)
 
     def _unload_now(self, name: str) -> None:
@@ -143,6 +185,14 @@ class Registry:
         self._change(name, state=ModelState.UNLOADED)
         self._free(name, loaded)
         self._loaded.pop(name, None)
+
+    def _serve(self, name: str, loaded: Loaded) -> None:
+        batcher = loaded.worker.batcher  # all that the metrics keep of it
+        self._executor.attach(loaded.worker)
+        self._metrics.show(loaded.compiled.plan)
+        self._metrics.watch_queue(name, lambda: batcher.waiting_rows)
+        self._sampler.replace(name, loaded.samples)
+        self._change(name, state=ModelState.READY)
 
     def _entry(self, name: str) -> Entry:
         """Raises ModelNotFound, ModelUnavailable where the folder cannot be used."""
@@ -171,7 +221,7 @@ class Registry:
         """Start the search behind, where there is one."""
         if loaded.compiled.behind is not None:
             done = partial(self._improved, name)
-            search = Improvement(loaded.compiled, loaded.worker, self._executor, self._metrics, done)
+            search = Improvement(loaded.compiled, loaded.worker, self._executor, self._metrics, self._sampler, done)
             self._searches[name] = search
             search.start()
 
@@ -202,6 +252,7 @@ class Registry:
     def _improved(self, name: str, plan: Plan) -> None:
         loaded = self._loaded[name]
         self._loaded[name] = replace(loaded, served=replace(loaded.served, plan=plan))
+        self._metrics.show(plan)
         self._describe(name, plan=plan)
         if plan.chosen != loaded.served.plan.chosen:
             log.info("model improved", extra=summary(plan))
@@ -214,6 +265,7 @@ class Registry:
         for other in lost:
             self._executor.detach(other)
             self._lost.append(self._loaded.pop(other))
+            self._forget(other)
             self._change(other, state=ModelState.FAILED, failure="its device is lost")
 
     def _describe(self, name: str, **known: object) -> None:
@@ -223,7 +275,15 @@ class Registry:
     def _change(self, name: str, **known: object) -> None:
         self._describe(name, **known)
         state = self._descriptions[name].state
-        self._metrics.set_ready(name, ready=state is ModelState.READY)
+        if state is ModelState.UNLOADED:
+            self._forget(name)
+        else:
+            self._metrics.set_ready(name, ready=state is ModelState.READY)
         log.info("model %s", state.value, extra={"model": name})
         for callback in self._callbacks:
             callback(name, state)
+
+    def _forget(self, name: str) -> None:
+        """What is told of a model that serves is told no more."""
+        self._sampler.replace(name, ())
+        self._metrics.forget(name)

@@ -48,8 +48,8 @@ class Entry:
             log.debug("the source of %s fails", self.name, exc_info=error)
             raise RepositoryError(f"{self.folder}: source {config.source} fails: {explained(error)}") from error
         if not isinstance(module, torch.nn.Module):
-            made = type(module).__name__
-            raise RepositoryError(f"{self.folder}: source {config.source} made a {made}, not a torch.nn.Module")
+            made = f"an object of type {type(module).__name__}"
+            raise RepositoryError(f"{self.folder}: source {config.source} made {made}, not a torch.nn.Module")
         weights = self._weights(config)
         if weights is not None:
             _load_weights(module, weights)
@@ -78,6 +78,8 @@ def scan(directory: Path) -> tuple[Entry, ...]:
     """All models under ``directory``, by name. Raises ConfigError when there are none, or one has a bad name."""
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such folder")
+    if (directory / MODEL_FILE).is_file():
+        raise ConfigError(f"{directory}: this is a model; what is wanted is the folder that it is in")
     folders = sorted(path.parent for path in directory.glob(f"*/{MODEL_FILE}"))
     if not folders:
         raise ConfigError(f"{directory}: no model in it; each model is a folder with a {MODEL_FILE}")

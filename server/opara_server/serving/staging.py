@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from math import prod
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from opara_server.engine.compiled import Behind
-from opara_server.engine.device import CapturedGraph, Queue, Stamp
+from opara_server.engine.device import CapturedGraph, Pinner, Queue, Stamp
 from opara_server.engine.plan import Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
@@ -21,9 +21,12 @@ from opara_server.engine.steps import Steps
 class LaneDevice(Protocol):
     """What serving needs of engine.device.Device."""
 
+    @property
+    def pinner(self) -> Pinner | None: ...
     def torch_device(self) -> torch.device: ...
     def host_buffer(self, nbytes: int) -> torch.Tensor: ...
     def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None: ...
+    def mapped(self, static: torch.Tensor) -> torch.Tensor | None: ...
     def stamp(self) -> Stamp: ...
     def beside(self) -> Queue | None: ...
     def synchronize(self) -> None: ...
@@ -52,23 +55,22 @@ class Compiled(Protocol):
 
 
 class HostRows:
-    """Rows of one input or output in host memory, as bytes and, per bucket, as the tensor that the device copies."""
+    """Rows of one input or output in host memory, as bytes. ``memory``: theirs, uint8."""
 
-    def __init__(self, device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> None:
+    def __init__(self, memory: torch.Tensor, spec: TensorSpec) -> None:
         self.row_bytes = spec.row_bytes
         self._row_elements = prod(spec.shape)
         self._padding = spec.padding
-        self.buffer = device.host_buffer(spec.row_bytes * buckets[-1])
-        self._bytes = self.buffer.numpy()
-        self._view = self._bytes.data.toreadonly()
-        self._elements = self.buffer.view(getattr(torch, spec.dtype))
-        self.tensors = _by_bucket(self.buffer, spec, buckets)
+        self.memory = memory
+        self._bytes = memory.numpy().data
+        self._view = self._bytes.toreadonly()
+        self._elements = memory.view(getattr(torch, spec.dtype))
 
     def fill(self, row: int, source: bytes | memoryview, start: int, count: int) -> None:
         """Copy ``count`` rows of ``source``, from its row ``start`` on, to ``row``."""
         size = self.row_bytes
         if size:
-            rows = np.frombuffer(source, dtype=np.uint8)[start * size : (start + count) * size]
+            rows = memoryview(source)[start * size : (start + count) * size]
             self._bytes[row * size : (row + count) * size] = rows
 
     def pad(self, start: int, end: int) -> None:
@@ -77,8 +79,25 @@ class HostRows:
             self._elements[start * self._row_elements : end * self._row_elements] = self._padding
 
     def take(self, row: int, count: int) -> memoryview:
-        """What the buffer holds there, until the next batch."""
+        """What the memory holds there, until the next batch."""
         return self._view[row * self.row_bytes : (row + count) * self.row_bytes]
+
+
+class HostBuffer:
+    """A lane's host memory for one input or output, for the largest bucket; taken once it is needed."""
+
+    def __init__(self, device: LaneDevice, spec: TensorSpec, buckets: Sequence[int]) -> None:
+        self.spec = spec
+        self._device, self._buckets = device, buckets
+
+    @cached_property
+    def rows(self) -> HostRows:
+        return HostRows(self._device.host_buffer(self.spec.row_bytes * self._buckets[-1]), self.spec)
+
+    @cached_property
+    def tensors(self) -> dict[int, torch.Tensor]:
+        """Per bucket: what the device copies."""
+        return _by_bucket(self.rows.memory, self.spec, self._buckets)
 
 
 class DeviceRows:

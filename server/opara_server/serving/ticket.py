@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
+from opara_server.observe.tracing import SpanContext
 from opara_server.serving.errors import ServingError
 from opara_server.serving.rows import Rows
 
@@ -35,6 +36,7 @@ class Ticket:
         "parts",
         "rows",
         "settled",
+        "span",
         "start_by",
         "suspect_at",
         "taken",
@@ -44,7 +46,15 @@ class Ticket:
     level: int  # index of its level of priority; set once it is queued
     parts: list[tuple[bytes, ...]]  # answers so far; set once it is split
 
-    def __init__(self, batcher: Canceller, rows: Rows, deadline: float | None, done: Done, arrived: float) -> None:
+    def __init__(
+        self,
+        batcher: Canceller,
+        rows: Rows,
+        deadline: float | None,
+        done: Done,
+        arrived: float,
+        span: SpanContext | None = None,
+    ) -> None:
         self._batcher = batcher
         self.rows = rows
         self.deadline = inf if deadline is None else deadline
@@ -54,6 +64,7 @@ class Ticket:
         self.suspect_at = inf  # from then on it may be late: no earlier, so that few have to be looked at closely
         self.taken = 0  # rows that batches have taken so far
         self.settled = False
+        self.span = span  # None unless it is sampled
 
     @property
     def left(self) -> int:
@@ -75,11 +86,13 @@ class Piece:
 
 @dataclass(slots=True)
 class Batch:
-    """What one replay runs: ``rows`` real rows, packed in the order of ``pieces``, padded to ``bucket``."""
+    """What one replay runs: ``rows`` real rows, packed in the order of ``pieces``, padded to ``bucket``. ``taken``:
+    when, on time.monotonic()."""
 
     pieces: tuple[Piece, ...]
     rows: int
     bucket: int
+    taken: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class Waiting:
         """``level`` counts from 0."""
         ticket.level = level
         queue, count = self.levels[level], ticket.rows.count
+        if not queue.rows:
+            queue.passed = 0  # who was passed over has left
         queue.tickets.append(ticket)
         queue.rows += count
         self.rows += count
@@ -82,7 +84,7 @@ class Waiting:
         several = len(self.levels) > 1
         if several:
             for level in sorted(self.levels, key=lambda level: level.passed, reverse=True):
-                if level.passed >= PATIENCE:
+                if level.passed >= PATIENCE and level.rows:
                     self._move(level, packing, requests=1)
         for level in self.levels:
             self._move(level, packing, requests=len(level.tickets))
@@ -93,14 +95,18 @@ class Waiting:
         return packing
 
     def _move(self, level: Level, packing: Packing, requests: int) -> None:
-        """Up to so many of the level's first requests, as far as there is room; those that are late, in any case."""
+        """Up to so many of the level's first requests, as far as there is room; those that are late or settled are
+        taken out, but do not count."""
         tickets, before, now = level.tickets, packing.rows, packing.now
-        for _ in range(requests):
+        while requests and tickets:
             ticket = tickets[0]
-            gone = (ticket.settled or now > ticket.suspect_at) and self._gone(level, ticket, packing)
-            if not gone and not packing.takes(ticket):
+            if (ticket.settled or now > ticket.suspect_at) and self._gone(level, ticket, packing):
+                tickets.popleft()
+                continue
+            if not packing.takes(ticket):
                 break
             tickets.popleft()
+            requests -= 1
         level.rows -= packing.rows - before
         self.rows -= packing.rows - before
 

@@ -4,52 +4,73 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from weakref import finalize
 
+from opara_server.observe.tracing import SpanContext
+from opara_server.rpc.turn import Turn
 from opara_server.serving.errors import InvalidInput, ModelUnavailable, Overloaded, ServingError
 from opara_server.serving.rows import Rows
 from opara_server.serving.ticket import Done
 from opara_server.workers.records import (
+    ATOMIC_BYTES,
     CANCEL,
     COMPLETION,
     HELD,
     RELEASED,
+    SAMPLED,
     SUBMISSION,
     TEXT_BYTES,
     error_of,
     most_at_once,
     read,
+    write_span,
 )
-from opara_server.workers.region import PLACES_BYTES, give_pages_back
+from opara_server.workers.region import PINNED_BYTES, PLACES_BYTES, give_pages_back
 from opara_server.workers.slots import Slots
 
 log = logging.getLogger(__name__)
 
 ENGINE_GONE = "the server is restarting its engine"
 
+_TOGETHER = ATOMIC_BYTES // SUBMISSION.size  # of what is submitted, the most that is written at once
+
 
 class Caller:
-    """``submit``s and ``cancel``s come from one thread. Answers come from another, its own: all that there are at a
-    time."""
+    """``submit``s and ``cancel``s come from one thread, that which serves. If it does chores, then what it submits goes
+    to the engine, and answers are given, whenever it has handled all calls that there were. While it sleeps, and where
+    it does none, answers are given by a thread of the caller's own."""
 
-    def __init__(self, places: memoryview, submissions: int, completions: int, turn: threading.Lock) -> None:
-        """The pipes' descriptors are its own. ``turn``: taken while answers are given."""
+    def __init__(self, places: memoryview, submissions: int, completions: int, turn: Turn) -> None:
+        """The pipes' descriptors are its own."""
         self._places = places
         self._submissions = submissions
         finalize(self, os.close, submissions)  # not before the last who may write is gone
-        self._slots = Slots(PLACES_BYTES)
+        self._slots = Slots(PLACES_BYTES, near=PINNED_BYTES)
         self._most = most_at_once(submissions)
         self._pending: dict[int, _Call] = {}
         self._up = True
         self._turn = turn
-        threading.Thread(target=self._serve, args=(completions,), name="opara-replies", daemon=True).start()
+        self._completions = completions
+        os.set_blocking(completions, False)
+        self._outgoing: list[bytes] = []
+        if turn.attended:
+            turn.add(self._work)
+        threading.Thread(target=self._serve, name="opara-replies", daemon=True).start()
 
     def submit(
-        self, queue: RemoteQueue, rows: Rows, deadline: float | None, done: Done, priority: int, timeout_us: int
+        self,
+        queue: RemoteQueue,
+        rows: Rows,
+        deadline: float | None,
+        done: Done,
+        priority: int,
+        timeout_us: int,
+        span: SpanContext | None,
     ) -> _Call:
         """As Batcher.submit: never blocks; what is wrong goes to ``done``, at once."""
         count = rows.count
@@ -69,8 +90,12 @@ class Caller:
             end = at + len(tensor)
             places[at:end] = tensor
             at = end
+        number = queue.number
+        if span is not None:
+            write_span(places, place + count * queue.bytes_each, span)
+            number |= SAMPLED
         self._pending[place] = call
-        self._send(place, queue.number, count, inf if deadline is None else deadline, priority, timeout_us)
+        self._send(place, number, count, inf if deadline is None else deadline, priority, timeout_us)
         if not self._up:  # it went away, and may not have seen this one when it told the others
             self._lose(call)
         return call
@@ -80,14 +105,39 @@ class Caller:
             self._send(call.place, CANCEL, 0, inf, 0, 0)
 
     def _send(self, *fields: float) -> None:
-        with suppress(BrokenPipeError):  # the thread that reads tells everyone
-            os.write(self._submissions, SUBMISSION.pack(*fields))
+        outgoing = self._outgoing
+        outgoing.append(SUBMISSION.pack(*fields))
+        if len(outgoing) == _TOGETHER or not self._turn.attended:
+            self._flush()
 
-    def _serve(self, completions: int) -> None:
-        while data := read(completions, COMPLETION):
+    def _flush(self) -> None:
+        records = b"".join(self._outgoing)
+        self._outgoing.clear()
+        with suppress(BrokenPipeError):  # the thread that reads tells everyone
+            os.write(self._submissions, records)
+
+    def _work(self) -> bool:
+        """The thread that serves has handled all calls that there were."""
+        if self._outgoing:
+            self._flush()
+        data = read(self._completions, COMPLETION) if self._pending else None
+        if data:
+            self._take(data)
+        return bool(data)  # at the end of the pipe the other thread does the rest
+
+    def _serve(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._completions, select.POLLIN)
+        data: bytes | None = None
+        while data != b"":
+            waiting.poll()
             with self._turn:
-                self._take(data)
-        os.close(completions)
+                data = read(self._completions, COMPLETION)
+                if data:
+                    self._take(data)
+        with self._turn:
+            self._turn.remove(self._work)
+            os.close(self._completions)
         self._up = False  # before looking: who submits looks at it afterwards
         for call in list(self._pending.values()):
             self._lose(call)
@@ -159,7 +209,14 @@ class RemoteQueue:
     bytes_each: int
 
     def submit(
-        self, rows: Rows, deadline: float | None, done: Done, *, priority: int = 0, timeout_us: int = 0
+        self,
+        rows: Rows,
+        deadline: float | None,
+        done: Done,
+        *,
+        priority: int = 0,
+        timeout_us: int = 0,
+        span: SpanContext | None = None,
     ) -> _Call:
         """As Batcher.submit."""
-        return self.caller.submit(self, rows, deadline, done, priority, timeout_us)
+        return self.caller.submit(self, rows, deadline, done, priority, timeout_us, span)

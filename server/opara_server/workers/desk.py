@@ -21,6 +21,7 @@ class Desk:
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self.catalogue = Catalogue(registry, self._flush)
         self._metrics = metrics
+        self._pins = registry.pins
         self._thread = threading.Thread(target=self._serve, name="opara-desk", daemon=True)
         self._epoll = select.epoll()
         self._bell = os.eventfd(0)  # rings for the end
@@ -35,7 +36,7 @@ class Desk:
 
     def open(self, memory: int, submissions: int, completions: int) -> None:
         """Serve another worker, until it ends. The pipes' descriptors are the desk's from now on. Any thread."""
-        line = Line(memory, submissions, completions)
+        line = Line(memory, submissions, completions, self._pins)
         with self._lock:
             self._lines = self._lines | {submissions: line}
         self._epoll.register(submissions, select.EPOLLIN)
@@ -66,11 +67,12 @@ class Desk:
                     up = False
                 if not up:
                     self._close(line)
+                del line  # its memory goes with the last who has it
 
     def _close(self, line: Line) -> None:
         self._epoll.unregister(line.submissions)
         with self._lock:
-            line.absorb(self._metrics, self.catalogue)
+            line.settle(self._metrics, self.catalogue)
             self._lines = {descriptor: other for descriptor, other in self._lines.items() if other is not line}
         line.hang_up()
 

@@ -36,7 +36,7 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
     except (ConfigError, LoadError, StartError) as error:
         control.send({"failed": str(error)})
         return 1
-    return 0
+    return 1 if app.failed else 0
 
 
 def _application(config: ServerConfig, control: Control) -> tuple[Application, Fronts]:

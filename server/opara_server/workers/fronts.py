@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -42,6 +43,7 @@ class Fronts:
     async def attach(self, end: End) -> None:
         """Serve another worker, until it is gone."""
         self._desk.open(end.memory, end.submissions, end.completions)
+        os.close(end.memory)  # it is mapped: else it would stay when its worker has gone
         worker = await Messages.open(end.messages)
         self._workers.add(worker)
         worker.send(self._state())

@@ -12,6 +12,7 @@ from weakref import ref
 
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.errors import ServingError
+from opara_server.serving.pins import Pins
 from opara_server.serving.rows import Rows
 from opara_server.serving.ticket import Ticket
 from opara_server.workers.catalogue import Catalogue, Offer
@@ -22,12 +23,14 @@ from opara_server.workers.records import (
     COMPLETION,
     HELD,
     RELEASED,
+    SAMPLED,
     STATUS,
     SUBMISSION,
     TEXT_BYTES,
     read,
+    read_span,
 )
-from opara_server.workers.region import attach
+from opara_server.workers.region import PINNED_BYTES, attach
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +40,12 @@ _RECORDS = ATOMIC_BYTES // COMPLETION.size
 class Line:
     """``take`` and ``hang_up`` are the desk's thread's; answers come from any."""
 
-    def __init__(self, memory: int, submissions: int, completions: int) -> None:
+    def __init__(self, memory: int, submissions: int, completions: int, pins: Pins) -> None:
         """The pipes' descriptors are its own."""
         region = attach(memory)
         self.submissions = submissions
         self.places = region.places
+        self._pins, self._kept = pins, pins.keep(region.places[:PINNED_BYTES])
         self.pending: dict[int, _Request] = {}
         self.held: set[_Request] = set()
         self.counts = Absorbed(region.counts)
@@ -53,13 +57,16 @@ class Line:
     def take(self, catalogue: Catalogue) -> bool:
         """Submit all that has come. False: the worker is gone."""
         data = read(self.submissions, SUBMISSION)
+        if data is None:
+            return True
         offers = catalogue.offers()
         for place, model, count, deadline, priority, timeout_us in SUBMISSION.iter_unpack(data):
             if model == CANCEL:
                 if (request := self.pending.get(place)) is not None:
                     request.cancel()
             else:
-                _Request(self, place).submit(offers[model], count, deadline, priority, timeout_us)
+                offer, sampled = offers[model & ~SAMPLED], bool(model & SAMPLED)
+                _Request(self, place).submit(offer, count, deadline, priority, timeout_us, sampled)
         return bool(data)
 
     def complete(self, place: int, status: int = 0, length: int = 0) -> None:
@@ -90,6 +97,10 @@ class Line:
         """What the worker has counted."""
         self.counts.absorb(metrics, catalogue.rows())
 
+    def settle(self, metrics: Metrics, catalogue: Catalogue) -> None:
+        """Likewise, for the last time."""
+        self.counts.settle(metrics, catalogue.rows())
+
     def hang_up(self) -> None:
         """Nobody waits for what is in flight: cancel it. The memory stays until the batches that read it are over."""
         for request in list(self.pending.values()):
@@ -98,6 +109,7 @@ class Line:
             self._up = False
             os.close(self.submissions)
             os.close(self._completions)
+        self._pins.release(self._kept)  # after the last request is cancelled: no batch takes rows from there any more
 
 
 class _Request:
@@ -114,7 +126,7 @@ class _Request:
         self._readers: list[ref[memoryview]] = []
         line.pending[place] = self
 
-    def submit(self, offer: Offer, count: int, deadline: float, priority: int, timeout_us: int) -> None:
+    def submit(self, offer: Offer, count: int, deadline: float, priority: int, timeout_us: int, sampled: bool) -> None:
         places, at, tensors = self._line.places, self._place, []
         self._text_at += count * offer.bytes_each
         for row_bytes in offer.row_bytes:
@@ -123,7 +135,12 @@ class _Request:
             at = end
         self._rows = rows = Rows(tuple(tensors), count)
         self._ticket = offer.served.batcher.submit(
-            rows, None if deadline == inf else deadline, self.done, priority=priority, timeout_us=timeout_us
+            rows,
+            None if deadline == inf else deadline,
+            self.done,
+            priority=priority,
+            timeout_us=timeout_us,
+            span=read_span(places, self._text_at) if sampled else None,
         )
         if self._rows is None:
             self._ticket = None

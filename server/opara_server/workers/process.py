@@ -20,6 +20,10 @@ _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+# Of workers: gRPC otherwise has threads of its own for connections, which wake the thread that serves for each message.
+# Without them that thread waits for connections itself: a bare echo takes a third less CPU time, a lone caller's p50 is
+# 80 µs less.
+_GRPC = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
 
 Told = Callable[[dict[str, Any]], None]
 
@@ -44,6 +48,7 @@ class Process:
                 stdout=asyncio.subprocess.DEVNULL,
                 env=_environment(role),
                 pass_fds=(childs.fileno(),),
+                start_new_session=True,  # Ctrl-C is told to the supervisor alone, whatever a child is importing
             )
         child = cls(process, ours, told)
         child.tell({"config": config.model_dump(mode="json")})
@@ -85,4 +90,4 @@ class Process:
 
 def _environment(role: str) -> dict[str, str]:
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return (_ALLOCATOR if role == WORKER else {}) | os.environ | {"PYTHONPATH": path}
+    return (_ALLOCATOR | _GRPC if role == WORKER else {}) | os.environ | {"PYTHONPATH": path}

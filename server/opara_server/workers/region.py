@@ -9,8 +9,9 @@ import mmap
 import os
 from typing import NamedTuple
 
-COUNTS_BYTES = 1 << 20
+COUNTS_BYTES = 1 << 22
 _KEPT_BYTES = 1 << 26  # pages of a larger place are given back with it
+PINNED_BYTES = 1 << 28  # of the places, from the first on: the engine may pin them, so their pages are never given back
 PLACES_BYTES = 1 << 32  # so that what gRPC can carry, 2 GiB, has a place; only pages that were written take memory
 
 
@@ -36,7 +37,9 @@ def attach(fd: int) -> Region:
 
 def give_pages_back(places: memoryview, place: int, nbytes: int) -> None:
     """A place of so many bytes is used no more: what is rare and large shall not stay in memory for good."""
-    if nbytes > _KEPT_BYTES:
-        mapping, begin = places.obj, COUNTS_BYTES + place
+    begin = max(place, PINNED_BYTES)
+    left = place + nbytes - begin
+    if nbytes > _KEPT_BYTES and left > 0:
+        mapping = places.obj
         assert isinstance(mapping, mmap.mmap)
-        mapping.madvise(mmap.MADV_REMOVE, begin, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        mapping.madvise(mmap.MADV_REMOVE, COUNTS_BYTES + begin, -(-left // mmap.PAGESIZE) * mmap.PAGESIZE)

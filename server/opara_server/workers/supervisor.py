@@ -44,7 +44,8 @@ class Supervisor:
         self._progress = progress
         self.engine: Process | None = None
         self._workers: dict[int, Process] = {}
-        self._limit: int | None = None  # of messages, in bytes; workers listen once it is known
+        self._limit: int | None = None  # of messages, in bytes, once it is known
+        self._may_listen = False  # the workers
         self._listening: set[int] = set()
         self._metrics = ""
         self.ready = self._told_ready = False
@@ -77,7 +78,8 @@ class Supervisor:
         restarts = Restarts()
         while True:
             restarts.began()
-            config = self._config.model_copy(update={"drain_delay_s": 0.0})  # that is over when it is told
+            # When it is told to stop, the delay is over; the ports are the workers'.
+            config = self._config.model_copy(update={"drain_delay_s": 0.0, "listen_when_ready": False})
             engine = await Process.start(ENGINE, config, self._engine_told)
             self.engine = engine
             for worker in self._workers.values():
@@ -91,6 +93,7 @@ class Supervisor:
 
         def listening(_said: dict[str, Any]) -> None:
             self._listening.add(index)
+            log.info("worker %d listens", index, extra={"pid": self._workers[index].pid})
             self._tell_ready()
 
         restarts = Restarts()
@@ -98,10 +101,10 @@ class Supervisor:
             restarts.began()
             worker = await Process.start(WORKER, self._config, listening)
             self._workers[index] = worker
-            if self._limit is not None:
-                worker.tell({"do": "listen", "limit": self._limit})
             if self.engine is not None:
                 _join(self.engine, worker)
+            if self._may_listen:
+                worker.tell({"do": "listen", "limit": self._limit})
             status = await worker.ended()
             del self._workers[index]
             self._listening.discard(index)
@@ -110,25 +113,34 @@ class Supervisor:
     def _engine_told(self, said: dict[str, Any]) -> None:
         match said:
             case {"limit": limit}:
-                if self._limit is None:
-                    for worker in self._workers.values():
-                        worker.tell({"do": "listen", "limit": limit})
                 self._limit = limit
+                if not self._config.listen_when_ready:
+                    self._let_listen()
             case {"doing": what, "share": share}:
                 self._progress(what, share)
             case {"ready": metrics_address}:
                 self.ready, self._metrics = True, metrics_address
                 port = int(metrics_address.rpartition(":")[2])  # where it is looked for: the next engine has the same
                 self._config = self._config.model_copy(update={"metrics_port": port})
+                self._let_listen()
                 if self._told_ready:
                     log.info("the engine serves again")
                 self._tell_ready()
             case {"answer": _}:
                 self._answered.set()
 
+    def _let_listen(self) -> None:
+        """Once and for all: later workers begin with it."""
+        if self._may_listen:
+            return
+        self._may_listen = True
+        for worker in self._workers.values():
+            worker.tell({"do": "listen", "limit": self._limit})
+
     def _tell_ready(self) -> None:
         if self.ready and not self._told_ready and len(self._listening) == self._config.workers:
             self._told_ready = True
+            log.info("ready", extra={"grpc": address(self._config.host, self._config.port), "metrics": self._metrics})
             print(f"READY grpc={address(self._config.host, self._config.port)} metrics={self._metrics}", flush=True)
 
     async def _watch_engine(self) -> None:
@@ -157,6 +169,8 @@ class Supervisor:
             await asyncio.sleep(self._config.drain_delay_s)
         within_s = self._config.grace_s + _MARGIN_S
         await asyncio.gather(*(worker.end(within_s) for worker in workers))
+        if self._told_ready:
+            log.info("drained")
         if self.engine is not None:
             await self.engine.end(within_s)
         log.info("stopped")
@@ -174,7 +188,8 @@ async def _again(who: str, process: Process, status: int, restarts: Restarts) ->
     wait_s = restarts.wait_s()
     if wait_s is None:
         raise StartError(f"{who} ends again and again, last with status {status}: the log says why")
-    log.error("%s has ended and is started again", who, extra={"status": status, "in_seconds": wait_s})
+    ended = {"pid": process.pid, "status": status, "in_seconds": wait_s}
+    log.error("%s has ended and is started again", who, extra=ended)
     await asyncio.sleep(wait_s)
 
 

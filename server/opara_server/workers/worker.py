@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,12 +13,14 @@ import grpc
 
 from opara_server.config import ServerConfig
 from opara_server.observe.metrics import UNKNOWN_MODEL
+from opara_server.observe.tracing import Tracer
 from opara_server.rpc.descriptors import OIP_SERVICE
 from opara_server.rpc.edge import make_edge
 from opara_server.rpc.errors import Context, Failure
 from opara_server.rpc.front import SERVER_NAMES, SERVICE, LocalFront
 from opara_server.rpc.inference import Inference
 from opara_server.rpc.oip import ServerCalls
+from opara_server.rpc.turn import Turn
 from opara_server.workers.caller import ENGINE_GONE, Caller
 from opara_server.workers.counting import WorkerCounts
 from opara_server.workers.link import End
@@ -36,13 +37,13 @@ class Worker:
     """``listen``, and ``attach`` to an engine, to another one once that is gone; then ``stop``. It answers that it is
     not ready while there is none. On the event loop that is running."""
 
-    def __init__(self, config: ServerConfig, message_limit: int) -> None:
+    def __init__(self, config: ServerConfig, message_limit: int, tracer: Tracer | None = None) -> None:
         """Raises ConfigError where a file that ``config`` names cannot be used."""
         self._mirror = Mirror()
         self._counts = WorkerCounts()
-        inference = Inference(self._mirror, self._counts)
-        edge = make_edge(config, message_limit, lambda code: self._counts.request(UNKNOWN_MODEL, code, 0.0))
-        self._turn = threading.Lock()
+        inference = Inference(self._mirror, self._counts, tracer, config.log_requests)
+        edge = make_edge(config, message_limit, lambda code: self._counts.refuse(UNKNOWN_MODEL, code, 0.0))
+        self._turn = Turn()
         self._front = LocalFront(config, edge, inference, self._turn)
         server = ServerCalls(self._front.health.serving, admin=config.admin)
         self._front.add((server.handler(), PassedOn(self._ask)))
@@ -51,6 +52,7 @@ class Worker:
         self._grace_s = config.grace_s
         self._engine: Messages | None = None
         self._hearing: asyncio.Task[None] | None = None
+        self._informed = asyncio.Event()
         self._asked: dict[int, asyncio.Future[bytes | Failure]] = {}
         self._number = 0
 
@@ -67,6 +69,10 @@ class Worker:
         caller = Caller(region.places, end.submissions, end.completions, self._turn)
         self._engine = await Messages.open(end.messages)
         self._hearing = asyncio.create_task(self._hear(self._engine, caller, region.counts))
+
+    async def informed(self) -> None:
+        """Until the engine that it is attached to has said what there is, or is gone."""
+        await self._informed.wait()
 
     def drain(self) -> None:
         """Everything is NOT_SERVING from now on."""
@@ -92,10 +98,13 @@ class Worker:
             known |= said["health"].keys()
             for name, serving in said["health"].items():
                 self._front.set(name, serving=serving)
+            self._informed.set()
+        engine.close()
         self._lost(known)
 
     def _lost(self, names: set[str]) -> None:
         self._engine = None
+        self._informed.set()
         self._mirror.lose()
         self._counts.detach()
         for name in names:

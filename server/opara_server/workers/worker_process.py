@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from opara_server.config import ServerConfig
+from opara_server.observe.tracing import open_tracer
 from opara_server.rpc.front import StartError
 from opara_server.settings import ConfigError
 from opara_server.workers.child import Orders
@@ -24,14 +27,17 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
             case "stop":
                 return 0
     try:
-        worker = Worker(config, order["limit"])
+        tracer = open_tracer() if config.tracing else None
+        worker = Worker(config, order["limit"], tracer)
+        for end in attached:
+            await worker.attach(end)
+        if attached:
+            await worker.informed()  # else the first calls would be told that there is no engine
         await worker.listen()
     except (ConfigError, StartError) as error:
         control.send({"failed": str(error)})
         return 1
     control.send({"listening": True})
-    for end in attached:
-        await worker.attach(end)
     while True:
         said, descriptors = await orders.get()
         match said["do"]:
@@ -41,4 +47,6 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
                 worker.drain()
             case "stop":
                 await worker.stop()
+                if tracer is not None:
+                    await asyncio.to_thread(tracer.close)
                 return 0
