@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -18,15 +19,20 @@ import uvloop
 from opara_server.config import ServerConfig
 from opara_server.engine.kineto import start_kineto
 from opara_server.model_config import may_use_a_gpu
+from opara_server.observe.gpu import GpuCollector
 from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
+from opara_server.observe.tracing import Tracer, open_tracer
 from opara_server.rpc.edge import make_edge, message_limit
 from opara_server.rpc.front import SERVER_NAMES, Front, LocalFront, StartError, address
 from opara_server.rpc.inference import Inference
 from opara_server.rpc.oip import ModelCalls, ServerCalls
 from opara_server.rpc.service import InferenceService
+from opara_server.rpc.turn import Turn
 from opara_server.serving.executor import Executor
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
 from opara_server.serving.repository import scan
+from opara_server.serving.sampling import sample_regularly
+from opara_server.serving.status import pages
 from opara_server.settings import ConfigError
 from opara_server.stopping import stop_on_signals
 from opara_server.version import VERSION
@@ -51,22 +57,31 @@ class Application:
         compile_with: Compile | None = None,
         progress: Progress = lambda _what, _share: None,
         open_front: OpenFront | None = None,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """On the event loop. ``compile_with``: instead of the engine. ``progress``: called on another thread while
-        models load. ``open_front``: instead of a gRPC server in this process. Raises ConfigError."""
+        models load. ``open_front``: instead of a gRPC server in this process. ``metrics``: to count in. ``tracer``:
+        instead of the environment's; closed in the end. Raises ConfigError."""
         self.grpc_address = ""
         self.metrics_address = ""
         self.serving = False
+        self.failed = False  # whether it has ended by itself: nothing runs any more
         self.stuck = False  # whether ``stop`` ran out of time: the device's thread may still be at work
         self._config = config
         self._progress = progress
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
+        self.metrics.registry.register(GpuCollector(_gpu_uuid))
         self.metrics.build_info(version=VERSION, torch=torch.__version__, grpc=grpc.__version__)
+        self._tracer = tracer or (open_tracer() if config.tracing else None)
         self._executor = Executor()
-        self._registry = Registry(config, self._executor, self.metrics, compile_with)
-        self._front = (open_front or _open_front)(config, self._registry, self.metrics)
+        self._executor.on_failed(self._executor_failed)
+        self._registry = Registry(config, self._executor, self.metrics, compile_with, self._tracer)
+        open_front = open_front or partial(_open_front, executor=self._executor, tracer=self._tracer)
+        self._front = open_front(config, self._registry, self.metrics)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
+        self._sampling: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -82,11 +97,14 @@ class Application:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen, then load: meanwhile the server answers that it is not ready. Returns early, and not ``serving``,
-        where it is asked to stop before that. Raises StartError where an address is taken, LoadError."""
+        """Listen, then load: meanwhile the server answers that it is not ready; or the other way round, as configured.
+        Returns early, and not ``serving``, where it is asked to stop before that. Raises StartError where an address is
+        taken, LoadError."""
         self._executor.start()
         self._metrics_listen()
-        await self._listen()
+        self._not_yet_serving()
+        if not self._config.listen_when_ready:
+            await self._listen()
         self._registry.on_change(self._model_changed)
         if may_use_a_gpu(self._config.models):
             start_kineto()
@@ -96,7 +114,13 @@ class Application:
         asked.cancel()
         if loading.done():
             loading.result()
+            if self._config.listen_when_ready:
+                await self._listen()
             self._set_overall(serving=True)
+            log.info("ready", extra=self._addresses())
+            if self._config.sample_streams_every_s:
+                regularly = sample_regularly(self._registry, self._config.sample_streams_every_s)
+                self._sampling = asyncio.create_task(regularly)
         else:
             loading.add_done_callback(_forget)  # stopping the executor ends it with an error
 
@@ -115,16 +139,22 @@ class Application:
         if served:
             log.info("draining", extra={"seconds": self._config.drain_delay_s})
             await asyncio.sleep(self._config.drain_delay_s)
+        if self._sampling is not None:
+            self._sampling.cancel()
         await self._front.stop(self._config.grace_s)
+        if served:
+            log.info("drained")
         grace_s = self._config.grace_s if served else _LOAD_GRACE_S
         self.stuck = not await asyncio.to_thread(self._executor.stop, grace_s)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         self.metrics.stop()
         log.info("stopped")
 
     def _metrics_listen(self) -> None:
         host, port = self._config.metrics_host, self._config.metrics_port
         try:
-            port = self.metrics.start(host, port)
+            port = self.metrics.start(host, port, pages(self._registry))
         except OSError as error:
             reason = error.strerror or error
             raise StartError(
@@ -132,21 +162,37 @@ class Application:
             ) from None
         self.metrics_address = address(host, port)
 
-    async def _listen(self) -> None:
+    def _not_yet_serving(self) -> None:
         self._set_overall(serving=False)
         for name, _ in self._registry.models():
             self._front.set(name, serving=False)
+
+    async def _listen(self) -> None:
         self.grpc_address = await self._front.listen()
+        log.info("listening", extra=self._addresses())
+
+    def _addresses(self) -> dict[str, str]:
+        """As fields of a log line; a front in other processes has its own."""
+        known = {"grpc": self.grpc_address, "metrics": self.metrics_address}
+        return {name: where for name, where in known.items() if where}
 
     def _set_overall(self, *, serving: bool) -> None:
         self.serving = serving
         for name in SERVER_NAMES:
             self._front.set(name, serving=serving)
 
+    def _executor_failed(self) -> None:
+        """On the executor's thread. Who started this process is to start another."""
+        self.failed = True
+        self._on_loop(self.ask_to_stop)
+
     def _model_changed(self, name: str, state: ModelState) -> None:
         """On the executor's thread."""
+        self._on_loop(self._set_model, name, state)
+
+    def _on_loop(self, function: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            self._loop.call_soon_threadsafe(self._set_model, name, state)
+            self._loop.call_soon_threadsafe(function, *args)
 
     def _set_model(self, name: str, state: ModelState) -> None:
         self._front.set(name, serving=state is ModelState.READY)
@@ -158,37 +204,48 @@ def run(config: ServerConfig, progress: Progress) -> int:
     """Serve until told to stop. Returns the exit status; what went wrong is one line on stderr."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            stuck = runner.run(_serve(config, progress))
+            app = runner.run(_serve(config, progress))
     except (ConfigError, LoadError, StartError) as error:
         print(f"opara-server: {error}", file=sys.stderr)
         return 1
-    if stuck:
-        os._exit(0)  # the interpreter's own end might not survive a thread that is in native code
-    return 0
+    status = 1 if app.failed else 0
+    if app.stuck:
+        os._exit(status)  # the interpreter's own end might not survive a thread that is in native code
+    return status
 
 
-async def _serve(config: ServerConfig, progress: Progress) -> bool:
-    """Whether the device's thread may still be at work at the end."""
+async def _serve(config: ServerConfig, progress: Progress) -> Application:
+    """As it is at the end."""
     app = Application(config, progress=progress)
     stop_on_signals(app.ask_to_stop)
     async with app:
         if app.serving:
             print(f"READY grpc={app.grpc_address} metrics={app.metrics_address}", flush=True)
         await app.wait()
-    return app.stuck
+    return app
 
 
 def model_handlers(registry: Registry, metrics: Metrics, *, admin: bool) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
     """The cold methods about models."""
-    return [InferenceService(registry).handler(), ModelCalls(registry, metrics, admin=admin).handler()]
+    return [InferenceService(registry, admin=admin).handler(), ModelCalls(registry, metrics, admin=admin).handler()]
 
 
-def _open_front(config: ServerConfig, registry: Registry, metrics: Metrics) -> LocalFront:
-    edge = make_edge(config, largest_message(config), lambda code: metrics.request(UNKNOWN_MODEL, code, 0.0))
-    front = LocalFront(config, edge, Inference(registry, metrics))
+def _open_front(
+    config: ServerConfig, registry: Registry, metrics: Metrics, executor: Executor, tracer: Tracer | None
+) -> LocalFront:
+    edge = make_edge(config, largest_message(config), lambda code: metrics.refuse(UNKNOWN_MODEL, code, 0.0))
+    turn = Turn()
+    if not torch.cuda.is_available():  # there every batch is the executor's, which is woken at once
+        turn.add(executor.help)
+    front = LocalFront(config, edge, Inference(registry, metrics, tracer, config.log_requests), turn)
     server = ServerCalls(front.health.serving, admin=config.admin)
     front.add([server.handler(), *model_handlers(registry, metrics, admin=config.admin)])
     return front
+
+
+def _gpu_uuid() -> str | None:
+    """Of the GPU in use; None while there is none. torch is not made to look for one."""
+    return f"GPU-{torch.cuda.get_device_properties().uuid}" if torch.cuda.is_initialized() else None
 
 
 def largest_message(config: ServerConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import sys
 from dataclasses import replace
 from inspect import Parameter, Signature
@@ -13,13 +14,15 @@ from typing import Annotated, Literal, NoReturn, get_args, get_origin
 import typer
 from rich.console import Console
 
-from opara_server.config import ServerConfig
+from opara_server.config import ServerConfig, flag
 from opara_server.observe import logs
 from opara_server.report import print_plan, progress_on
 from opara_server.settings import ConfigError
 from opara_server.version import VERSION
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+log = logging.getLogger(__name__)
+# Plain help: rich's cuts the names of long options off on 80 columns.
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 AppDir = Annotated[Path, typer.Option(help="Folder put first on Python's path, where 'python:' sources are found.")]
 
 
@@ -42,6 +45,8 @@ def _metavar(kind: object) -> str | None:
     """The values are text for typer, and ServerConfig's to read."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
+    if Path in get_args(kind):
+        return "<path>"
     return {int: "<int>", float: "<float>", Path: "<path>"}.get(kind)  # type: ignore[call-overload,no-any-return]
 
 
@@ -50,12 +55,12 @@ def _options_of_config() -> list[Parameter]:
     parameters = []
     for name, field in ServerConfig.model_fields.items():
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        flag = "--" + name.removesuffix("_s").replace("_", "-")
         is_switch = field.annotation is bool
+        shown = "" if is_switch or default is None else f"  [default: {default}]"
         option = typer.Option(
-            flag,
-            help=field.description,
-            show_default=False if is_switch or default is None else str(default),
+            flag(name),
+            help=f"{field.description}{shown}",
+            show_default=False,
             metavar=_metavar(field.annotation),
         )
         kind: object = Annotated[bool if is_switch else str, option]
@@ -72,6 +77,7 @@ def serve(*, app_dir: Path, **options: object) -> None:
     except ConfigError as error:
         _fail(str(error))
     logs.set_up(config.log_format, config.log_level)
+    log.info("starting", extra={"version": VERSION, "models": str(config.models), "workers": config.workers})
     if config.workers:
         from opara_server.workers.supervisor import run as supervise  # noqa: PLC0415 - imports gRPC
 

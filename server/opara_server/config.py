@@ -25,6 +25,11 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=_MOST_S)]
 
 
+def flag(name: str) -> str:
+    """The command line's option for a field of ServerConfig."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
 def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "opara-serve"
 
@@ -45,8 +50,16 @@ class ServerConfig(Settings):
     )
     cache_dir: Path = Field(default_factory=_cache_dir, description="Folder where measured plans are kept.")
     policy: Policy | None = Field(None, description="Policy for every model, instead of what its model.toml says.")
-    admin: bool = Field(False, description="Let clients load and unload models (Open Inference Protocol).")
+    admin: bool = Field(False, description="Let clients load, unload and profile models.")
+    sample_streams_every_s: Seconds = Field(
+        0.0,
+        description="Seconds in which a few replays of each batch size are traced once, while requests wait; 0: only "
+        "when a model is loaded, or asked to.",
+    )
     strict: bool = Field(False, description="End the start-up when a model fails to load.")
+    listen_when_ready: bool = Field(
+        False, description="Open the port once the models are ready: for balancers that do not ask for health."
+    )
     drain_delay_s: NonNegativeFloat = Field(
         0.0, description="Seconds to keep serving, NOT_SERVING already, after the first SIGTERM."
     )
@@ -87,17 +100,23 @@ class ServerConfig(Settings):
         10.0, description="Seconds that clients must leave between their pings; those that do not are disconnected."
     )
     keepalive_calls_only: bool = Field(False, description="No pings, nor from clients, while no call is open.")
+    tracing: bool = Field(
+        False, description="Send spans of sampled requests, as OpenTelemetry's OTEL_* variables say (extra 'tracing')."
+    )
+    log_requests: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of requests that get a line in the log; the server's own faults always do."
+    )
     log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 
     @model_validator(mode="after")
     def _security_is_complete(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key are only of use together")
+            raise ValueError("--tls-certificate and --tls-key are only of use together")
         if self.tls_client_ca and not self.tls_certificate:
-            raise ValueError("tls_client_ca needs a tls_certificate and its tls_key")
+            raise ValueError("--tls-client-ca needs a --tls-certificate and its --tls-key")
         if self.admin_token_file and not self.admin:
-            raise ValueError("admin_token_file is only of use with admin")
+            raise ValueError("--admin-token-file is only of use with --admin")
         return self
 
     @model_validator(mode="after")
@@ -105,7 +124,7 @@ class ServerConfig(Settings):
         missing = [name for name in ("memfd_create", "eventfd") if not hasattr(os, name)]
         missing += [] if hasattr(socket, "SO_REUSEPORT") else ["SO_REUSEPORT"]
         if self.workers and missing:
-            raise ValueError(f"workers share a port and memory as Linux can, but there is no {missing[0]} here")
+            raise ValueError(f"--workers share a port and memory as Linux can, but there is no {missing[0]} here")
         return self
 
     @classmethod
@@ -114,4 +133,4 @@ class ServerConfig(Settings):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise ConfigError("; ".join(problems(error, cls, options))) from None
+            raise ConfigError("; ".join(problems(error, cls, options, flag))) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import (
     FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -27,6 +29,7 @@ from opara_server.settings import ConfigError, Settings, problems
 
 MODEL_FILE = "model.toml"
 DEFAULT_WEIGHTS = "weights.safetensors"
+MOST_LANES = 8
 
 ElementType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
 
@@ -43,6 +46,12 @@ def _known_policy(name: str) -> str:
 
 
 Policy = Annotated[str, AfterValidator(_known_policy)]
+
+
+def _factory_of_a_module(source: str) -> str:
+    if not re.fullmatch(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+        raise ValueError(f"expected python:package.module:factory, not {source!r}")
+    return source
 
 
 def _known_lowering(name: str) -> str:
@@ -93,6 +102,14 @@ def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
+def _number_of_lanes(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if type(value) is int and 1 <= value <= MOST_LANES:
+        return value
+    raise ValueError(f"{value!r} is not auto or a whole number from 1 to {MOST_LANES}")
+
+
 class BatchingConfig(Settings):
     """How requests wait for each other. Rows count; None: see ModelConfig.max_rows and max_queue_rows."""
 
@@ -106,7 +123,7 @@ class BatchingConfig(Settings):
     queue_timeout_us: NonNegativeInt = 0  # longest time in the queue; 0: none
     allow_timeout_override: bool = True  # whether a request may ask for less
     weight: PositiveFloat = 1.0  # its share of the device, to those of other models
-    lanes: Annotated[int, Field(ge=1, le=8)] = 1  # batches under way at once
+    lanes: Annotated[int | Literal["auto"], PlainValidator(_number_of_lanes)] = "auto"  # batches under way at once
 
     @model_validator(mode="after")
     def _priorities_fit(self) -> Self:
@@ -121,7 +138,7 @@ class BatchingConfig(Settings):
 class ModelConfig(Settings):
     """One model.toml."""
 
-    source: Annotated[str, Field(pattern=r"^python:[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    source: Annotated[str, AfterValidator(_factory_of_a_module)]
     weights: str | None = None  # a file beside model.toml; None: weights.safetensors where there is one
     inputs: Annotated[tuple[InputConfig, ...], Field(min_length=1)]
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_ascending)]
@@ -176,6 +193,13 @@ class ModelConfig(Settings):
     def max_queue_rows(self) -> int:
         """The most rows that may wait."""
         return self.batching.max_queue_rows or max(64 * self.batch_sizes[-1], self.max_rows)
+
+    def lanes_on(self, device: str) -> int:
+        """Batches under way at once. ``device``: "cuda" or "cpu". A GPU copies one while it runs another; on a CPU both
+        are the same thread's work."""
+        if self.batching.lanes == "auto":
+            return 2 if device == "cuda" else 1
+        return self.batching.lanes
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,8 +19,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def problems(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[str]:
-    """One readable sentence per problem that pydantic found in ``data``.
+def problems(
+    error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], called: Callable[[str], str] = str
+) -> Iterator[str]:
+    """One readable sentence per problem that pydantic found in ``data``. ``called``: what the reader
+    knows its keys as.
 
     It also calls a sequence too short where all of its items have problems of their own.
     """
@@ -37,10 +40,10 @@ def problems(error: ValidationError, model: type[BaseModel], data: Mapping[str, 
             case "missing":
                 yield f"{where!r} is missing"
             case "value_error":
-                yield f"{where + ': ' if where else ''}{problem['ctx']['error']}"
+                yield f"{called(where) + ': ' if where else ''}{problem['ctx']['error']}"
             case _:
                 said = re.sub(r"\b(valid )?(tuple|array)\b", "list", problem["msg"], flags=re.IGNORECASE)
-                yield f"{where}: {said[:1].lower()}{said[1:]}, not {problem['input']!r}"
+                yield f"{called(where)}: {said[:1].lower()}{said[1:]}, not {problem['input']!r}"
 
 
 def _parts(location: tuple[int | str, ...], data: Any) -> Iterator[str]:

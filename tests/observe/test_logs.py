@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -50,6 +51,14 @@ def test_debug_lines_are_our_own() -> None:
     set_up("text", "warning", out)
     logging.getLogger("grpc._cython.cygrpc").info("theirs")
     assert "theirs" not in out.getvalue()
+
+
+def test_lines_of_a_process_among_others_say_whose_they_are() -> None:
+    out = io.StringIO()
+    set_up("json", "info", out, role="engine")
+    log.info("ready")
+    line = json.loads(out.getvalue())
+    assert (line["role"], line["pid"]) == ("engine", os.getpid())
 
 
 def test_json_keeps_a_traceback_on_its_line() -> None:

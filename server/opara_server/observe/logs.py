@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from math import inf
 from typing import Any, Literal, TextIO
 
@@ -49,9 +51,12 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def set_up(style: Literal["text", "json"], level: str, stream: TextIO | None = None) -> logging.Handler:
-    """Log everything from ``level`` on to ``stream`` (default: stderr), in place of a handler set up before."""
+def set_up(style: Literal["text", "json"], level: str, stream: TextIO | None = None, role: str = "") -> logging.Handler:
+    """Log everything from ``level`` on to ``stream`` (default: stderr), in place of a handler set up before. ``role``:
+    of a process that shares the stream with others: a field of its lines, with its number."""
     handler = logging.StreamHandler(stream or sys.stderr)
+    if role:
+        handler.addFilter(partial(_of_process, role, os.getpid()))
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     handler.set_name("opara")
     root = logging.getLogger()
@@ -61,6 +66,11 @@ def set_up(style: Literal["text", "json"], level: str, stream: TextIO | None = N
     root.setLevel(level.upper())
     logging.getLogger("grpc").setLevel(logging.INFO if level == "debug" else logging.NOTSET)  # it tells of every poller
     return handler
+
+
+def _of_process(role: str, pid: int, record: logging.LogRecord) -> bool:
+    vars(record).update(role=role, pid=pid)
+    return True
 
 
 def news_only(

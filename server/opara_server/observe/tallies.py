@@ -6,15 +6,18 @@ thread writes. Who counts from several threads brings a lock.
 
 from __future__ import annotations
 
+import threading
+import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 
 class Count:
@@ -29,12 +32,13 @@ class Count:
 class Distribution:
     """How many values fell under each of the bounds, and their sum."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = list(bounds)
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}  # by bucket
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
@@ -52,6 +56,17 @@ class Distribution:
         for index, count in enumerate(counts):
             self._counts[index] += count
         self._sum += total
+
+    def exemplify(self, value: float, trace_id: int, at: float | None = None) -> None:
+        """One of the values, by which a trace is found: the last of its bucket. ``at``: in Unix time; None: now."""
+        at = time.time() if at is None else at
+        exemplar = Exemplar({"trace_id": f"{trace_id:032x}"}, value, at)
+        self._exemplars[bisect_left(self._bounds, value)] = exemplar
+
+    def exemplars(self) -> list[tuple[()] | tuple[Exemplar]]:
+        """Of each bucket, where it has one."""
+        found = map(self._exemplars.get, range(len(self._counts)))
+        return [() if exemplar is None else (exemplar,) for exemplar in found]
 
     def sample(self) -> tuple[list[tuple[str, float]], float]:
         """The buckets as Prometheus has them, each with all that is less, and the sum."""
@@ -104,5 +119,26 @@ class DistributionFamily(_Family[Distribution]):
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for values, child in list(self._children.items()):
             buckets, total = child.sample()
-            family.add_metric(values, buckets, total)
+            pairs = zip(buckets, child.exemplars(), strict=True)
+            family.add_metric(values, [(*bucket, *exemplar) for bucket, exemplar in pairs], total)
         yield family
+
+
+class Elsewhere(Collector):
+    """What is counted later or in other processes comes in when Prometheus asks; it has no metric of its own."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        with self._lock:
+            for callback in self.callbacks:
+                callback()
+
+    def collect(self) -> Iterable[Metric]:
+        self.ask()
+        return ()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
