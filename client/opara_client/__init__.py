@@ -23,11 +23,13 @@ from opara_client.errors import (
 from opara_client.health import HealthStatus
 from opara_client.messages import InferRequest, InferResult
 from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelStatus, TensorSpec
+from opara_client.profiles import BucketProfile, Interval
 from opara_client.security import Tls
 
 __all__ = [
     "AsyncOparaClient",
     "Bucket",
+    "BucketProfile",
     "Cancelled",
     "Candidate",
     "DeadlineExceeded",
@@ -35,6 +37,7 @@ __all__ = [
     "InferRequest",
     "InferResult",
     "Internal",
+    "Interval",
     "InvalidArgument",
     "ModelInfo",
     "ModelState",

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import grpc
 import grpc.aio
 
-from opara_client import health
+from opara_client import health, loading
 from opara_client.channel import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_TARGET,
@@ -34,6 +34,8 @@ from opara_client.messages import (
     encode_stream_request,
 )
 from opara_client.models import ModelInfo, ModelState, ModelStatus, decode_model, decode_status
+from opara_client.profiles import BucketProfile, decode_profile
+from opara_client.propagation import in_context
 from opara_client.security import Bearer, Tls
 from opara_client.tensors import Array, check_dtypes
 from opara_protos.v1 import inference_pb2 as pb
@@ -53,15 +55,17 @@ class AsyncOparaClient:
         credentials: grpc.ChannelCredentials | None = None,
         tls: Tls | None = None,
         token: str = "",
-        token_file: Path | None = None,
+        token_file: Path | str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         wait_for_ready: bool = False,
     ) -> None:
         self._channel = open_async_channel(target, channel_options(max_message_bytes), tls, credentials)
-        self._metadata = Bearer(token, token_file).metadata
+        self._metadata = in_context(Bearer(token, token_file).metadata)
         self._stub = cast("InferenceServiceAsyncStub", InferenceServiceStub(self._channel))
         self._check = self._channel.unary_unary(health.CHECK, health.encode_check, health.decode_check)
+        self._load = self._channel.unary_unary(loading.LOAD, loading.encode_load, None)
+        self._unload = self._channel.unary_unary(loading.UNLOAD, loading.encode_load, None)
         self._target = target
         self._timeout = timeout
         self._wait = wait_for_ready
@@ -142,6 +146,28 @@ class AsyncOparaClient:
         """What the model takes and gives, and the plan that runs it."""
         return await self._model(name, self._deadline(None))
 
+    async def profile(self, model: str, batch_size: int = 0) -> tuple[BucketProfile, ...]:
+        """Has a few replays traced, of one of the model's batch sizes or of all, while requests wait: how busy its
+        streams were. Unimplemented where the server was started without ``--admin``."""
+        with translated():
+            response = await self._stub.ProfileModel(
+                pb.ProfileModelRequest(model=model, batch_size=batch_size),
+                timeout=self._timeout,
+                wait_for_ready=self._wait,
+                metadata=self._metadata(),
+            )
+        return decode_profile(response)
+
+    async def load(self, model: str, *, timeout: float | None = None) -> None:
+        """Has the model loaded, or loaded again with its settings and weights as they are now; returns once it serves.
+        NotFound without a folder of that name; Unavailable where it cannot be loaded: the server's log says why;
+        Unimplemented where the server was started without ``--admin``. ``timeout``: default the client's."""
+        await self._administer(self._load, model, timeout)
+
+    async def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """Has the model unloaded, once what waits for it is answered. Raises as ``load`` does."""
+        await self._administer(self._unload, model, timeout)
+
     async def health(self, service: str = "") -> HealthStatus:
         """The health of the server, or of one model or service of it; NotFound for one that it does not know."""
         with translated():
@@ -167,6 +193,16 @@ class AsyncOparaClient:
         except (Unavailable, DeadlineExceeded):
             return False
         return status is HealthStatus.SERVING
+
+    async def _administer(self, call: Any, model: str, timeout: float | None) -> None:
+        self._declared.pop(model, None)  # its inputs may be others then
+        with translated():
+            await call(
+                model,
+                timeout=self._timeout if timeout is None else timeout,
+                wait_for_ready=self._wait,
+                metadata=self._metadata(),
+            )
 
     async def _model(self, name: str, deadline: Deadline) -> ModelInfo:
         with translated():

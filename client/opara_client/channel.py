@@ -16,6 +16,8 @@ DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 READY_POLL_S = 0.1  # between two health checks of wait_ready
 
 # Each may run twice without harm. InferStream is left out: a stream that broke has answered some of its requests.
+# A server on gRPC's core that stops tells CANCELLED to calls that come after its shutdown, until clients have heard of
+# it (GOAWAY). What the caller cancels is never tried again.
 _RETRIED = ("Infer", "ListModels", "GetModel")
 
 _SERVICE_CONFIG = {
@@ -28,7 +30,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ],
@@ -42,9 +44,9 @@ Options = Sequence[tuple[str, str | int]]
 def open_channel(
     target: str, options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None = None
 ) -> grpc.Channel:
-    """``tls`` or ``credentials``; without either it talks plain text. Raises ValueError for both, and what
-    ``Tls.credentials`` raises."""
-    options, credentials = _secured(options, tls, credentials)
+    """``tls`` or ``credentials``; without either it talks plain text. Raises ValueError for both and for a URL, and
+    what ``Tls.credentials`` raises."""
+    options, credentials = _secured(target, options, tls, credentials)
     if credentials is None:
         return grpc.insecure_channel(target, options)
     return grpc.secure_channel(target, credentials, options)
@@ -54,15 +56,17 @@ def open_async_channel(
     target: str, options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None = None
 ) -> grpc.aio.Channel:
     """The same for asyncio."""
-    options, credentials = _secured(options, tls, credentials)
+    options, credentials = _secured(target, options, tls, credentials)
     if credentials is None:
         return grpc.aio.insecure_channel(target, options)
     return grpc.aio.secure_channel(target, credentials, options)
 
 
 def _secured(
-    options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None
+    target: str, options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None
 ) -> tuple[Options, grpc.ChannelCredentials | None]:
+    if target.startswith(("http://", "https://")):
+        raise ValueError(f"{target}: HOST:PORT is wanted, without http://; TLS is asked for with tls")
     if tls is None:
         return options, credentials
     if credentials is not None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from opara_client.capacity import capacity
+from opara_client.capacity_options import add_options as add_capacity_options
 from opara_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from opara_client.client import OparaClient
 from opara_client.errors import OparaError, Unavailable
@@ -36,15 +38,11 @@ LOG_SAYS_MORE = "the server's log says more"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    command: Callable[[OparaClient, argparse.Namespace], int] = args.command
+    command: Callable[[argparse.Namespace], int] = args.command
     try:
-        tls, _ = security(args)
-        with OparaClient(
-            args.target, timeout=args.timeout, tls=tls, token=args.token, token_file=args.token_file
-        ) as client:
-            status = command(client, args)
-            sys.stdout.flush()
-            return status
+        status = command(args)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:  # the reader has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the end of Python complain
         return 1
@@ -54,6 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = " ".join(str(error).split())
         print(f"opara-client: {line}", file=sys.stderr)
         return 1
+
+
+def _asks(command: Callable[[OparaClient, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """With a client of the server that the options name."""
+
+    def run(args: argparse.Namespace) -> int:
+        with _client(args) as client:
+            return command(client, args)
+
+    return run
+
+
+def _client(args: argparse.Namespace) -> OparaClient:
+    """Raises InputError."""
+    tls, _ = security(args)
+    try:
+        return OparaClient(args.target, timeout=args.timeout, tls=tls, token=args.token, token_file=args.token_file)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,20 +98,40 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--rows", type=int, default=1, metavar="N", help="of random inputs; default: %(default)s")
     infer.add_argument("--output", type=Path, metavar="FILE.npz", help="save the outputs there, do not print them")
     infer.add_argument("--json", action="store_true", help="print JSON")
-    infer.set_defaults(command=_infer)
+    infer.set_defaults(command=_asks(_infer))
 
     models = commands.add_parser("models", parents=[common], help="list the models, or show one with its plan")
     models.add_argument("model", metavar="MODEL", nargs="?")
     models.add_argument("--json", action="store_true", help="print JSON")
-    models.set_defaults(command=_models)
+    models.set_defaults(command=_asks(_models))
 
     health = commands.add_parser("health", parents=[common], help="print the health; exit 0 only if SERVING")
     health.add_argument("service", metavar="SERVICE", nargs="?", default="", help="a model; default: the server")
-    health.set_defaults(command=_health)
+    health.set_defaults(command=_asks(_health))
 
-    load = commands.add_parser("perf", parents=[common], help="load a server and measure it")
-    add_options(load, PROTOCOLS)
-    load.set_defaults(command=_perf)
+    profile = commands.add_parser(
+        "profile", parents=[common], help="trace some replays: how busy the model's streams are (serve --admin)"
+    )
+    profile.add_argument("model", metavar="MODEL")
+    profile.add_argument("--batch-size", type=int, default=0, metavar="N", help="default: each that the model has")
+    profile.add_argument("--json", action="store_true", help="print JSON, with the operators on their streams")
+    profile.set_defaults(command=_asks(_profile))
+
+    load = commands.add_parser("load", parents=[common], help="have a model loaded, or loaded again (serve --admin)")
+    load.add_argument("model", metavar="MODEL")
+    load.set_defaults(command=_asks(_load))
+
+    unload = commands.add_parser("unload", parents=[common], help="have a model unloaded (serve --admin)")
+    unload.add_argument("model", metavar="MODEL")
+    unload.set_defaults(command=_asks(_unload))
+
+    measure = commands.add_parser("perf", parents=[common], help="load a server and measure it")
+    add_options(measure, PROTOCOLS)
+    measure.set_defaults(command=perf)
+
+    fleet = commands.add_parser("capacity", help="how many replicas a load needs, from what was measured of one")
+    add_capacity_options(fleet)
+    fleet.set_defaults(command=capacity)
     return parser
 
 
@@ -140,8 +177,35 @@ def _health(client: OparaClient, args: argparse.Namespace) -> int:
     return 0 if status is HealthStatus.SERVING else 1
 
 
-def _perf(_client: OparaClient, args: argparse.Namespace) -> int:
-    return perf(args)
+def _load(client: OparaClient, args: argparse.Namespace) -> int:
+    client.load(args.model)
+    return 0
+
+
+def _unload(client: OparaClient, args: argparse.Namespace) -> int:
+    client.unload(args.model)
+    return 0
+
+
+def _profile(client: OparaClient, args: argparse.Namespace) -> int:
+    profiles = client.profile(args.model, args.batch_size)
+    if args.json:
+        print(json.dumps([asdict(profile) for profile in profiles]))
+        return 0
+    rows = [("BATCH", "REPLAYS", "SPAN US", "CONCURRENCY", "TRACED IN MS", "STREAMS BUSY")]
+    rows += [
+        (
+            str(profile.batch_size),
+            str(profile.replays),
+            f"{profile.span_us:.1f}",
+            f"{profile.concurrency:.2f}",
+            f"{profile.seconds * 1e3:.1f}",
+            " ".join(f"{share:.0%}" for share in profile.stream_busy.values()),
+        )
+        for profile in profiles
+    ]
+    print("\n".join(_table(rows)))
+    return 0
 
 
 def _save(path: Path, result: InferResult) -> None:
@@ -181,7 +245,7 @@ def _model_lines(model: ModelInfo) -> list[str]:
             f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential, "
             f"{bucket.peak_bytes / 2**20:.1f} MiB of activations, keeps {bucket.steady_bytes / 2**20:.1f} MiB{reused}"
         )
-        rows = [("operators", "policy", "streams", "syncs", "predicted us", "measured us", "peak MiB", "")]
+        rows = [("operators", "policy", "streams", "syncs", "predicted us", "measured us", "again us", "peak MiB", "")]
         rows += [
             (
                 candidate.lowering,
@@ -190,6 +254,7 @@ def _model_lines(model: ModelInfo) -> list[str]:
                 str(candidate.synchronisations),
                 f"{candidate.predicted_us:.1f}",
                 f"{candidate.measured_us:.1f}" if candidate.measured_us else "",
+                f"{candidate.again_us:.1f}" if candidate.again_us else "",
                 f"{candidate.peak_bytes / 2**20:.1f}",
                 f"refused: {candidate.rejected}"
                 if candidate.rejected and candidate.measured_us

@@ -77,6 +77,13 @@ class Internal(OparaError):
     code = grpc.StatusCode.INTERNAL
 
 
+# What gRPC says of a message over a limit begins with whose limit it is.
+_LARGER = "message larger than max"
+_WHOSE = {
+    "SERVER": "fewer rows a request, or a larger max_rows of the model (--max-message-bytes of the server)",
+    "CLIENT": "max_message_bytes of the client",
+}
+
 _CLASSES = {cls.code: cls for cls in OparaError.__subclasses__()}
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -85,6 +92,9 @@ def error_for(code: grpc.StatusCode | int, message: str) -> OparaError:
     """The error of a status code, given as gRPC's enum or as the number on the wire; an unknown number is UNKNOWN."""
     if isinstance(code, int):
         code = _CODES.get(code, grpc.StatusCode.UNKNOWN)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _LARGER in message:
+        cure = _WHOSE.get(message.partition(":")[0])
+        message += f" bytes: {cure}" if cure else ""
     return _CLASSES.get(code, OparaError)(message, code)
 
 

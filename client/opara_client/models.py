@@ -49,8 +49,9 @@ class TensorSpec:
 class Candidate:
     """One schedule of one lowering measured for a bucket.
 
-    ``measured_us``: by the search; the bucket has what serves measured again. ``rejected``: why it was refused whatever
-    it measured; else empty. ``compact``: its streams were reduced to what its order needs.
+    ``measured_us``: by the search. ``again_us``: as a graph that was captured to serve, beside the sequential one; 0
+    where it was not. ``rejected``: why it was refused whatever it measured; else empty. ``compact``: its streams were
+    reduced to what its order needs.
     """
 
     policy: str
@@ -62,6 +63,7 @@ class Candidate:
     rejected: str
     compact: bool
     lowering: str
+    again_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,4 +170,5 @@ def _decode_candidate(candidate: pb.Candidate) -> Candidate:
         rejected=candidate.rejected,
         compact=candidate.compact,
         lowering=candidate.lowering,
+        again_us=candidate.again_us,
     )

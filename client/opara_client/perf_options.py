@@ -3,44 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
+from opara_client.option_types import count, each, not_negative, positive
 from opara_client.perf_arrivals import Spacing
-
-T = TypeVar("T")
-
-
-def _each(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    def parse_each(text: str) -> tuple[T, ...]:
-        return tuple(parse(part) for part in text.split(","))
-
-    parse_each.__name__ = "list of numbers"  # argparse names it where int() fails
-    return parse_each
-
-
-def _number(accepts: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and accepts(value)):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
-        return value
-
-    parse.__name__ = "number"
-    return parse
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
-    return value
-
-
-_positive = _number(lambda value: value > 0, "a number above 0")
-_seconds = _number(lambda value: value >= 0, "a number not below 0")
 
 
 def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> None:
@@ -57,14 +24,14 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> No
     pace = load.add_mutually_exclusive_group()
     pace.add_argument(
         "--concurrency",
-        type=_each(_count),
+        type=each(count),
         default=(1,),
         metavar="N,...",
         help="closed loop: N callers, each of which waits for its answer before it asks again; default: 1",
     )
     pace.add_argument(
         "--rate",
-        type=_each(_positive),
+        type=each(positive),
         metavar="N,...",
         help="open loop: N requests a second, whether or not those before are answered",
     )
@@ -76,27 +43,25 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> No
         help="of the open loop's requests; default: %(default)s",
     )
     load.add_argument(
-        "--burst", type=_count, default=1, metavar="N", help="so many requests are due at once; default: %(default)s"
+        "--burst", type=count, default=1, metavar="N", help="so many requests are due at once; default: %(default)s"
     )
     load.add_argument(
         "--max-in-flight",
-        type=_count,
+        type=count,
         default=1024,
         metavar="N",
         help="an open loop holds back what is due beyond N unanswered requests; default: %(default)s",
     )
     load.add_argument("--seed", type=int, default=0, metavar="N", help="of the spacing; default: %(default)s")
     load.add_argument(
-        "--processes", type=_count, default=1, metavar="N", help="which send the load together; default: %(default)s"
+        "--processes", type=count, default=1, metavar="N", help="which send the load together; default: %(default)s"
+    )
+    load.add_argument("--connections", type=count, default=4, metavar="N", help="of each process; default: %(default)s")
+    load.add_argument(
+        "--warm-up", type=not_negative, default=1.0, metavar="SECONDS", help="not measured; default: %(default)g"
     )
     load.add_argument(
-        "--connections", type=_count, default=4, metavar="N", help="of each process; default: %(default)s"
-    )
-    load.add_argument(
-        "--warm-up", type=_seconds, default=1.0, metavar="SECONDS", help="not measured; default: %(default)g"
-    )
-    load.add_argument(
-        "--duration", type=_positive, default=10.0, metavar="SECONDS", help="measured; default: %(default)g"
+        "--duration", type=positive, default=10.0, metavar="SECONDS", help="measured; default: %(default)g"
     )
 
     requests = parser.add_argument_group("requests")
@@ -108,10 +73,10 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> No
         metavar="NAME=@FILE.npy or @FILE.npz",
         help="cut into requests of --rows rows, which take turns; the other inputs are random, in their range",
     )
-    requests.add_argument("--rows", type=_count, default=1, metavar="N", help="of a request; default: %(default)s")
+    requests.add_argument("--rows", type=count, default=1, metavar="N", help="of a request; default: %(default)s")
     requests.add_argument(
         "--payloads",
-        type=_count,
+        type=count,
         default=8,
         metavar="N",
         help="different requests, which take turns, where all inputs are random; default: %(default)s",
@@ -131,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> No
     )
     requests.add_argument(
         "--tolerance",
-        type=_seconds,
+        type=not_negative,
         default=0.0,
         metavar="X",
         help="of --check: the largest ||output - first|| / ||first||, as rounding may depend on how requests are "

@@ -136,7 +136,9 @@ def quantiles(histogram: Histogram) -> Quantiles:
 def _warnings(tally: Tally, generator: Generator, latency: Quantiles) -> list[str]:
     found = []
     if tally.unsent:
-        found.append(f"{tally.unsent} requests were due and not sent in the time")
+        found.append(
+            f"{tally.unsent} requests were due and not sent in the time: more than server or generator could take"
+        )
     if tally.held > HELD_SHARE * tally.sent:
         found.append(f"{tally.held} requests were held back by --max-in-flight: the server was overloaded")
     if generator.loop_busy > BUSY:
@@ -178,7 +180,7 @@ def _row(report: Report) -> tuple[str, ...]:
         load_name(report),
         *map(str, counts),
         f"{report.answers_per_s:.1f}",
-        *(f"{time:.0f}" for time in times),
+        *(f"{time:.0f}" if report.answered else "-" for time in times),
         effort,
     )
 

@@ -22,9 +22,9 @@ class Tls:
     client's own, for servers that ask for it. ``server_name``: what the server's certificate is for, where that is not
     the name it is called by. Raises ValueError for a certificate without its key."""
 
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
+    ca: Path | str | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
     server_name: str = ""
 
     def __post_init__(self) -> None:
@@ -34,7 +34,7 @@ class Tls:
     def credentials(self) -> grpc.ChannelCredentials:
         """Reads the files. Raises OSError, or ValueError for what is in them."""
         files = (self.ca, self.key, self.certificate)
-        contents = [None if file is None else file.read_bytes() for file in files]
+        contents = [None if file is None else Path(file).read_bytes() for file in files]
         self._check()
         return grpc.ssl_channel_credentials(*contents)
 
@@ -66,7 +66,7 @@ class Bearer:
     """A bearer token, or a file that holds one and is read again when it changes. For calls of any thread."""
 
     token: str = ""
-    file: Path | None = None
+    file: Path | str | None = None
     _version: tuple[int, int] | None = None
     _look_at: float = 0.0
 
@@ -80,7 +80,7 @@ class Bearer:
     def metadata(self) -> Metadata | None:
         """What a call carries; None without a token. Raises Unauthenticated where the file holds none."""
         if self.file is not None and time.monotonic() >= self._look_at:
-            self._read(self.file)
+            self._read(Path(self.file))
         return (("authorization", f"Bearer {self.token}"),) if self.token else None
 
     def _read(self, file: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from opara_client import AsyncOparaClient, OparaClient
-from tests.client.fake_server import FakeServer, default_models
+from tests.client.fake_server import PATIENCE_S, FakeServer, default_models
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[OparaClient]:
-    with OparaClient(server.target, timeout=30) as connected:
+    with OparaClient(server.target, timeout=PATIENCE_S) as connected:
         yield connected
 
 
 @pytest.fixture
 async def aclient(server: FakeServer) -> AsyncIterator[AsyncOparaClient]:
-    async with AsyncOparaClient(server.target, timeout=30) as connected:
+    async with AsyncOparaClient(server.target, timeout=PATIENCE_S) as connected:
         yield connected

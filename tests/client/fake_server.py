@@ -20,6 +20,7 @@ from grpc_health.v1.health import HealthServicer
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1 import inference_pb2_grpc as rpc
 
+PATIENCE_S = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -45,6 +46,7 @@ PLAN = pb.Bucket(
             synchronisations=7,
             predicted_us=90.0,
             measured_us=100.0,
+            again_us=101.5,
             compact=True,
         ),
         pb.Candidate(
@@ -65,20 +67,23 @@ PLAN = pb.Bucket(
 
 @dataclass
 class Model:
-    """Echoes its inputs, doubled if they are float32. ``failures``: how many calls are UNAVAILABLE before that.
-    ``limits``: the range that it declares for its inputs, none for None."""
+    """Echoes its inputs, doubled if they are float32. ``failures``: how many calls fail with ``code`` before
+    that. ``limits``: the range that it declares for its inputs, none for None."""
 
     inputs: dict[str, pb.DataType.ValueType]
     state: pb.ModelState.ValueType = pb.MODEL_STATE_READY
     failures: int = 0
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     limits: tuple[float, float] | None = None
 
 
 @dataclass
 class Seen:
-    """What the server has seen: calls by method, requests of streams, and whether somebody waits or went away."""
+    """What the server has seen: calls by method, what came with the last one, requests of streams, and whether somebody
+    waits or went away."""
 
     calls: Counter[str] = field(default_factory=Counter)
+    metadata: list[tuple[str, str | bytes]] = field(default_factory=list)
     streamed: list[pb.InferStreamRequest] = field(default_factory=list)
     entered: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
@@ -120,10 +125,11 @@ class FakeServer(rpc.InferenceServiceServicer):
 
     def Infer(self, request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferResponse:
         self.seen.calls["Infer"] += 1
+        self.seen.metadata = list(context.invocation_metadata())
         model = self._model(request.model, context)
         if model.failures:
             model.failures -= 1
-            context.abort(grpc.StatusCode.UNAVAILABLE, f"model {request.model!r} is loading")
+            context.abort(model.code, f"model {request.model!r} is loading")
         if request.model == "slow":
             self._wait_until_gone(context)
         for tensor in request.inputs:
@@ -135,6 +141,7 @@ class FakeServer(rpc.InferenceServiceServicer):
         self, request_iterator: Iterator[pb.InferStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.InferStreamResponse]:
         self.seen.calls["InferStream"] += 1
+        self.seen.metadata = list(context.invocation_metadata())
         context.add_callback(self.seen.left.set)
         late: list[pb.InferStreamResponse] = []
         for item in request_iterator:
@@ -177,6 +184,11 @@ class FakeServer(rpc.InferenceServiceServicer):
             fallback_reason="sin is missing" if request.model == "fallback" else "",
         )
 
+    def ProfileModel(self, request: pb.ProfileModelRequest, context: grpc.ServicerContext) -> pb.ProfileModelResponse:
+        self._model(request.model, context)
+        sizes = [request.batch_size] if request.batch_size else [1, 8]
+        return pb.ProfileModelResponse(buckets=[_profile(size) for size in sizes])
+
     def _status(self, name: str) -> pb.ModelStatus:
         return pb.ModelStatus(name=name, state=self.models[name].state)
 
@@ -188,7 +200,7 @@ class FakeServer(rpc.InferenceServiceServicer):
     def _wait_until_gone(self, context: grpc.ServicerContext) -> None:
         context.add_callback(self.seen.left.set)
         self.seen.entered.set()
-        self.seen.left.wait(60)
+        self.seen.left.wait(PATIENCE_S)
 
     def _stream_answer(self, request: pb.InferRequest) -> pb.InferStreamResponse:
         error = None
@@ -199,6 +211,20 @@ class FakeServer(rpc.InferenceServiceServicer):
         if error:
             return pb.InferStreamResponse(id=request.id, error=error)
         return pb.InferStreamResponse(id=request.id, response=_answer(request))
+
+
+def _profile(batch_size: int) -> pb.BucketProfile:
+    return pb.BucketProfile(
+        batch_size=batch_size,
+        replays=10,
+        span_us=100.0,
+        concurrency=1.5,
+        stream_busy={1: 0.5, 0: 1.0},
+        busy_us={0: 0.0, 1: 50.0, 2: 50.0},
+        timeline=[pb.Interval(name="conv", stream=1, start_us=50.0, end_us=100.0)],
+        omitted=3,
+        seconds=0.0123,
+    )
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:

@@ -18,7 +18,7 @@ from opara_client import (
     OparaClient,
     Unavailable,
 )
-from tests.client.fake_server import FakeServer
+from tests.client.fake_server import PATIENCE_S, FakeServer
 
 X = np.array([[1, 2], [3, 4]], np.float32)
 
@@ -45,10 +45,16 @@ async def test_many_at_once(aclient: AsyncOparaClient) -> None:
 
 
 async def test_descriptions_and_health(aclient: AsyncOparaClient) -> None:
-    await aclient.wait_ready(10)
+    await aclient.wait_ready(PATIENCE_S)
     assert {status.name: status.state for status in await aclient.models()}["double"] is ModelState.READY
     assert (await aclient.model("double")).inputs[0].dtype == "float32"
     assert await aclient.health() is HealthStatus.SERVING
+
+
+async def test_a_profile(aclient: AsyncOparaClient) -> None:
+    assert [profile.batch_size for profile in await aclient.profile("double")] == [1, 8]
+    (profile,) = await aclient.profile("double", 1)
+    assert (profile.batch_size, profile.concurrency) == (1, 1.5)
 
 
 async def test_errors_are_the_same(server: FakeServer, aclient: AsyncOparaClient) -> None:
@@ -57,30 +63,31 @@ async def test_errors_are_the_same(server: FakeServer, aclient: AsyncOparaClient
     with pytest.raises(InvalidArgument, match="expected float32, got float64"):
         await aclient.infer("double", {"x": X.astype(np.float64)})
     with pytest.raises(DeadlineExceeded):
-        await aclient.infer("slow", {"x": X}, timeout=0.2)
+        await aclient.infer("slow", {"x": X}, timeout=1.0)
     with pytest.raises(NotFound):
         await aclient.health("nobody")
-    assert server.seen.left.wait(10)
+    assert server.seen.left.wait(PATIENCE_S)
 
 
 async def test_a_cancelled_task_frees_the_server(server: FakeServer, aclient: AsyncOparaClient) -> None:
     task = asyncio.create_task(aclient.infer("slow", {"x": X}))
-    assert await asyncio.to_thread(server.seen.entered.wait, 10)
+    assert await asyncio.to_thread(server.seen.entered.wait, PATIENCE_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await asyncio.to_thread(server.seen.left.wait, 10)
+    assert await asyncio.to_thread(server.seen.left.wait, PATIENCE_S)
     np.testing.assert_array_equal((await aclient.infer("double", {"x": X}))["x"], X * 2)
+    assert server.seen.calls["Infer"] == 2  # what the caller cancels is not tried again
 
 
 async def test_closing_ends_what_is_in_flight(server: FakeServer) -> None:
-    client = AsyncOparaClient(server.target, timeout=30)
+    client = AsyncOparaClient(server.target, timeout=PATIENCE_S)
     task = asyncio.create_task(client.infer("slow", {"x": X}))
-    assert await asyncio.to_thread(server.seen.entered.wait, 10)
+    assert await asyncio.to_thread(server.seen.entered.wait, PATIENCE_S)
     await client.close()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await asyncio.to_thread(server.seen.left.wait, 10)
+    assert await asyncio.to_thread(server.seen.left.wait, PATIENCE_S)
 
 
 async def test_a_closed_client_says_so(server: FakeServer) -> None:

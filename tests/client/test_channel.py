@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +13,18 @@ import numpy as np
 import pytest
 
 from opara_client import DeadlineExceeded, InvalidArgument, NotFound, OparaClient, ResourceExhausted, Unavailable
-from tests.client.fake_server import NOT_SERVING, SERVING, FakeServer, default_models
+from opara_client.cli import main
+from tests.client.fake_server import NOT_SERVING, PATIENCE_S, SERVING, FakeServer, default_models
+from tests.ports import reserved_port
 
 X = np.array([[1, 2]], np.float32)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def test_unavailable_is_tried_again(server: FakeServer, client: OparaClient) -> None:
-    server.models["double"].failures = 2
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_what_a_server_that_stops_says_is_tried_again(
+    server: FakeServer, client: OparaClient, code: grpc.StatusCode
+) -> None:
+    server.models["double"].failures, server.models["double"].code = 2, code
     np.testing.assert_array_equal(client.infer("double", {"x": X})["x"], X * 2)
     assert server.seen.calls["Infer"] == 3
 
@@ -61,8 +58,8 @@ def test_other_errors_are_not_tried_again(
 def test_calls_are_spread_over_the_addresses() -> None:
     with FakeServer(default_models()) as one, FakeServer(default_models()) as two:
         target = f"ipv4:{one.target},{two.target}"
-        with OparaClient(target, timeout=30) as client:
-            give_up = time.monotonic() + 30
+        with OparaClient(target, timeout=PATIENCE_S) as client:
+            give_up = time.monotonic() + PATIENCE_S
             while not (one.seen.calls["Infer"] and two.seen.calls["Infer"]):  # both connections are up
                 assert time.monotonic() < give_up
                 client.infer("double", {"x": X})
@@ -73,18 +70,21 @@ def test_calls_are_spread_over_the_addresses() -> None:
 
 
 def test_a_dns_target(server: FakeServer) -> None:
-    with OparaClient(f"dns:///localhost:{server.port}", timeout=30) as client:
+    with OparaClient(f"dns:///localhost:{server.port}", timeout=PATIENCE_S) as client:
         np.testing.assert_array_equal(client.infer("double", {"x": X})["x"], X * 2)
 
 
 def test_wait_for_ready_waits_for_a_server_that_starts_later() -> None:
-    port = free_port()
-    with OparaClient(f"127.0.0.1:{port}", timeout=30, wait_for_ready=True) as client, ThreadPoolExecutor(1) as pool:
-        with OparaClient(f"127.0.0.1:{port}", timeout=30) as impatient, pytest.raises(Unavailable):
+    with (
+        reserved_port() as port,
+        OparaClient(f"127.0.0.1:{port}", timeout=PATIENCE_S, wait_for_ready=True) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with OparaClient(f"127.0.0.1:{port}", timeout=PATIENCE_S) as impatient, pytest.raises(Unavailable):
             impatient.models()
         answer = pool.submit(client.infer, "double", {"x": X})
         with FakeServer(default_models(), port=port) as server:
-            np.testing.assert_array_equal(answer.result(30)["x"], X * 2)
+            np.testing.assert_array_equal(answer.result(PATIENCE_S)["x"], X * 2)
             assert server.seen.calls["Infer"] == 1
 
 
@@ -93,15 +93,15 @@ def test_wait_ready_waits_for_serving(server: FakeServer, client: OparaClient) -
     with pytest.raises(DeadlineExceeded, match=f"{server.target} is not SERVING after 0.3 s"):
         client.wait_ready(0.3)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(client.wait_ready, 30)
+        waiting = pool.submit(client.wait_ready, PATIENCE_S)
         assert not waiting.done()
         server.health.set("", SERVING)
-        waiting.result(30)
+        waiting.result(PATIENCE_S)
 
 
 def test_wait_ready_does_not_wait_for_a_model_that_is_not_there(client: OparaClient) -> None:
     with pytest.raises(NotFound):
-        client.wait_ready(30, "nobody")
+        client.wait_ready(PATIENCE_S, "nobody")
 
 
 def test_wait_ready_without_any_server() -> None:
@@ -115,11 +115,27 @@ def test_messages_past_grpcs_own_4_mib_fit(client: OparaClient) -> None:
 
 
 def test_messages_over_the_limit_are_refused_here(server: FakeServer) -> None:
-    with OparaClient(server.target, timeout=30, max_message_bytes=2000) as client:
-        with pytest.raises(ResourceExhausted):
+    with OparaClient(server.target, timeout=PATIENCE_S, max_message_bytes=2000) as client:
+        with pytest.raises(ResourceExhausted, match=r"vs\. 2000\) bytes: max_message_bytes of the client$"):
             client.infer("double", {"x": np.zeros((1, 1000), np.float32)})
         np.testing.assert_array_equal(client.infer("double", {"x": X})["x"], X * 2)
     assert server.seen.calls["Infer"] == 1
+
+
+def test_messages_over_the_servers_limit_come_with_a_cure(server: FakeServer) -> None:
+    said = r"^RESOURCE_EXHAUSTED: SERVER: .* vs\. 67108864\) bytes: fewer rows a request, or a larger max_rows"
+    client = OparaClient(server.target, timeout=PATIENCE_S, max_message_bytes=80 << 20)
+    with client, pytest.raises(ResourceExhausted, match=said):
+        client.infer("double", {"x": np.zeros((1, 17 << 20), np.float32)})
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:50051", "https://models.example"])
+def test_a_url_is_no_target(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"^http.*: HOST:PORT is wanted, without http://"):
+        OparaClient(target)
+    with pytest.raises(SystemExit, match="2"):
+        main(["health", "--target", target])
+    assert capsys.readouterr().err.startswith(f"opara-client: {target}: HOST:PORT is wanted")
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
@@ -134,8 +150,8 @@ def test_tls(tmp_path: Path) -> None:
     identity = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
     with FakeServer(default_models(), identity) as server:
         trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
-        with OparaClient(server.target, credentials=trusted, timeout=30) as client:
+        with OparaClient(server.target, credentials=trusted, timeout=PATIENCE_S) as client:
             np.testing.assert_array_equal(client.infer("double", {"x": X})["x"], X * 2)
         stranger = grpc.ssl_channel_credentials()
-        with OparaClient(server.target, credentials=stranger, timeout=30) as client, pytest.raises(Unavailable):
+        with OparaClient(server.target, credentials=stranger, timeout=PATIENCE_S) as client, pytest.raises(Unavailable):
             client.models()

@@ -190,9 +190,9 @@ def test_one_model_with_its_plan(cli: Cli) -> None:
         "one sequential graph, because sin is missing",
         "batch 8: opara, compacted on 4 streams, 42 aten operators, 1.50x over sequential, 1.0 MiB of activations, "
         "keeps 0.5 MiB, plan from the cache",
-        "operators policy streams syncs predicted us measured us peak MiB",
+        "operators policy streams syncs predicted us measured us again us peak MiB",
         "aten sequential 1 0 160.0 150.0 0.5",
-        "aten opara, compacted 4 7 90.0 100.0 0.0",
+        "aten opara, compacted 4 7 90.0 100.0 101.5 0.0",
         "aten nimble 9 0 0.0 90.0 0.0 refused: wrong in 1 of 100 replays",
         "aten wavefront 1 0 80.0 0.0 not measured: beyond the tuning budget",
     ]
@@ -255,3 +255,17 @@ def test_a_reader_that_has_seen_enough_is_no_error_of_python(server: FakeServer)
     )
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_a_profile_is_a_table_or_json(cli: Cli) -> None:
+    code, out, _ = cli("profile", "double")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        "1      10       100.0    1.50         12.3          100% 50%",
+        "8      10       100.0    1.50         12.3          100% 50%",
+    ]
+    code, out, _ = cli("profile", "double", "--batch-size", "8", "--json")
+    (profile,) = json.loads(out)
+    assert (profile["batch_size"], profile["busy_us"]["2"]) == (8, 50.0)
+    assert profile["timeline"] == [{"name": "conv", "stream": 1, "start_us": 50.0, "end_us": 100.0}]
+    assert cli("profile", "nobody")[0] == 1

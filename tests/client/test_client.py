@@ -16,6 +16,7 @@ from opara_client import (
     DeadlineExceeded,
     HealthStatus,
     InferRequest,
+    Interval,
     InvalidArgument,
     ModelState,
     NotFound,
@@ -28,7 +29,7 @@ from opara_client import (
 from opara_client.errors import error_for
 from opara_client.tensors import Array
 from opara_protos.v1 import inference_pb2 as pb
-from tests.client.fake_server import NOT_SERVING, FakeServer, Model
+from tests.client.fake_server import NOT_SERVING, PATIENCE_S, FakeServer, Model
 
 X = np.array([[1, 2], [3, 4]], np.float32)
 
@@ -110,6 +111,17 @@ def test_metadata_of_a_model_that_is_not_ready_is_not_kept(server: FakeServer, c
     assert client.infer("loading", {"x": X.astype(np.int8)})["x"].dtype == np.int8
 
 
+def test_a_profile_of_one_batch_size_or_of_all(client: OparaClient) -> None:
+    assert [profile.batch_size for profile in client.profile("double")] == [1, 8]
+    (profile,) = client.profile("double", 8)
+    assert (profile.replays, profile.span_us, profile.concurrency, profile.omitted) == (10, 100.0, 1.5, 3)
+    assert list(profile.stream_busy.items()) == [(0, 1.0), (1, 0.5)]
+    assert list(profile.busy_us.items()) == [(0, 0.0), (1, 50.0), (2, 50.0)]
+    assert profile.timeline == (Interval("conv", 1, 50.0, 100.0),)
+    with pytest.raises(NotFound):
+        client.profile("nobody")
+
+
 def test_models_and_model(client: OparaClient) -> None:
     assert {status.name: status.state for status in client.models()}["loading"] is ModelState.LOADING
     model = client.model("double")
@@ -156,19 +168,19 @@ def test_an_unknown_model(client: OparaClient) -> None:
 
 def test_a_deadline_covers_the_whole_call_and_frees_the_server(server: FakeServer, client: OparaClient) -> None:
     with pytest.raises(DeadlineExceeded):
-        client.infer("slow", {"x": X}, timeout=0.2)
-    assert server.seen.left.wait(10)
+        client.infer("slow", {"x": X}, timeout=1.0)
+    assert server.seen.left.wait(PATIENCE_S)
 
 
 def test_closing_cancels_what_is_in_flight(server: FakeServer) -> None:
-    client = OparaClient(server.target, timeout=30)
+    client = OparaClient(server.target, timeout=PATIENCE_S)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(client.infer, "slow", {"x": X})
-        assert server.seen.entered.wait(10)
+        assert server.seen.entered.wait(PATIENCE_S)
         client.close()
         with pytest.raises(Cancelled):
-            answer.result(10)
-    assert server.seen.left.wait(10)
+            answer.result(PATIENCE_S)
+    assert server.seen.left.wait(PATIENCE_S)
 
 
 def test_a_client_is_shared_between_threads(client: OparaClient) -> None:
@@ -180,7 +192,7 @@ def test_a_client_is_shared_between_threads(client: OparaClient) -> None:
 
 
 def test_nobody_listens() -> None:
-    with OparaClient("127.0.0.1:1", timeout=10) as client, pytest.raises(Unavailable):
+    with OparaClient("127.0.0.1:1", timeout=PATIENCE_S) as client, pytest.raises(Unavailable):
         client.models()
 
 

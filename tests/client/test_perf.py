@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import grpc
@@ -26,7 +27,7 @@ from tests.client.raw_server import Method, RawServer, parse
 
 Output = pytest.CaptureFixture[str]
 Perf = Callable[..., tuple[int | str | None, str, str]]
-SHORT = ("--warm-up", "0.03", "--duration", "0.4", "--timeout", "10")
+SHORT = ("--warm-up", "0.03", "--duration", "0.4", "--timeout", "60")
 
 
 @pytest.fixture
@@ -75,14 +76,14 @@ def test_an_open_loop_of_several_processes_as_json(server: FakeServer, perf: Per
     slow, fast = result["runs"]
     assert (slow["rate"], fast["rate"]) == (50, 100)
     # Of bursts every 0.1 s and every 0.05 s, those between 0.03 s and 0.43 s.
-    assert (slow["answered"], fast["answered"]) == (20, 40)
+    assert [run["answered"] + run["unsent"] for run in (slow, fast)] == [20, 40]
     assert (fast["burst"], fast["spacing"], fast["processes"], fast["payloads"]) == (5, "constant", 3, 3)
-    assert sum(count for _, count in fast["histogram"]) == 40
+    assert sum(count for _, count in fast["histogram"]) == fast["answered"] > 0
     assert fast["latency_us"]["percentiles"]["p99.9"] == fast["latency_us"]["max"]
     assert fast["latency_us"]["mean"] > 0
     assert fast["generator"]["cpu_us_per_request"] > 0
     assert "counts from when a request was due" in fast["latency_counts_from"]
-    assert "p99.9 of 40 answers is their maximum: measure longer" in fast["warnings"]
+    assert f"p99.9 of {fast['answered']} answers is their maximum: measure longer" in fast["warnings"]
 
 
 @pytest.mark.parametrize("model", ["double", "typed"])
@@ -115,8 +116,10 @@ def reply(array: Array) -> bytes:
 
 
 def test_failures_are_told_of_by_status(perf: Perf) -> None:
+    numbers = count(1)
+
     def method(request: bytes, context: grpc.ServicerContext) -> bytes:
-        if len(server.calls[INFER_METHOD]) % 2 == 0:
+        if next(numbers) % 2 == 0:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
         return request
 
@@ -124,7 +127,7 @@ def test_failures_are_told_of_by_status(perf: Perf) -> None:
         code, out, _ = perf(server.target, "m", "--payloads", "1", "--rate", "100")
         assert code == 0
         sent, ok, failed, wrong = map(int, out.splitlines()[1].split()[1:5])
-        assert failed == pytest.approx(sent / 2, abs=1)
+        assert failed == pytest.approx(sent / 2, abs=3)  # they may overtake those of the warm-up
         assert (ok, wrong) == (sent - failed, 0)
         assert f"100/s: failed: {failed} RESOURCE_EXHAUSTED\n" in out
         refused = perf(server.target, "m", "--payloads", "2")

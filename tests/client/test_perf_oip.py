@@ -13,6 +13,7 @@ from opara_client.models import TensorSpec
 from opara_client.perf_oip import OipProtocol
 from opara_client.perf_protocol import Signature
 from opara_client.tensors import Array
+from tests.client.fake_server import PATIENCE_S
 from tests.client.oip_server import oip_server, tensor
 from tests.client.raw_server import field, parse, unpacked
 
@@ -37,14 +38,14 @@ def test_a_model_says_what_it_takes(channel: grpc.Channel) -> None:
 
 @pytest.mark.parametrize("model", ["double", "typed"])
 def test_answers_come_raw_or_typed(channel: grpc.Channel, model: str) -> None:
-    answer = channel.unary_unary(OIP.method, None, None)(OIP.encode(model, {"x": X}, {}), timeout=10)
+    answer = channel.unary_unary(OIP.method, None, None)(OIP.encode(model, {"x": X}, {}), timeout=PATIENCE_S)
     outputs = OIP.decode(answer)
     assert outputs["y"].dtype == np.float32
     np.testing.assert_array_equal(outputs["y"], X * 2)
 
 
 def test_bytes_are_an_array_of_bytes(channel: grpc.Channel) -> None:
-    answer = channel.unary_unary(OIP.method, None, None)(OIP.encode("bytes", {"x": X}, {}), timeout=10)
+    answer = channel.unary_unary(OIP.method, None, None)(OIP.encode("bytes", {"x": X}, {}), timeout=PATIENCE_S)
     assert OIP.decode(answer)["y"].tolist() == [[b"2.0", b"5.0"]]
 
 

@@ -64,7 +64,10 @@ def test_a_report_of_a_load_at_ease() -> None:
         ({"busiest": 0.9}, "the generator was the limit: an event loop of it was busy 90% of the time"),
         ({"cpu_s": 2.0 * len(os.sched_getaffinity(0))}, "the generator was the limit: it used 100% of the cores that"),
         ({"lag": histogram(0.1, 5)}, "latencies hold delays of the generator: 1 % of its timers were late by 500"),
-        ({"unsent": 3}, "3 requests were due and not sent in the time"),
+        (
+            {"unsent": 3},
+            "3 requests were due and not sent in the time: more than server or generator could take",
+        ),
         ({"held": 30}, "30 requests were held back by --max-in-flight: the server was overloaded"),
         ({"answered": 999}, "p99.9 of 999 answers is their maximum: measure longer"),
     ],
@@ -92,7 +95,9 @@ def test_tallies_add_up() -> None:
 
 def test_nothing_was_answered(tmp_path: Path) -> None:
     nothing = report(Tally(failed=Counter(UNAVAILABLE=5)), Closed(3))
-    assert "3 callers: failed: 5 UNAVAILABLE" in lines([nothing])
+    said = lines([nothing])
+    assert "3 callers: failed: 5 UNAVAILABLE" in said
+    assert said[1].split()[7:14] == ["-"] * 7
     plot([nothing], tmp_path / "a.svg")
     assert (tmp_path / "a.svg").exists()
 

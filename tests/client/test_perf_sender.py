@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import NoReturn
 
 import grpc
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from opara_client.errors import Unavailable
-from opara_client.perf_arrivals import Arrivals, Spacing
+from opara_client.perf_arrivals import NS, Arrivals, Spacing
 from opara_client.perf_load import Closed, Load, Open, Payload, Share, Tally
 from opara_client.perf_opara import OparaProtocol
 from opara_client.perf_sender import IdleSelector, Sender, precise_loop
@@ -23,12 +24,21 @@ from tests.client.raw_server import RawServer
 
 OPARA = OparaProtocol()
 ALONE = Share(0, 1)
-PAYLOADS = tuple(
-    Payload(OPARA.encode("m", {"x": np.full((1, 2), value, np.float32)}, {}), answer)
-    for value in range(3)
-    # An Infer request and its echo read the same: both have model, id and tensors as fields 1, 2 and 3.
-    for answer in [OPARA.encode("m", {"x": np.full((1, 2), value, np.float32)}, {})]
-)
+
+
+def payload(value: float) -> Payload:
+    """An Infer request and its echo read the same: both have model, id and tensors as fields 1, 2 and 3."""
+    message = OPARA.encode("m", {"x": np.full((1, 2), value, np.float32)}, {})
+    return Payload(message, message)
+
+
+PAYLOADS = tuple(map(payload, range(3)))
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due is sent, however late this machine is."""
+    monkeypatch.setattr("opara_client.perf_sender.GRACE_NS", 60 * NS)
 
 
 def echo(request: bytes, _context: grpc.ServicerContext) -> bytes:
@@ -46,7 +56,7 @@ def load(target: str, pace: Closed | Open, **changes: object) -> Load:
         "connections": 2,
         "warm_up_s": 0.0,
         "duration_s": 0.2,
-        "timeout_s": 10.0,
+        "timeout_s": 60.0,
         "tolerance": None,
     }
     return Load(target=target, pace=pace, **{**values, **changes})  # type: ignore[arg-type]
@@ -71,18 +81,22 @@ def test_a_closed_loop_keeps_its_concurrency_and_sends_all_payloads() -> None:
     lock = threading.Lock()
     inside: list[int] = [0]
     most: list[int] = [0]
+    numbers, together = count(), threading.Barrier(4)
 
     def method(request: bytes, _context: grpc.ServicerContext) -> bytes:
         with lock:
             inside[0] += 1
             most[0] = max(most[0], inside[0])
+            first = next(numbers) < 4
+        if first:
+            together.wait(60)
         time.sleep(0.005)
         with lock:
             inside[0] -= 1
         return request
 
     with infer(method) as server:
-        tally = send(load(server.target, Closed(4)))
+        tally = send(load(server.target, Closed(4), duration_s=0.5))
     assert most == [4]
     seen = Counter(server.calls[OPARA.method])
     assert seen.keys() == {payload.request for payload in PAYLOADS}
@@ -127,14 +141,14 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert opened.held >= 25
     assert _slower(opened, 0.1) >= 20
     assert opened.send_delay.percentile(50) > 0
-    assert _slower(closed, 0.1) == 1
+    assert 1 <= _slower(closed, 0.1) <= 4  # as many as there is time for, whatever else holds this machine up
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
     gate = threading.Barrier(8)  # opens when eight requests are in flight at once
 
     def method(request: bytes, _context: grpc.ServicerContext) -> bytes:
-        gate.wait(10)
+        gate.wait(60)
         return request
 
     with infer(method) as server:
@@ -142,7 +156,9 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     assert tally.answered == 16
 
 
-def test_what_cannot_be_sent_in_the_time_is_told_of() -> None:
+def test_what_cannot_be_sent_in_the_time_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opara_client.perf_sender.GRACE_NS", NS // 2)
+
     def method(request: bytes, _context: grpc.ServicerContext) -> bytes:
         time.sleep(0.1)
         return request
@@ -154,13 +170,16 @@ def test_what_cannot_be_sent_in_the_time_is_told_of() -> None:
 
 
 def test_the_warm_up_is_not_counted() -> None:
+    payloads = tuple(map(payload, range(35)))  # as many as there are requests
+    early = {one.request for one in payloads[:10]}
+
     def method(request: bytes, context: grpc.ServicerContext) -> bytes:
-        if len(server.calls[OPARA.method]) <= 10:
+        if request in early:
             context.abort(grpc.StatusCode.UNAVAILABLE, "not warm")
         return request
 
     with infer(method) as server:
-        tally = send(load(server.target, constant(100), warm_up_s=0.15))
+        tally = send(load(server.target, constant(100), warm_up_s=0.15, payloads=payloads))
     assert len(server.calls[OPARA.method]) == 35
     assert tally.failed == {}
     assert tally.answered == 20
@@ -176,11 +195,11 @@ def test_failures_are_counted_by_status_and_have_no_latency(code: grpc.StatusCod
         return request
 
     with infer(method) as server:
-        tally = send(load(server.target, constant(150)))
+        tally = send(load(server.target, constant(30), duration_s=1.0))
     assert tally.failed == {code.name: 10}
     assert (tally.sent, tally.answered, tally.latency.count) == (30, 20, 20)
     assert tally.send_delay.count == 30
-    assert tally.ended >= 25
+    assert 0 < tally.finished < tally.ended <= 30
 
 
 def test_no_answer_in_time() -> None:
@@ -188,11 +207,11 @@ def test_no_answer_in_time() -> None:
 
     def method(request: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(gone.set)
-        gone.wait(10)
+        gone.wait(60)
         return request
 
     with infer(method) as server:
-        tally = send(load(server.target, Closed(1), timeout_s=0.3))
+        tally = send(load(server.target, Closed(1), timeout_s=1.0))
     assert tally.failed == {"DEADLINE_EXCEEDED": 1}
 
 
@@ -235,7 +254,7 @@ def test_each_connection_is_one_of_its_own() -> None:
         return request
 
     with infer(method) as server:
-        send(load(server.target, Closed(6), connections=3))
+        send(load(server.target, Closed(6), connections=3, duration_s=0.5))
         assert len(peers) == 3
         send(load(server.target, constant(100), connections=3))
         assert len(peers) == 6

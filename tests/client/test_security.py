@@ -10,11 +10,11 @@ import grpc
 import numpy as np
 import pytest
 
-from opara_client import OparaClient, Tls, Unauthenticated, Unavailable
+from opara_client import HealthStatus, OparaClient, Tls, Unauthenticated, Unavailable
 from opara_client.cli import main
 from opara_client.security import Bearer
 from tests.certificates import Authority, Issued
-from tests.client.fake_server import FakeServer, default_models
+from tests.client.fake_server import PATIENCE_S, FakeServer, default_models
 
 X = np.array([[1, 2]], np.float32)
 
@@ -42,10 +42,13 @@ def server(authority: Authority) -> Iterator[FakeServer]:
 
 def test_both_sides_know_each_other(server: FakeServer, authority: Authority, own: Issued) -> None:
     tls = Tls(authority.file, own.certificate, own.key, server_name="models.test")
-    with OparaClient(server.target, tls=tls, timeout=20) as client:
+    with OparaClient(server.target, tls=tls, timeout=PATIENCE_S) as client:
         np.testing.assert_array_equal(client.infer("double", {"x": X})["x"], X * 2)
+    paths = Tls(str(authority.file), str(own.certificate), str(own.key), server_name="models.test")
+    with OparaClient(server.target, tls=paths, timeout=PATIENCE_S) as client:
+        assert client.health() is HealthStatus.SERVING
     for wrong in (Tls(authority.file, own.certificate, own.key), Tls(authority.file, server_name="models.test"), Tls()):
-        with OparaClient(server.target, tls=wrong, timeout=20) as client, pytest.raises(Unavailable):
+        with OparaClient(server.target, tls=wrong, timeout=PATIENCE_S) as client, pytest.raises(Unavailable):
             client.health()
 
 
@@ -90,6 +93,7 @@ def test_a_token_is_read_again_when_its_file_changes(tmp_path: Path, monkeypatch
     file.write_text("first\n")
     bearer = Bearer(file=file)
     assert bearer.metadata() == (("authorization", "Bearer first"),)
+    assert Bearer(file=str(file)).metadata() == bearer.metadata()
     file.rename(tmp_path / "old")
     file.write_text("second\n")
     now = time.monotonic()

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from opara_client import Internal, OparaClient
 from opara_client.tensors import decode, encode
 from opara_protos.v1 import inference_pb2 as pb
-from tests.client.fake_server import FakeServer, default_models
+from tests.client.fake_server import PATIENCE_S, FakeServer, default_models
 
 Array = npt.NDArray[Any]
 EXACT = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float64"]  # the fake server doubles float32
@@ -24,7 +24,7 @@ EXACT = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float64
 
 @pytest.fixture(scope="module")
 def shared_client() -> Iterator[OparaClient]:
-    with FakeServer(default_models()) as server, OparaClient(server.target, timeout=30) as client:
+    with FakeServer(default_models()) as server, OparaClient(server.target, timeout=PATIENCE_S) as client:
         yield client
 
 
