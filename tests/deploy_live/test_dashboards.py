@@ -1,0 +1,57 @@
+"""Every query of every dashboard, asked of a Prometheus that scraped servers under load, has an answer."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import pytest
+
+from bench.observing.panels import NAMES, Asked, queries
+from bench.observing.prometheus import Monitoring, QueryError
+from tests.deploy_live.conftest import GPU_EXPOSITION
+
+ASKED = [query for name in NAMES for query in queries(name)]
+RATE_INTERVAL = "5s"
+
+
+def name(query: Asked) -> str:
+    return f"{query.dashboard}: {query.panel}"
+
+
+@pytest.mark.parametrize("query", [q for q in ASKED if not q.of_a_gpu], ids=name)
+def test_a_panel_has_data(query: Asked, watched: Monitoring) -> None:
+    found = watched.query(query.filled(RATE_INTERVAL))
+    assert any(isfinite(series.points[-1][1]) for series in found), found
+
+
+@pytest.mark.parametrize("query", [q for q in ASKED if q.of_a_gpu], ids=name)
+def test_a_panel_of_gpus_has_data(query: Asked, watched: Monitoring) -> None:
+    found = watched.query(query.filled(RATE_INTERVAL))  # refused where it is no PromQL
+    if not GPU_EXPOSITION.exists():
+        pytest.skip("nothing was recorded on a GPU yet (python -m bench.observing.record): the query only parses")
+    assert any(isfinite(series.points[-1][1]) for series in found), found
+
+
+@pytest.mark.parametrize("query", ASKED, ids=name)
+def test_a_legend_names_labels_that_the_series_have(query: Asked, watched: Monitoring) -> None:
+    named = {part.split("}}")[0] for part in query.legend.split("{{")[1:]}
+    found = watched.query(query.filled(RATE_INTERVAL))
+    assert all(named <= series.labels.keys() for series in found)
+
+
+def test_what_is_no_promql_is_refused(watched: Monitoring) -> None:
+    with pytest.raises(QueryError, match="parse error"):
+        watched.query("sum(rate(opara_requests_total)")
+
+
+def test_variables_of_dashboards_have_values(watched: Monitoring) -> None:
+    models = {series.labels["model"] for series in watched.query("opara_model_ready")}
+    assert {"branches", "small", "broken"} <= models
+    assert len({series.labels["pod"] for series in watched.query("opara_build_info")}) >= 2
+
+
+def test_latencies_are_marked_with_traces(watched: Monitoring) -> None:
+    (query,) = [query for query in ASKED if query.panel == "Latency p99" and "model" in query.legend]
+    found = watched.exemplars(query.filled(RATE_INTERVAL))
+    assert found
+    assert all(len(exemplar["labels"]["trace_id"]) == 32 for exemplar in found)

@@ -1,0 +1,43 @@
+"""Recording and alert rules: as promtool tests them, and up to a real Alertmanager."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.observing.prometheus import DEPLOY, PATIENCE_S, PROMTOOL, Monitoring
+
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"] for rule in group["rules"]
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")],
+)
+def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run([PROMTOOL, *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alertmanager_takes_its_configuration() -> None:
+    subprocess.run(["amtool", "check-config", "alertmanager.yml"], cwd=DEPLOY, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("rule", [rule["record"] for rule in RULES if "record" in rule])
+def test_what_is_recorded_has_values(rule: str, watched: Monitoring) -> None:
+    assert watched.query(rule)
+
+
+def test_an_alert_gets_to_alertmanager(watched: Monitoring) -> None:
+    """The model that cannot be loaded; not those that serve."""
+    end = time.monotonic() + PATIENCE_S
+    while not (told := [a["labels"] for a in watched.alerts() if a["labels"]["alertname"] == "OparaModelNotReady"]):
+        assert time.monotonic() < end, watched.alerts()
+        time.sleep(0.2)
+    assert [(labels["model"], labels["severity"]) for labels in told] == [("broken", "critical")]
