@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from opara_server.observe.gpu import gpm_shares
+
 
 class NoCountersError(Exception):
     """Why the counters cannot be read."""
@@ -41,26 +43,16 @@ class Counters:
             nvml.nvmlGpmSampleGet(self.handle, before)
             work()
             nvml.nvmlGpmSampleGet(self.handle, after)
-            return Load(*self._between(before, after, nvml.NVML_GPM_METRIC_SM_UTIL, nvml.NVML_GPM_METRIC_SM_OCCUPANCY))
+            wanted = (nvml.NVML_GPM_METRIC_SM_UTIL, nvml.NVML_GPM_METRIC_SM_OCCUPANCY)
+            utilisation, occupancy = gpm_shares(nvml, before, after, wanted)
+            if utilisation is None or occupancy is None:
+                raise NoCountersError("no GPM counters: NVML has no value for them")
+            return Load(utilisation, occupancy)
         except nvml.NVMLError as error:
             raise NoCountersError(f"no GPM counters: {error}") from error
         finally:
             nvml.nvmlGpmSampleFree(before)
             nvml.nvmlGpmSampleFree(after)
-
-    def _between(self, before: Any, after: Any, *wanted: int) -> list[float]:
-        """Metrics that NVML gives in per cent, as shares."""
-        request = self.nvml.c_nvmlGpmMetricsGet_t()
-        request.version = self.nvml.NVML_GPM_METRICS_GET_VERSION
-        request.sample1, request.sample2 = before, after
-        request.numMetrics = len(wanted)
-        for number, metric in enumerate(wanted):
-            request.metrics[number].metricId = metric
-        self.nvml.nvmlGpmMetricsGet(request)
-        found = [request.metrics[number] for number in range(len(wanted))]
-        if failed := [metric.metricId for metric in found if metric.nvmlReturn != self.nvml.NVML_SUCCESS]:
-            raise NoCountersError(f"no GPM counters: NVML has no value for metric {failed[0]}")
-        return [metric.value / 100 for metric in found]
 
 
 def open_counters() -> Counters:

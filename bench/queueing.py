@@ -16,7 +16,8 @@ import typer
 
 from opara_server.engine.plan import BucketPlan, Plan
 from opara_server.engine.spec import TensorSpec
-from opara_server.observe.metrics import Metrics, ModelMetrics
+from opara_server.observe.metrics import Metrics
+from opara_server.observe.model_metrics import ModelMetrics
 from opara_server.serving.batcher import Batcher
 from opara_server.serving.limits import Limits
 from opara_server.serving.rows import Rows

@@ -23,12 +23,13 @@ from typing import Annotated, Any
 import typer
 
 from bench.end_to_end.loads import LoadError, Target, answers, one_caller, open_loop, saturated, worst_error
-from bench.end_to_end.servers import EAGER, Server, servers
+from bench.end_to_end.servers import EAGER, Server, network, servers
 from bench.end_to_end.tables import report
-from bench.end_to_end.workloads import WORKLOADS, Workload, make_repository
+from bench.end_to_end.workloads import METHOD, WORKLOADS, Workload, make_repository
 from bench.environment import environment
 from bench.models import require_packages
 from bench.serving import h2load
+from bench.serving.caller import connected
 from bench.serving.contestants import ROOT
 from bench.serving.process import Place, ServerError, ServerProcess, started
 from bench.serving.starting import free_ports
@@ -43,6 +44,7 @@ def main(
     workload: Annotated[list[str] | None, typer.Option(help="model:dtype:rows; again for more.")] = None,
     ours: Annotated[list[str] | None, typer.Option(help="Options of our server; again for another set.")] = None,
     device: str = "cuda",
+    lanes: Annotated[int | None, typer.Option(help="Of ours. Default: what it takes by itself.")] = None,
     callers: Annotated[int, typer.Option(help="In flight at saturation; a multiple of 8.")] = 128,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(help="Of each load.")] = 3.0,
@@ -63,16 +65,24 @@ def main(
     split = cores[:half], tuple(cores[half:])
     found: Found = {
         "environment": environment(),
-        "settings": {"rounds": rounds, "seconds": seconds, "callers": callers, "tuning_budget_s": tuning_budget_s},
+        "settings": {
+            "rounds": rounds,
+            "seconds": seconds,
+            "callers": callers,
+            "lanes": lanes or "default",
+            "tuning_budget_s": tuning_budget_s,
+        },
         "cores": {"server": half, "generator": len(cores) - half},
         "workloads": {},
     }
     everyone = servers(ours or [""])
     for one in chosen:
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-            make_repository(Path(scratch) / "models", one, device, tuning_budget_s)
+            make_repository(Path(scratch) / "models", one, device, tuning_budget_s, lanes)
             folders = Path(scratch), cache.absolute()
             ready = _started(everyone, one, *folders, *split, start_timeout_s, stack)
+            bounds = [network(_answer_bytes(ready, one), processes) for processes in sorted({1, half // 2})]
+            ready |= _started(bounds, one, *folders, *split, start_timeout_s, stack)
             found["workloads"][one.name] = _measured(one, ready, callers, rounds, seconds)
             found["workloads"][one.name]["bare"] = _bare(one, *folders, split[0], seconds)
         out.mkdir(parents=True, exist_ok=True)
@@ -98,9 +108,9 @@ def _started(
 ) -> dict[str, tuple[Server, Target]]:
     """By title, one after the other: they share the device while they search and compile. Who cannot start is told."""
     ready = {}
-    for number, server in enumerate(everyone):
+    for server in everyone:
         port, http_port, metrics_port = free_ports(3)
-        place = Place(port, http_port, metrics_port, scratch / str(number))
+        place = Place(port, http_port, metrics_port, scratch / str(port))
         place.folder.mkdir()
         launch = server.launch(place, scratch / "models", cache, workload)
         process: ServerProcess = stack.enter_context(started(launch, cores, place.folder / "log"))
@@ -113,10 +123,16 @@ def _started(
     return ready
 
 
+def _answer_bytes(ready: dict[str, tuple[Server, Target]], workload: Workload) -> int:
+    _, target = next(iter(ready.values()))
+    with connected(target.address, METHOD) as call:
+        return len(call(workload.request(0)))
+
+
 def _measured(
     workload: Workload, ready: dict[str, tuple[Server, Target]], callers: int, rounds: int, seconds: float
 ) -> Found:
-    sampled = {title: answers(target, workload, SAMPLES) for title, (_, target) in ready.items()}
+    sampled = {t: answers(target, workload, SAMPLES) for t, (server, target) in ready.items() if server.computes}
     eager = sampled.get(EAGER)
     errors = {title: worst_error(found, eager) if eager else None for title, found in sampled.items()}
     latency: Found = {title: [] for title in ready}

@@ -18,13 +18,15 @@ import torch
 import typer
 
 from opara_server.engine.build import compile_model
+from opara_server.engine.compiled import CompiledModel
+from opara_server.engine.device import Device
 from opara_server.engine.spec import TensorSpec
 from opara_server.engine.tensors import static_inputs
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batch, Batcher, Piece, Rows, Ticket
 from opara_server.serving.errors import ServingError
 from opara_server.serving.executor import Executor, Worker
-from opara_server.serving.lanes import Lanes
+from opara_server.serving.lanes import Lane, Lanes
 from opara_server.serving.limits import Limits
 from opara_server.serving.repository import Entry
 from opara_server.serving.staging import Compiled
@@ -45,16 +47,19 @@ def main(
     specs = [one.spec for one in config.inputs]
     compiled = compile_model(model, entry.module(config), specs, config.device, config.build_options(cache))
     payload = Rows(tuple(_bytes(spec, rows) for spec in specs), rows)
+    pinned = Rows(tuple(_pinned(compiled, tensor) for tensor in payload.tensors), rows)
     report = {
         "buckets": {str(bucket): _bucket(compiled, bucket, payload, seconds) for bucket in compiled.buckets},
         "lanes": {str(count): _saturated(compiled, count, payload, seconds) for count in lanes or (1, 2, 3)},
+        "pinned": {str(count): _saturated(compiled, count, pinned, seconds) for count in lanes or (1, 2, 3)},
     }
     print(json.dumps(report))
 
 
-def _bucket(compiled: Compiled, bucket: int, payload: Rows, seconds: float) -> dict[str, float]:
+def _bucket(compiled: CompiledModel, bucket: int, payload: Rows, seconds: float) -> dict[str, float]:
     """A batch that is alone: by the host's clock from its bytes to its answer's, and by the device's what of it is
-    copies and replay; and replays back to back, without copies."""
+    copies and replay; replays back to back, without copies; and what a batch has of the device's main queue, straight
+    and beside another."""
     with compiled.device.bind():
         lanes = Lanes(compiled, 1)
         lane = lanes.take()
@@ -79,8 +84,20 @@ def _bucket(compiled: Compiled, bucket: int, payload: Rows, seconds: float) -> d
                 compiled.device.synchronize()
         compiled.device.synchronize()
         rate = count * bucket / (time.perf_counter() - begin)
-    names = ("alone_us", "copy_in_us", "replay_us", "copy_out_us")
+        lane = Lanes(compiled, 2).take()
+        medians += [_on_the_device_us(compiled.device, lane, batch, alone=alone) for alone in (True, False)]
+    names = ("alone_us", "copy_in_us", "replay_us", "copy_out_us", "straight_us", "beside_us")
     return dict(zip(names, (round(us, 1) for us in medians), strict=True)) | {"rows_per_s": round(rate, 1)}
+
+
+def _on_the_device_us(device: Device, lane: Lane, batch: Batch, *, alone: bool) -> float:
+    """The replay and, unless ``alone``, the copies between the lane's own buffers and those of the graph, which all
+    lanes share: by the device's clock, without waiting for the host."""
+    times = []
+    for _ in range(RUNS):
+        device.occupy()
+        times.append(lane.run(batch, alone=alone)[1].replay_s)
+    return statistics.median(times[RUNS // 10 :]) * 1e6
 
 
 def _saturated(compiled: Compiled, count: int, payload: Rows, seconds: float) -> dict[str, float]:
@@ -156,6 +173,13 @@ def _batch(compiled: Compiled, bucket: int, payload: Rows) -> Batch:
 def _bytes(spec: TensorSpec, rows: int) -> bytes:
     (tensor,) = static_inputs((spec,), rows, torch.device("cpu"), channels_last=False)
     return tensor.view(torch.uint8).numpy().tobytes()
+
+
+def _pinned(compiled: Compiled, tensor: bytes | memoryview) -> memoryview:
+    """The same in memory that the device can copy from, as that of front-end workers is."""
+    buffer = compiled.device.host_buffer(len(tensor)).numpy().data
+    buffer[:] = tensor
+    return buffer.toreadonly()
 
 
 def _replayed_s(metrics: Metrics, model: str) -> float:

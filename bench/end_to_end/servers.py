@@ -1,4 +1,4 @@
-"""The servers: ours with sets of options, and a plain one with the module as it is and compiled."""
+"""The servers: ours with sets of options, a plain one with the module as it is and compiled, one without a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.end_to_end.tables import NETWORK
 from bench.end_to_end.workloads import Workload
 from bench.serving.contestants import ROOT
 from bench.serving.process import Launch, Place
@@ -15,11 +16,12 @@ from bench.serving.process import Launch, Place
 
 @dataclass(frozen=True)
 class Server:
-    """``ours``: whether it counts its requests and replays."""
+    """``ours``: whether it counts its requests and replays. ``computes``: whether its answers are the model's."""
 
     title: str
     launch: Callable[[Place, Path, Path, Workload], Launch]
     ours: bool = False
+    computes: bool = True
 
 
 def opara(options: str) -> Server:
@@ -41,6 +43,17 @@ def _plain(title: str, *options: str) -> Server:
         return Launch(words, {"PYTHONPATH": _python_path()}, "READY")
 
     return Server(title, launch)
+
+
+def network(answer_bytes: int, processes: int) -> Server:
+    """Takes the same requests, and answers as many bytes as the model's answers have: what gRPC allows on this host."""
+
+    def launch(place: Place, _models: Path, _cache: Path, _workload: Workload) -> Launch:
+        module = (sys.executable, "-m", "bench.serving.echo", f"127.0.0.1:{place.port}")
+        words = (*module, f"--processes={processes}", f"--answer-bytes={answer_bytes}")
+        return Launch(words, {"PYTHONPATH": _python_path()}, "READY")
+
+    return Server(f"{NETWORK}, {processes} process{'es' if processes > 1 else ''}", launch, computes=False)
 
 
 def _python_path() -> str:

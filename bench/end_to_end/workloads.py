@@ -56,8 +56,8 @@ WORKLOADS = (
 )
 
 
-def make_repository(folder: Path, workload: Workload, device: str, budget_s: float) -> None:
-    """One model, with weights whose outputs depend on the inputs."""
+def make_repository(folder: Path, workload: Workload, device: str, budget_s: float, lanes: int | None = None) -> None:
+    """One model, with weights whose outputs depend on the inputs. ``lanes``: where not the server's own choice."""
     bench = MODELS[workload.model]
     torch.manual_seed(0)
     module = bench.build()
@@ -68,7 +68,7 @@ def make_repository(folder: Path, workload: Workload, device: str, budget_s: flo
         {name: tensor.contiguous() for name, tensor in module.state_dict().items()}, model / "weights.safetensors"
     )
     toml = model_toml(workload.model, workload.dtype, list(BUCKETS), device, budget_s)
-    (model / "model.toml").write_text(toml)
+    (model / "model.toml").write_text(toml if lanes is None else f"{toml}[batching]\nlanes = {lanes}\n")
 
 
 def _draw(spec: TensorSpec, rows: int, random: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,8 @@
 
 A loop straight on gRPC's completion queue, in ``grpc._cython.cygrpc``, the private layer under ``grpc.server`` (seen
 working with grpcio 1.85.1). It answers every unary call of any method with the request's bytes. No deadlines, no
-limits, no drain: it is a yardstick.
+limits, no drain: it is a yardstick. With ``--answer-bytes`` it answers as many zeros instead: the network's part of a
+model whose answers are of another size.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ MAX_MESSAGE_BYTES = 64 << 20
 OK = StatusCode.OK.value[0]
 
 
-def serve(address: str, started: Connection) -> None:
-    """Answers until it is killed. ``started`` is sent True once the port is open."""
+def serve(address: str, started: Connection, answer: bytes | None = None) -> None:
+    """Answers until it is killed: with ``answer``, else with the request. ``started`` is sent True once the port is
+    open."""
     options = (("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
     server = cygrpc.Server(options, False)
     queue = cygrpc.CompletionQueue()
@@ -44,7 +46,7 @@ def serve(address: str, started: Connection) -> None:
         elif event.tag is not FINISHED:
             message = event.batch_operations[0].message()
             if message is not None:  # None: the client has gone
-                event.tag.start_server_batch(_answer(message), FINISHED)
+                event.tag.start_server_batch(_answer(message if answer is None else answer), FINISHED)
 
 
 def _answer(message: bytes) -> tuple[cygrpc.Operation, ...]:
@@ -60,12 +62,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Echo every gRPC call.")
     parser.add_argument("address")
     parser.add_argument("--processes", type=int, default=1, help="that share the port")
+    parser.add_argument("--answer-bytes", type=int, help="of each answer; default: the request")
     arguments = parser.parse_args()
+    answer = None if arguments.answer_bytes is None else bytes(arguments.answer_bytes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # at whose end multiprocessing stops its daemons
     spawning = multiprocessing.get_context("spawn")
     heard, started = spawning.Pipe(duplex=False)
     servers = [
-        spawning.Process(target=serve, args=(arguments.address, started), daemon=True)
+        spawning.Process(target=serve, args=(arguments.address, started, answer), daemon=True)
         for _ in range(arguments.processes)
     ]
     for server in servers:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import SystemRandom
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from bench.serving.payloads import PAYLOADS, Payload
 from bench.serving.process import Place, started
 
 START_TIMEOUT_S = 180.0
+_LOWEST = 10_000  # port
+_random = SystemRandom()  # nobody's seed makes two processes choose the same
 
 
 def start(contestant: Contestant, cores: Sequence[int], folder: Path, stack: ExitStack) -> Running:
@@ -47,9 +50,14 @@ def _problems(running: Running, payload: Payload) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Nobody's now; a server that finds one taken meanwhile does not start."""
+    """Nobody's now, and none that the kernel gives to whoever asks for any: a server that finds one taken meanwhile
+    does not start."""
+    given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        while len(found) < count:
+            one, port = stack.enter_context(socket.socket()), _random.randrange(_LOWEST, max(given_away, 2 * _LOWEST))
+            with suppress(OSError):  # somebody's
+                one.bind(("", port))
+                found.append(port)
+    return found

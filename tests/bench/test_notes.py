@@ -88,6 +88,26 @@ def test_what_figure_5_compares_is_told_where_it_is_shown() -> None:
     assert notes.masks_in_figure_5(by_key(cell("googlenet"))) == ""
 
 
+def test_memory_is_held_against_both_sequential_graphs() -> None:
+    made = cell("googlenet", aten=300.0)
+    systems = {**made.systems, "ours": replace(made.systems["ours"], peak_bytes=5 << 18)}
+    systems["aten"] = replace(made.systems["aten"], peak_bytes=5 << 17)
+    other = cell("deepfm")
+    said = notes.memory({made.key: replace(made, systems=systems), other.key: other})
+    assert "over the CUDA Graph's it needs 1.00 to 1.25 times, more than 1.1 in GoogLeNet float16 ×1 (1.25);" in said
+    assert "where these were run (1 of 2 cells) 2.00 to 2.00 times, more than 1.1 in GoogLeNet" in said
+    assert "more than" not in notes.memory({other.key: other}).split(". ")[1]
+
+
+def test_a_graph_that_is_faster_than_its_path_is_told_of() -> None:
+    made = cell("googlenet")
+    quick = replace(made.systems["ours"], longest_path_us=125.0)
+    assert notes.below_the_path({made.key: made}) == ""
+    assert "GoogLeNet float16 ×1 (0.80)" in notes.below_the_path(
+        {made.key: replace(made, systems={**made.systems, "ours": quick})}
+    )
+
+
 def test_of_nothing_nothing_is_said() -> None:
     every = (
         notes.older,
@@ -97,9 +117,11 @@ def test_of_nothing_nothing_is_said() -> None:
         notes.outlier,
         notes.masks_in_figure_5,
         notes.errors,
+        notes.memory,
+        notes.below_the_path,
         settings,
     )
-    assert [note({}) for note in (*every, notes.masks_in_figure_5, settings)] == [""] * (len(every) + 2)
+    assert [note({}) for note in every] == [""] * len(every)
 
 
 def test_settings_that_differ_are_counted() -> None:

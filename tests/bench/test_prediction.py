@@ -7,19 +7,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from bench.prediction import Measured, Record, evaluate, load, report, save, spearman, table
+from bench.prediction import CLOSE, Measured, Record, evaluate, load, report, save, spearman, table
 from opara_server.engine.policies import make_schedule
 from opara_server.engine.profile import Roofline
 from opara_server.engine.random_schedules import random_schedules
 from opara_server.engine.simulate import Latency, simulate
 from tests.engine.dags import googlenet, random_profile
 
+BENCH = Path(__file__).parents[2] / "bench"
 GRAPH = googlenet()
 PROFILE = replace(random_profile(GRAPH, Random(1)), roofline=Roofline(1.0, 1e12))
 SCHEDULES = [make_schedule(GRAPH, PROFILE, "sequential"), *random_schedules(GRAPH, 24, 0)]
@@ -126,6 +128,14 @@ def test_a_report_is_a_table_and_its_data(tmp_path: Path) -> None:
     written = json.loads(output.read_text())
     assert written["environments"] == [{"gpu": "none"}]
     assert [round(result["rank_correlation"]) for result in written["results"]] == [1, -1]
+
+
+def test_the_committed_table_is_what_the_simulator_says_of_the_committed_records() -> None:
+    accuracies = [evaluate(load(path), Latency()) for path in sorted((BENCH / "data" / "schedules").glob("*.json.gz"))]
+    assert table(accuracies) in (BENCH / "results" / "simulator.md").read_text()
+    judged = [accuracy for accuracy in accuracies if not (accuracy.few or accuracy.alike)]
+    assert median(a.rank_correlation for a in judged if a.rank_correlation is not None) >= 0.8
+    assert all(a.top is not None and a.top <= CLOSE for a in judged)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2))

@@ -29,7 +29,7 @@ def test_facts_of_cells() -> None:
     old = replace(other.systems["ours"], peak_bytes=2**21, held_bytes=7 * 2**20)
     other = replace(other, systems={**other.systems, "ours": old})
     memory, baselines, means, ran = facts({made.key: made, other.key: other}).split("\n\n")
-    assert "less in all measured cells but DeepFM float16 ×32 (2.00)." in memory
+    assert "less in all measured cells but DeepFM float16 ×32 (2.00); at most 1.1 times is asked." in memory
     assert "is 1.0 (GoogLeNet float16 ×1) to 2.0 times (DeepFM float16 ×32) the CUDA Graph's" in memory
     assert "moved by at most 0.4%." in baselines
     assert "is 1.50× at batch 1 (1 of 7 models), 2.00× at batch 32 (1 of 7 models). 0 of 2 cells" in means

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench import figures, tables
-from bench.cells import Cell, CellKey, SystemResult, save_cell
+from bench.cells import Cell, CellKey, SystemResult, load_cells, save_cell
 from bench.plots import draw_all
 from bench.provenance import coverage, sources
-from bench.report import details, report, write_report
+from bench.report import RESULTS, details, report, write_report
 from bench.selection import ALL_MODELS, PAPER_MODELS, REQUIRED_MODELS
 from tests.bench.synthetic import ENVIRONMENT, cell, result
 
@@ -28,6 +28,14 @@ def rows(table: str) -> list[list[str]]:
     lines = [[part.strip() for part in line.strip("|").split(" | ")] for line in table.splitlines()]
     assert {len(line) for line in lines} == {len(lines[0])}
     return lines[2:]
+
+
+def test_the_committed_report_is_what_the_committed_cells_say() -> None:
+    cells, text = load_cells(RESULTS / "engine"), (RESULTS / "engine.md").read_text()
+    plots = re.findall(r"\((\w+\.svg)\)", text)
+    assert all((RESULTS / plot).is_file() for plot in plots)
+    assert report(cells, figures.load_allocations(RESULTS / "allocation_time.json"), plots) == text
+    assert details(cells) == (RESULTS / "engine_cells.md").read_text()
 
 
 def test_the_main_table_has_every_required_cell() -> None:

@@ -40,19 +40,21 @@ assert before.exists()
     ]
     told: list[str] = []
     with Crew() as crew:
-        run_group(crew, made, time.time() + 30, {}, told.append)
+        run_group(crew, made, time.time() + 120, {}, told.append)
     assert told == [f"{name} float32 ×1: failed, left no result" for name in "ab"]  # no error of theirs
 
 
 def test_an_interruption_ends_what_every_lane_has_started(tmp_path: Path) -> None:
     """And leaves no trace of it."""
     told: list[str] = []
-    sleeping = named(script(tmp_path, f"import time; {READ}; time.sleep(60)"), "sleeping")
-    compiling = named(script(tmp_path, "import time; time.sleep(60)"), "compiling")
+    begin = f"import tempfile, time; tempfile.mkstemp('.begun', dir={str(tmp_path)!r})"
+    sleeping = named(script(tmp_path, f"{begin}; {READ}; time.sleep(60)"), "sleeping")
+    compiling = named(script(tmp_path, f"{begin}; time.sleep(60)"), "compiling")
     with ThreadPoolExecutor(2) as pool, suppress(KeyboardInterrupt), Crew() as crew:
         for job in (sleeping, compiling):
             pool.submit(run_group, crew, [job], None, {}, told.append)
-        time.sleep(0.5)  # until they have started
+        while len(list(tmp_path.glob("*.begun"))) < 2:
+            time.sleep(0.01)
         raise KeyboardInterrupt
     assert sorted(told) == [f"{name} float32 ×1: not run, cut off by the time limit" for name in SORTED]
     assert list(tmp_path.glob("*.json")) == []
@@ -75,7 +77,7 @@ def test_what_has_not_compiled_in_time_keeps_nobody_waiting(code: str, tmp_path:
 
 def test_whoever_is_ready_waits_for_the_late_beyond_its_own_time_to_compile(tmp_path: Path) -> None:
     told: list[str] = []
-    until = time.time() - 28.0
+    until = time.time() - 25.0  # 5 s for Python to start
     codes = {"ready": READ, "late": "import time; time.sleep(60)"}
     made = [replace(named(script(tmp_path, code), name), compile_until=until) for name, code in codes.items()]
     with Crew() as crew:

@@ -16,9 +16,9 @@ from bench.child import READY
 from bench.prediction import RANDOM, load
 from bench.schedule_times import PASSES, in_passes
 from bench.simulator import ScheduleJob, main, run_together
-from opara_server.engine.device_cpu import CpuDevice
 from opara_server.engine.schedule import check
 from tests.bench.scripts import SCRIPTED, script
+from tests.bench.slow_host import Run, SlowHost
 
 BRANCHES = "tests.bench.tiny:BRANCHES"
 READ = f"print({READY!r}, flush=True); input()"
@@ -70,7 +70,7 @@ os.rmdir(folder / "alone")
 """
     made = [replace(script(tmp_path, code), cache=tmp_path / name) for name in "ab"]
     told: list[str] = []
-    run_together(made, time.time() + 60, told.append)
+    run_together(made, time.time() + 120, told.append)
     assert told == [f"{SCRIPTED}: measured"] * 2
 
 
@@ -78,7 +78,7 @@ def test_what_fails_or_is_late_is_told_and_keeps_nobody_waiting(tmp_path: Path) 
     codes = ["import time; time.sleep(60)", "raise SystemExit(3)", READ]
     made = [replace(script(tmp_path, code), cache=tmp_path / str(n)) for n, code in enumerate(codes)]
     told: list[str] = []
-    run_together(made, time.time() + 62.5, told.append)
+    run_together(made, time.time() + 65, told.append)  # 5 s for Python to start
     assert told == [f"{SCRIPTED}: {what}" for what in ("cut off: out of time", "exit status 3", "measured")]
     run_together(made, time.time() + 10, told.append)
     assert told[3:] == [f"{SCRIPTED}: not run, no time left"] * 3
@@ -95,25 +95,19 @@ def test_a_process_is_told_what_to_measure(tmp_path: Path) -> None:
 
 
 @dataclass
-class Run:
-    """Takes its time, which is told apart by its name."""
-
-    name: int
-    log: list[int] = field(default_factory=list)
-    inputs: tuple[()] = ()
-    outputs: tuple[()] = ()
+class Logged(Run):
+    log: list[float] = field(default_factory=list)
 
     def replay(self) -> None:
-        self.log.append(self.name)
-        time.sleep(self.name / 1000)
+        self.log.append(self.work_us)
+        super().replay()
 
 
 def test_every_pass_has_an_order_of_its_own_and_times_go_to_whom_they_belong() -> None:
-    log: list[int] = []
-    runs = [Run(name, log) for name in range(5)]
-    medians = in_passes(runs, CpuDevice(threads=1), 0.001)
-    assert [len(times) for times in medians] == [PASSES] * 5
-    assert [sorted(times)[1] // 1000 for times in medians] == [0, 1, 2, 3, 4]
+    device, log = SlowHost(), list[float]()
+    runs = [Logged(device, 100.0 * number, log=log) for number in range(1, 6)]
+    medians = in_passes(runs, device, 0.0)
+    assert medians == [pytest.approx([run.work_us] * PASSES) for run in runs]
     turns = len(log) // PASSES
     firsts = {tuple(dict.fromkeys(log[number * turns : (number + 1) * turns])) for number in range(PASSES)}
     assert len(firsts) == PASSES

@@ -50,12 +50,20 @@ def test_a_plain_server_answers_as_the_module_does(models: Path) -> None:
 
 
 def test_bounds_are_measured(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bare.main(models, tmp_path, "deepfm", rows=2, seconds=0.1, lanes=[1, 2])
+    bare.main(models, tmp_path, "deepfm", rows=2, seconds=0.5, lanes=[1, 2])
     found = json.loads(capsys.readouterr().out)
     for one in found["buckets"].values():
         assert 0 < one["replay_us"] <= one["alone_us"]
         assert one["rows_per_s"] > 0
-    assert {count: one["rows_per_s"] > 0 for count, one in found["lanes"].items()} == {"1": True, "2": True}
+        assert min(one["straight_us"], one["beside_us"]) > 0
+    for memory in ("lanes", "pinned"):
+        assert {count: one["rows_per_s"] > 0 for count, one in found[memory].items()} == {"1": True, "2": True}
+
+
+def test_lanes_are_those_asked_for(models: Path, tmp_path: Path) -> None:
+    make_repository(tmp_path, DEEPFM, "cpu", 0.5, lanes=2)
+    assert Entry("deepfm", tmp_path / "deepfm").config().batching.lanes == 2
+    assert Entry("deepfm", models / "deepfm").config().batching.lanes == "auto"
 
 
 def test_errors_are_of_the_worst_answer() -> None:
@@ -66,8 +74,10 @@ def test_errors_are_of_the_worst_answer() -> None:
 
 def test_the_report_has_medians_and_what_they_are_of_the_bounds() -> None:
     bucket = {"alone_us": 200.0, "copy_in_us": 20.0, "replay_us": 150.0, "copy_out_us": 10.0, "rows_per_s": 4000.0}
+    bucket |= {"straight_us": 150.0, "beside_us": 160.0}
     rates = [{"requests_per_s": r, "rows_per_s": r, "idle_over_replay": 0.08} for r in (3000.0, 3400.0, 9000.0)]
     times = [{"p50_us": us, "p99_us": us + 100} for us in (500.0, 520.0, 900.0)]
+    bounds, limits = [{"p50_us": 250.0, "p99_us": 300.0}], [{"requests_per_s": 3500.0, "rows_per_s": 3500.0}]
     poisson = [{"rate": 2000.0, "p50_us": 400.0, "p99_us": 1000.0, "failed": 0}]
     found = {
         "environment": {"gpu": "none"},
@@ -76,15 +86,22 @@ def test_the_report_has_medians_and_what_they_are_of_the_bounds() -> None:
         "workloads": {
             "deepfm float32, 1 row a request": {
                 "error": {"opara-serve": 0.001, "plain": None},
-                "one caller": {"opara-serve": times, "plain": []},
-                "saturated": {"opara-serve": rates, "plain": []},
+                "one caller": {"opara-serve": times, "plain": [], "no model, 2 processes": bounds},
+                "saturated": {"opara-serve": rates, "plain": [], "no model, 2 processes": limits},
                 "open loop": {"opara-serve": poisson},
-                "bare": {"buckets": {"1": bucket}, "lanes": {"2": {"rows_per_s": 3900.0, "idle_over_replay": 0.03}}},
+                "bare": {
+                    "buckets": {"1": bucket},
+                    "lanes": {"2": {"rows_per_s": 3200.0, "idle_over_replay": 0.23}},
+                    "pinned": {"2": {"rows_per_s": 3900.0, "idle_over_replay": 0.03}},
+                },
             }
         },
     }
     text = report(found)
-    assert "| opara-serve | 520 | 620 | 320 | 3,400 | 3,400 | 85% | 8% | 1e-03 |" in text
-    assert "| 2 | 3,900 | 98% | 3% |" in text
+    assert "| opara-serve | 520 | 620 | 320 | 70 | 3,400 | 3,400 | 85% | 97% | 8% | 1e-03 |" in text
+    assert "| no model, 2 processes | 250 | 300 | – | – | 3,500 | 3,500 | 88% | 100% | – | – |" in text
+    assert "| 2 | 3,200 | 80% | 23% | 3,900 | 98% | 3% |" in text
     assert "| 2,000 | 400 | 1,000 | 2.5 |" in text
+    assert "Of 160 µs that a batch of 1 has" in text
+    assert "10 µs (6.2%) are copies" in text
     assert "| plain | – |" in text

@@ -10,6 +10,7 @@ import pytest
 from bench.serving.process import COMMON, Launch, ServerError, started
 from bench.serving.processes import Status, all_processes, parse_status, tree
 
+TICK_S = 2 / os.sysconf("SC_CLK_TCK")  # of user and of system time
 STAT = "4711 (a (strange) name) S 4710 4709 4708 0 -1 4194560 99 0 0 0 250 50 7 8 20 0 1 0 123456 1 2 3"
 
 
@@ -20,9 +21,10 @@ def test_a_stat_line_is_read_whatever_the_name() -> None:
 
 
 def test_our_own_process_is_found() -> None:
+    before = time.process_time()
     own = next(status for status in all_processes() if status.pid == os.getpid())
     assert own.parent == os.getppid()
-    assert own.cpu_s == pytest.approx(time.process_time(), abs=0.5)
+    assert before - TICK_S < own.cpu_s < time.process_time() + TICK_S
 
 
 def process(pid: int, parent: int, session: int, state: str = "S") -> Status:
@@ -50,7 +52,7 @@ time.sleep(60)
 def run(launch: Launch, folder: Path) -> set[tuple[int, int]]:
     """Start, wait, stop; the identities of the processes that there were."""
     with started(launch, sorted(os.sched_getaffinity(0))[:1], folder / "log") as server:
-        server.wait_for_ready_line(time.monotonic() + 20)
+        server.wait_for_ready_line(time.monotonic() + 60)
         return {status.identity for status in server.processes()}
 
 
@@ -76,7 +78,7 @@ print("SIGNALS", len(signals), flush=True)
 def test_a_server_is_told_once(tmp_path: Path) -> None:
     launch = Launch((sys.executable, "-c", PATIENT), ready="READY")
     with started(launch, os.sched_getaffinity(0), tmp_path / "log") as server:
-        server.wait_for_ready_line(time.monotonic() + 20)
+        server.wait_for_ready_line(time.monotonic() + 60)
         server.terminate()
     assert "SIGNALS 1" in (tmp_path / "log").read_text()
 

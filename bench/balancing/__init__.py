@@ -1,0 +1,1 @@
+"""Several servers behind proxies, under load: how calls spread, and what a restart costs."""

@@ -1,0 +1,86 @@
+"""What the tests with real proxies take for granted: name server, configurations, the page of results."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+from hpack import Decoder
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame
+
+from bench.balancing.load import Failure, Outcome
+from bench.balancing.names import answer
+from bench.balancing.proxies import CONFIGS, PROXIES, Proxy, configured
+from bench.rolling_restart import page
+
+QUERY = bytes.fromhex("abcd01000001000000000000") + b"\x07servers\x04test\x00"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def test_a_name_is_all_its_addresses_and_has_none_of_ipv6() -> None:
+    a, aaaa = b"\x00\x01\x00\x01", b"\x00\x1c\x00\x01"
+    found = answer(QUERY + a, ["127.0.0.2", "127.0.0.3"])
+    assert found[:8] == bytes.fromhex("abcd818000010002")
+    assert found[12 : len(QUERY) + 4] == (QUERY + a)[12:]
+    records = found[len(QUERY) + 4 :]
+    assert [socket.inet_ntoa(records[at + 12 : at + 16]) for at in (0, 16)] == ["127.0.0.2", "127.0.0.3"]
+    assert answer(QUERY + aaaa, ["127.0.0.2"])[4:8] == b"\x00\x01\x00\x00"
+
+
+@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.name)
+def test_a_proxy_runs_with_its_file_but_for_addresses(proxy: Proxy) -> None:
+    text = configured(proxy, 1234, ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"])
+    original = (CONFIGS / proxy.config).read_text()
+    different = [new for new, old in zip(text.splitlines(), original.splitlines(), strict=True) if new != old]
+    assert len(different) == 4
+    own = [line for line in different if "1234" in line]
+    assert len(own) == 1
+    servers = [line for line in different if line not in own]
+    assert all(f"10.0.0.{number}" in line for number, line in enumerate(servers, 1))
+
+
+@pytest.mark.parametrize("name", ["haproxy.cfg", "haproxy-tcp.cfg"])
+def test_haproxy_asks_for_health_as_grpc_does(name: str) -> None:
+    lines = [line.split() for line in (CONFIGS / name).read_text().splitlines() if "send-binary" in line]
+    sent = b"".join(bytes.fromhex(line[2]) for line in lines)
+    assert sent.startswith(PREFACE)
+    frames, rest = [], memoryview(sent)[len(PREFACE) :]
+    while rest:
+        frame, length = Frame.parse_frame_header(rest[:9])
+        frame.parse_body(rest[9 : 9 + length])
+        frames.append(frame)
+        rest = rest[9 + length :]
+    settings, headers, data = frames
+    assert isinstance(settings, SettingsFrame)
+    assert isinstance(headers, HeadersFrame)
+    assert {str(name): str(value) for name, value in Decoder().decode(headers.data)} == {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/grpc.health.v1.Health/Check",
+        ":authority": "opara",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    assert isinstance(data, DataFrame)
+    assert (data.data, "END_STREAM" in data.flags) == (bytes(5), True)
+
+
+def test_failures_are_counted_by_what_they_were_told() -> None:
+    failures = [
+        Failure(0.0, 1.0, "UNAVAILABLE", "gone"),
+        Failure(0.0, 1.0, "CANCELLED", ""),
+        Failure(2.0, 3.0, "UNAVAILABLE", "gone"),
+    ]
+    assert Outcome(3, failures=failures).codes() == {"UNAVAILABLE: gone": 2, "CANCELLED: ": 1}
+
+
+def test_the_page_says_what_failed_behind_what() -> None:
+    def load(failed: int, **codes: int) -> dict[str, Any]:
+        return {"sent": 100, "failed": failed, "codes": codes, "p50_ms": 1.0, "p99_ms": 2.0}
+
+    phase = {"default": load(0), "off": load(3, UNAVAILABLE=3)}
+    environment = {"date": "2026-01-01", "cores": 4, "cpu": "x", "opara": "1", "grpc": "1.85", "version": "1.40.0"}
+    settings = {"options": "", "rate": 300.0, "cycles": 3}
+    text = page({"envoy": {"environment": environment, "settings": settings, "restarts": phase, "kill": phase}})
+    assert text.count("| envoy 1.40.0 | 100 | 0 | 100 | 3 | 3 UNAVAILABLE | 1.0 / 2.0 |") == 2
