@@ -13,7 +13,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-soak lint format types imports stubs stubs-check check clean
+.PHONY: help setup demo serve train test test-deploy gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-rolling-restart bench-capacity bench-soak lint format types imports metrics-doc prometheus-rule dashboards dashboard-pictures bench-metrics bench-tracing stubs stubs-check check rehearse-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,8 +42,8 @@ serve: setup ## serve the example until Ctrl-C: gRPC on 127.0.0.1:50051, metrics
 train: setup ## train the example's network again
 	$(BIN)/python -m examples.train_digits
 
-test: setup ## run all tests, in three processes at most; those that need a GPU are skipped without one
-	$(BIN)/python -m pytest -n auto --maxprocesses 3 --dist loadfile
+test: setup ## run all tests but those with other programs (test-deploy), in three processes at most; those that need a GPU are skipped without one
+	$(BIN)/python -m pytest -n auto --maxprocesses 3 --dist loadfile --ignore tests/deploy_live --ignore tests/balancing_live
 
 gpu-test: setup ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
@@ -69,6 +69,12 @@ bench-serving: setup bench-peers ## the request path beside other servers; half 
 bench-end-to-end: setup ## from a call to its answer on a GPU, beside plain servers of the same model; needs h2load
 	$(BIN)/python -m bench.end_to_end
 
+bench-rolling-restart: setup ## servers behind proxies, restarted and killed under load: which requests fail; ten minutes, needs the proxies
+	$(BIN)/python -m bench.rolling_restart
+
+bench-capacity: setup ## replicas for a load: one server measured, several predicted from it and measured, fleets simulated; ten minutes, needs the proxies
+	$(BIN)/python -m bench.capacity
+
 bench-soak: setup ## a million requests, each with numbers of its own: not one wrong answer, and nothing grows; minutes
 	$(BIN)/python -m bench.soak
 
@@ -79,6 +85,12 @@ bench-peers: $(PEERS_READY) ## install the other servers, each into an environme
 	@echo "installing $$(grep == $< | paste -sd ' ') into $(@D)"; \
 	$(@D)/bin/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq) --requirement $<
 	@touch $@
+
+test-deploy: setup ## the tests of images, manifests and dashboards, with real programs beside the server (Prometheus, Alertmanager, Envoy, nginx, HAProxy) where they are
+	$(BIN)/python -m pytest tests/deploy tests/deploy_live tests/balancing_live
+
+rehearse-image: ## the Dockerfile's steps in chroots; needs root, debootstrap, gigabytes; REHEARSE="--target cuda --build-arg ..."
+	$(PYTHON) -m deploy.image.rehearse --work .opara-cache/image $(REHEARSE)
 
 lint: setup ## style
 	$(BIN)/ruff check
@@ -93,6 +105,24 @@ types: setup ## mypy, strict
 
 imports: setup ## which package may import which
 	$(BIN)/lint-imports
+
+metrics-doc: setup ## write docs/metrics.md, the table of all metrics, from the code
+	$(BIN)/python -m opara_server.observe.reference docs/metrics.md
+
+prometheus-rule: setup ## write the Prometheus Operator's resource from deploy/prometheus/rules.yml
+	$(BIN)/python -m deploy.manifests.rules
+
+dashboards: setup ## write deploy/grafana/dashboards from the code
+	$(BIN)/python -m deploy.grafana
+
+dashboard-pictures: setup ## draw the dashboards of a server under load for docs/; needs Prometheus and Alertmanager
+	$(BIN)/python -m bench.observing
+
+bench-tracing: setup ## what tracing costs of the throughput at saturation
+	$(BIN)/python -m bench.tracing_cost measure
+
+bench-metrics: setup ## what metrics cost of the throughput at saturation
+	$(BIN)/python -m bench.metrics_cost measure
 
 stubs: ## generate the gRPC stubs from protos/
 	bash protos/generate.sh

@@ -7,7 +7,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from opara_server.commands import app
-from opara_server.config import ServerConfig
+from opara_server.config import ServerConfig, flag
 
 
 def test_every_setting_has_an_option_and_what_it_does() -> None:
@@ -22,7 +22,13 @@ def test_choices_and_defaults_are_shown() -> None:
     said = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output.split())
     assert "--log-format text|json" in said
     assert "--log-level debug|info|warning|error" in said
-    for name, kind in (("port", "int"), ("grace", "float"), ("models", "path"), ("host", "str")):
+    for name, kind in (("port", "int"), ("grace", "float"), ("models", "path"), ("tls-key", "path"), ("host", "str")):
         assert f"--{name} <{kind}>" in said
     for name, default in (("--drain-delay", "0.0"), ("--grace", "30.0"), ("--port", "50051")):
-        assert f"[default: ({default})]" in said.partition(f"{name} ")[2].partition("│ │")[0], name
+        assert f"[default: {default}]" in said.partition(f"{name} ")[2].partition(" --")[0], name
+
+
+def test_names_of_options_are_whole_on_a_small_terminal() -> None:
+    said = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "80"}).output
+    assert [name for name in ServerConfig.model_fields if f"  {flag(name)}" not in said] == []
+    assert max(map(len, said.splitlines())) <= 80

@@ -19,7 +19,6 @@ from opara_client import cli as client_cli
 from opara_server.commands import app
 from opara_server.engine.policies import POLICIES
 from opara_server.model_config import BatchingConfig, ModelConfig
-from opara_server.observe.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -75,11 +74,13 @@ def test_the_client_understands(arguments: list[str]) -> None:
     assert client_cli.main([*arguments, "--target", UNREACHABLE, "--timeout", "0.1"]) == 1
 
 
-@pytest.mark.parametrize("arguments", [*commands("docker"), *commands("kubectl")])
-def test_what_is_deployed_is_there(arguments: list[str]) -> None:
-    folders = [argument for argument in arguments if argument.startswith("deploy/")]
-    assert all((ROOT / folder / "kustomization.yaml").is_file() for folder in folders)
-    assert folders or (arguments[0] == "compose" and (ROOT / "docker-compose.yml").is_file())
+def test_what_docker_builds_is_there() -> None:
+    """What kubectl is told, tests/deploy has."""
+    composed, built, pushed = commands("docker")
+    assert composed == ["compose", "up", "--build"]
+    assert (ROOT / "docker-compose.yml").is_file()
+    assert f"AS {built[built.index('--target') + 1]}\n" in (ROOT / "Dockerfile").read_text()
+    assert pushed == ["push", built[built.index("-t") + 1]]
 
 
 def test_the_model_file_is_valid() -> None:
@@ -128,11 +129,9 @@ def test_the_client_commands_run(arguments: list[str], server: Server, capsys: p
     assert capsys.readouterr().out
 
 
-def test_the_tables_of_policies_and_metrics_are_complete() -> None:
+def test_the_table_of_policies_is_complete() -> None:
     named = re.findall(r"^\| `(\w+)` \| ", README, re.MULTILINE)
     assert list(POLICIES) == [name for name in named if name in POLICIES]
-    own = {f.name + ("_total" if f.type == "counter" else "") for f in Metrics().registry.collect() if f.type != "info"}
-    assert {name for name in own if name.startswith("opara_")} == set(re.findall(r"`(opara_\w+)`", README))
 
 
 def test_links_lead_to_files() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import threading
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,3 +48,27 @@ class Echo(nn.Module):
 
     def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.NAMES, (tensor.clone() for tensor in tensors), strict=True))
+
+
+def holds_the_interpreter() -> nn.Module:
+    """No other thread of the process runs Python until somebody opens the pipe "release"."""
+    Path("begun").touch()
+    os.close(ctypes.PyDLL(None).open(b"release", os.O_RDONLY))  # a PyDLL's functions keep the interpreter's lock
+    return Small()
+
+
+def computes_in_python() -> nn.Module:
+    """Five threads want the interpreter until there is a file "release"."""
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(100))
+
+    for _ in range(4):
+        threading.Thread(target=compute).start()
+    Path("begun").touch()
+    while not Path("release").exists():
+        sum(range(100_000))
+    over.set()
+    return Small()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +67,11 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def running(models: Path, *options: str, stderr: int | None = None) -> Iterator[ServerProcess]:
-    """Serve ``models`` on free ports; killed at the end if it still runs. ``stderr``: None: a file of its own."""
+def running(
+    models: Path, *options: str, stderr: int | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Serve ``models`` on free ports; killed at the end if it still runs. ``stderr``: None: a file of its own.
+    ``variables``: of its environment, beside the others."""
     log = models.parent / "server.log"
     log.touch()
     arguments = ("serve", f"--models={models}", "--port=0", "--metrics-port=0", f"--app-dir={ROOT}")
@@ -79,7 +82,7 @@ def running(models: Path, *options: str, stderr: int | None = None) -> Iterator[
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment(),
+            env={**environment(), **(variables or {})},
             cwd=models.parent,
         ) as process,
     ):

@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.e2e.server_process import PATIENCE_S, ROOT, environment, run, running
+from tests.ports import reserved_port
 
 SERVING, NOT_SERVING = 1, 2
 ROWS = 32
@@ -46,7 +47,7 @@ def answered(response: pb.InferResponse) -> float:
 )
 def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: signal.Signals, workers: int) -> None:
     with (
-        running(small, "--drain-delay=1", f"--workers={workers}") as server,
+        running(small, "--drain-delay=3", f"--workers={workers}") as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         stub = InferenceServiceStub(channel)
@@ -60,6 +61,23 @@ def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: 
         assert [answered(call.result()) for call in calls] == [value + 1.0 for value in range(100)]
         assert [answered(call.result()) for call in late] == [value + 1.0 for value in range(10)]
         assert server.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_port_that_opens_late_is_served_from_its_first_connection_on(small: Path, workers: int) -> None:
+    codes: list[grpc.StatusCode] = []
+
+    def knock(port: int) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_reconnect_backoff_ms", 50)]) as channel:
+            call = InferenceServiceStub(channel).Infer.future(request(1.0), timeout=PATIENCE_S, wait_for_ready=True)
+            codes.append(call.code())
+
+    with reserved_port() as port:
+        knocking = threading.Thread(target=knock, args=(port,))
+        knocking.start()
+        with running(small, f"--port={port}", f"--workers={workers}", "--listen-when-ready"):
+            knocking.join()
+    assert codes == [grpc.StatusCode.OK]
 
 
 def test_a_full_queue_refuses_at_once_and_answers_what_it_took(small: Path) -> None:
@@ -182,7 +200,7 @@ def test_a_port_in_use_is_one_readable_line(small: Path, workers: int) -> None:
 def test_a_bad_option_is_one_readable_line(small: Path) -> None:
     ended = run("serve", f"--models={small}", "--port=many", cwd=small)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("opara-server: port: ")
+    assert ended.stderr.startswith("opara-server: --port: ")
     assert len(ended.stderr.splitlines()) == 1
 
 

@@ -54,7 +54,7 @@ def test_our_clients_with_all_of_it(
         assert main(["models", *said]) == 0
         assert "small" in capsys.readouterr().out
         for protocol in ("opara", "oip"):
-            load = ["--duration=0.2", "--warm-up=0", f"--protocol={protocol}", "--check"]
+            load = ["--duration=0.5", "--warm-up=0", f"--protocol={protocol}", "--check"]
             assert main(["perf", "small", *said, *load]) == 0
         assert main(["models", f"--target={server.grpc}", *files, "--token=another"]) == 1
         assert "the bearer token is not valid" in capsys.readouterr().err

@@ -36,8 +36,9 @@ def test_health_overall_and_per_model(channel: grpc.Channel, name: str, status: 
 def test_health_of_a_name_that_is_not_there(channel: grpc.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     asked = health_pb2.HealthCheckRequest(service="nobody")
-    with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+    with pytest.raises(grpc.RpcError, match="no model or service 'nobody'") as caught:
         stub.Check(asked, timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     watching = stub.Watch(asked, timeout=PATIENCE_S)
     assert next(watching).status == UNKNOWN
     watching.cancel()
@@ -52,7 +53,13 @@ def test_reflection_lists_the_services_and_describes_them(channel: grpc.Channel)
         "grpc.reflection.v1alpha.ServerReflection",
     }
     service = DescriptorPool(database).FindServiceByName("opara.v1.InferenceService")
-    assert [method.name for method in service.methods] == ["Infer", "InferStream", "ListModels", "GetModel"]
+    assert [method.name for method in service.methods] == [
+        "Infer",
+        "InferStream",
+        "ListModels",
+        "GetModel",
+        "ProfileModel",
+    ]
     oip = DescriptorPool(database).FindServiceByName("inference.GRPCInferenceService")
     infer = oip.FindMethodByName("ModelInfer")
     assert infer.input_type.fields_by_name["raw_input_contents"].number == 7

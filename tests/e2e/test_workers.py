@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,17 +19,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.browser import needs_browser, open_browser
 from tests.e2e.conftest import SMALL_TOML, write_model
 from tests.e2e.server_process import PATIENCE_S, ServerProcess, running
 
 SERVING, NOT_SERVING = 1, 2
+TOGETHER = 24
+# Requests wait until there are so many rows, however long that takes.
+PATIENT_TOML = SMALL_TOML.replace("[1, 4]", f"[{TOGETHER}]") + "max_queue_delay_us = 3_600_000_000\n"
 GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
-def request(value: float, rows: int = 1) -> pb.InferRequest:
+def request(value: float, rows: int = 1, model: str = "small") -> pb.InferRequest:
     data = np.full((rows, 4), value, np.float32).tobytes()
     tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(rows, 4), data=data)
-    return pb.InferRequest(model="small", inputs=[tensor])
+    return pb.InferRequest(model=model, inputs=[tensor])
 
 
 def right(response: pb.InferResponse, value: float, rows: int = 1) -> bool:
@@ -104,6 +109,17 @@ class Load:
                 self.wrong += wrong
 
 
+def counted(server: ServerProcess, model: str) -> tuple[int, Counter[str]]:
+    """Requests that have come, and those answered, by code."""
+    codes = {
+        code.name: int(server.sample(f'opara_requests_total{{code="{code.name}",model="{model}"}}'))
+        for code in grpc.StatusCode
+    }
+    return int(server.sample(f'opara_received_total{{model="{model}"}}')), Counter(
+        {k: v for k, v in codes.items() if v}
+    )
+
+
 def health(channel: grpc.Channel) -> int:
     try:
         asked = health_pb2.HealthCheckRequest()
@@ -117,6 +133,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """With two workers, for tests that leave it well."""
     models = tmp_path_factory.mktemp("workers") / "models"
     write_model(models, "small", SMALL_TOML)
+    write_model(models, "patient", PATIENT_TOML)
     with running(models, "--workers=2", "--admin") as process:
         yield process
         assert process.stop() == 0
@@ -135,7 +152,9 @@ def test_what_is_no_hot_path_is_answered_through_the_engine(server: ServerProces
     with channels(server, 1) as (channel,):
         stub = InferenceServiceStub(channel)
         listed = stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S)
-        assert [(model.name, model.state) for model in listed.models] == [("small", pb.MODEL_STATE_READY)]
+        assert [(model.name, model.state) for model in listed.models] == [
+            (name, pb.MODEL_STATE_READY) for name in ("patient", "small")
+        ]
         with pytest.raises(grpc.RpcError, match="no model 'large'"):
             stub.GetModel(pb.GetModelRequest(model="large"), timeout=PATIENCE_S)
 
@@ -159,12 +178,48 @@ def test_neither_memory_nor_descriptors_grow(server: ServerProcess) -> None:
     some(1000)
     descriptors, kib = some(1000)
     for _ in range(3):
-        after, kib_after = some(1500)
-    assert all(now <= then + 2 for now, then in zip(after, descriptors, strict=True))  # sockets may still be closing
+        _, kib_after = some(1500)
+    eventually(
+        lambda: all(now <= then + 2 for now, then in zip(held(), descriptors, strict=True))
+    )  # sockets close late
     assert kib_after <= kib + 64
 
 
+def shared(server: ServerProcess) -> tuple[int, int]:
+    """Of how many workers the engine has the memory: mappings, and descriptors, of which Python keeps one for each."""
+    (engine,) = children(server, "engine")
+    held = sum("opara-worker" in str(fd.readlink()) for fd in Path(f"/proc/{engine}/fd").iterdir())
+    return Path(f"/proc/{engine}/maps").read_text().count("opara-worker"), held
+
+
+def test_requests_that_a_killed_worker_had_are_counted_as_their_clients_saw_them(server: ServerProcess) -> None:
+    """All of them wait in the engine's queue, so it is known how many have come."""
+    before, codes_before = counted(server, "patient")
+
+    def ask(channel: grpc.Channel) -> Any:
+        """Without a deadline, for which it would not wait."""
+        return InferenceServiceStub(channel).Infer.future(request(1, model="patient"), wait_for_ready=True)
+
+    with channels(server, 2 * TOGETHER) as connections:
+        calls = [ask(channel) for channel in connections[: TOGETHER - 1]]
+        server.wait_for('opara_queue_depth_rows{model="patient"}', TOGETHER - 1)
+        os.kill(children(server, "worker")[0], signal.SIGKILL)
+        eventually(lambda: counted(server, "patient")[1] != codes_before)
+        lost = (counted(server, "patient")[1] - codes_before)["UNAVAILABLE"]
+        eventually(lambda: sum(call.done() for call in calls) == lost)
+        server.wait_for('opara_queue_depth_rows{model="patient"}', TOGETHER - 1 - lost)
+        calls += [ask(channel) for channel in connections[TOGETHER : TOGETHER + 1 + lost]]
+        failed = [call.exception(PATIENCE_S) for call in calls]
+        assert {call.code() for call, error in zip(calls, failed, strict=True) if error} <= GONE
+    assert (failed.count(None), len(failed) - failed.count(None)) == (TOGETHER, lost)
+    now, codes = counted(server, "patient")
+    assert now - before == len(calls)
+    assert codes - codes_before == {"OK": TOGETHER, "UNAVAILABLE": lost}
+    eventually(lambda: len(children(server, "worker")) == 2 and shared(server) == (2, 2))
+
+
 def test_a_killed_worker_takes_only_its_own_requests_along(server: ServerProcess) -> None:
+    before, codes_before = counted(server, "small")
     with channels(server, 12) as connections, Load(connections) as load:
         eventually(lambda: load.answered >= 300)
         victim, other = children(server, "worker")
@@ -177,8 +232,14 @@ def test_a_killed_worker_takes_only_its_own_requests_along(server: ServerProcess
         assert health(connections[0]) == SERVING
     assert load.wrong == 0
     assert load.codes.keys() - {grpc.StatusCode.OK} <= GONE
-    assert sum(load.codes[code] for code in GONE) <= len(connections)  # each had one in flight
+    gone = sum(load.codes[code] for code in GONE)
+    assert gone <= 2 * len(connections)  # each had one in flight, and may have sent another one before it was told
     server.wait_for('opara_queue_depth_rows{model="small"}', 0)
+    now, codes = counted(server, "small")
+    received, new = now - before, codes - codes_before
+    assert received == new.total()
+    assert load.answered <= new["OK"]  # some answers did not arrive
+    assert load.answered <= received <= load.answered + gone  # some requests did not, either
 
 
 def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerProcess) -> None:
@@ -197,7 +258,27 @@ def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerP
         assert children(server, "engine") != [engine]
     assert load.wrong == 0
     assert set(load.codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    received, codes = counted(server, "small")  # in the new engine's time
+    assert received == codes.total()
     assert server.sample('opara_rejected_total{model="small",reason="unavailable"}') > 0
+
+
+@needs_browser
+def test_the_status_page_shows_what_all_workers_do_and_goes_on_with_the_next_engine(server: ServerProcess) -> None:
+    rate = "Number(document.querySelector('#models tbody tr:nth-child(2)').cells[2].innerText)"
+    answered = "readings.at(-1)[1].get('small').answered"  # as the page has read them
+    with channels(server, 6) as connections, Load(connections) as load, open_browser() as browser:
+        browser.open(f"http://{server.metrics}/#small%2F4")
+        browser.wait_for("document.body.innerText.includes('2 of 2 models ready')")
+        browser.wait_for(f"{rate} > 0")
+        browser.wait_for("document.querySelector('details[open] figure > svg rect.k0')")
+        assert browser.log() == []
+        seen = browser.run(f"return {answered}")
+        (engine,) = children(server, "engine")
+        os.kill(engine, signal.SIGKILL)
+        browser.wait_for(f"{answered} < {seen}")  # the next one counts from 0
+        browser.wait_for(f"{rate} > 0 && document.body.innerText.includes('2 of 2 models ready')")
+    assert load.wrong == 0
 
 
 def test_children_end_with_the_process_that_started_them(small: Path) -> None:
