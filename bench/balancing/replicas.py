@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
@@ -77,6 +78,17 @@ class Replica:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It does nothing in the block, and its connections stay."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGCONT)
 
     async def answered(self) -> int:
         """Requests that this process has answered."""
