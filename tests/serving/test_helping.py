@@ -14,6 +14,7 @@ from opara_server.serving.errors import InternalError
 from opara_server.serving.executor import Executor
 from opara_server.serving.flights import BRIEF_S
 from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, doubled, rows_of, wait_for
+from tests.serving.poison import POISON, poison
 
 EXECUTORS = "opara-executor"
 
@@ -157,6 +158,21 @@ def test_a_device_is_looked_at_by_the_executor() -> None:
     assert isinstance(answer.error(), InternalError)
     wait_for(lambda: lost == [("double", EXECUTORS)])
     core.executor.stop(PATIENCE_S)
+
+
+def test_an_error_in_the_queue_fails_what_it_had_on_whatever_thread(
+    helped: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = helped.serve(quick())
+    wait_for(lambda: asleep(helped.executor))
+    poison(monkeypatch)
+    failing = [submit(batcher, count)[1] for count in (2, POISON)]
+    help_until(helped.executor, failing[1])
+    assert all(isinstance(answer.error(), InternalError) for answer in failing)
+    wait_for(lambda: asleep(helped.executor))
+    rows, answer = submit(batcher, 3)
+    help_until(helped.executor, answer)
+    assert_right(rows, answer)
 
 
 def test_jobs_are_done_however_much_there_is_to_help_with(helped: Core) -> None:

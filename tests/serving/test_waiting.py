@@ -6,6 +6,7 @@ from random import Random
 
 from opara_server.serving.limits import Limits
 from opara_server.serving.pace import Pace
+from opara_server.serving.packing import Packing
 from opara_server.serving.ticket import Ticket
 from opara_server.serving.waiting import Waiting
 from tests.serving.fakes import Answer, rows_of
@@ -36,7 +37,7 @@ def test_cancelled_requests_never_are_more_than_half_of_what_is_kept() -> None:
         tickets = waiting_tickets(waiting, 20)
         for ticket in random.sample(tickets, 15):
             drop(waiting, ticket)
-        waiting.take(0.0, 8)
+        waiting.take(Packing(Pace((1, 8)), 8, min(waiting.rows, 8), 0.0))
         kept = list(level.tickets)
         assert level.dropped == sum(ticket.settled for ticket in kept) <= len(kept) / 2
         assert waiting.rows == level.rows == sum(ticket.left for ticket in kept if not ticket.settled)

@@ -28,6 +28,7 @@ from opara_server.serving.errors import (
 )
 from opara_server.serving.limits import Limits
 from opara_server.serving.pace import Pace
+from opara_server.serving.packing import Packing
 from opara_server.serving.rows import RowChecks, Rows
 from opara_server.serving.ticket import Batch, Counts, Done, Piece, Ticket
 from opara_server.serving.turns import InFlight
@@ -69,6 +70,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._pace = Pace(limits.buckets)
         self._waiting = Waiting(limits, self._pace)
+        self._packing: Packing | None = None  # what ``take`` is at work on
         self._due = inf  # when the first request stops waiting for others; kept where there is a delay
         self._closed = False
         self._received = self._answered = self._failed = self._cancelled = self._refused = 0
@@ -190,25 +192,37 @@ class Batcher:
         with self._lock:
             if not self._waiting.rows:
                 return None
-            packing = self._waiting.take(now, self._at_most(now))
-            self._refused += len(packing.late)
+            self._packing = packing = Packing(self._pace, self.limits.largest, self._at_most(now), now)
+            self._waiting.take(packing)
             self._note_due()
             bucket = self._pace.bucket(packing.rows)
             if packing.rows:
                 self._in_flight.add(now, self._pace.replay(bucket))
-        if packing.late:
-            self._deliver([(ticket, DeadlineExceeded()) for ticket in packing.late])
-        if not packing.rows:
-            return None
-        self._metrics.waited([now - piece.ticket.arrived for piece in packing.pieces if not piece.start])
-        return Batch(tuple(packing.pieces), packing.rows, bucket, now)
+            late, packing.late = packing.late, []
+            self._refused += len(late)
+        if late:
+            self._deliver([(ticket, DeadlineExceeded()) for ticket in late])
+        if packing.rows:
+            self._metrics.waited([now - piece.ticket.arrived for piece in packing.pieces if not piece.start])
+        self._packing = None
+        return Batch(tuple(packing.pieces), packing.rows, bucket, now) if packing.rows else None
+
+    def abandon(self) -> Batch:
+        """After an error in ``take``, for ``fail``: all requests that it met and that wait. The queue begins anew."""
+        with self._lock:
+            met = [] if self._packing is None else self._packing.undone()
+            pieces = tuple(Piece(t, 0, t.rows.count) for t in dict.fromkeys((*met, *self._waiting.tickets())))
+            for piece in pieces:
+                piece.ticket.taken = piece.count
+            self._packing, self._waiting, self._due = None, Waiting(self.limits, self._pace), inf
+        return Batch(pieces, sum(piece.count for piece in pieces), self.limits.largest, self._clock())
 
     def _at_most(self, now: float) -> int:
-        """Rows of the next batch: before the delay is over the largest preferred size that has been reached."""
+        """Rows that wait for the next batch: before the delay is over the largest preferred size that is reached."""
         largest, rows = self.limits.largest, self._waiting.rows
         if not self._delay_s or self._closed or rows >= largest or now >= self._due:
-            return largest
-        return max((size for size in self.limits.preferred_sizes if size <= rows), default=largest)
+            return min(rows, largest)
+        return max((size for size in self.limits.preferred_sizes if size <= rows), default=rows)
 
     def _note_due(self) -> None:
         if self._delay_s and self._waiting.rows < self._enough:

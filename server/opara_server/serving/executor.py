@@ -218,7 +218,13 @@ class Executor:
         return chosen, None if soonest == inf else max(soonest - now, 0.0)
 
     def _begin_next_batch(self, worker: Worker, *, bound: bool = False) -> None:
-        batch = worker.batcher.take()
+        began = time.monotonic()
+        try:
+            batch = worker.batcher.take()
+        except Exception:  # noqa: BLE001 - an error of ours, in this model's queue: the other models go on
+            fail(worker, worker.batcher.abandon())
+            worker.share.used(time.monotonic() - began)
+            return
         if batch is None:
             return
         lane, alone, began = worker.lanes.take(), not self._flights.count, time.monotonic()

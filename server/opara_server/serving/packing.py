@@ -60,6 +60,12 @@ class Packing:
         self.late.append(ticket)
         return True
 
+    def undone(self) -> list[Ticket]:
+        """All that it met and nobody was told of; who was late is so no more."""
+        for ticket in self.late:
+            ticket.settled = False
+        return [*self.late, *(piece.ticket for piece in self.pieces)]
+
     def _part(self, left: int) -> int:
         """How many to take of so many rows, which the room does not hold."""
         if left > self._largest:

@@ -39,7 +39,6 @@ class Waiting:
     """All levels of one model. ``rows`` wait."""
 
     def __init__(self, limits: Limits, pace: Pace) -> None:
-        self._largest = limits.largest
         self._pace = pace
         self.levels = tuple(Level() for _ in limits.level_rows or (limits.max_queue_rows,))
         self.rows = 0
@@ -78,9 +77,8 @@ class Waiting:
         higher = self._pace.busy(sum(above.rows for above in self.levels[:level]))
         return own + min(higher, max(PATIENCE - self.levels[level].passed, 0) * self._pace.shortest_replay)
 
-    def take(self, now: float, at_most: int) -> Packing:
-        """What the next batch runs: ``at_most`` rows, unless requests do not fit; and who is too late for it."""
-        packing = Packing(self._pace, self._largest, min(self.rows, at_most), now)
+    def take(self, packing: Packing) -> None:
+        """Put into it what the next batch runs, and who is too late for it."""
         several = len(self.levels) > 1
         if several:
             for level in sorted(self.levels, key=lambda level: level.passed, reverse=True):
@@ -92,7 +90,6 @@ class Waiting:
             served = {piece.ticket.level for piece in packing.pieces}
             for index, level in enumerate(self.levels):
                 level.passed = 0 if index in served or not level.rows else level.passed + 1
-        return packing
 
     def _move(self, level: Level, packing: Packing, requests: int) -> None:
         """Up to so many of the level's first requests, as far as there is room; those that are late or settled are
