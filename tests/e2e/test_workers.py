@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
+from opara_server.workers.records import SUBMISSION
 from tests.browser import needs_browser, open_browser
 from tests.e2e.conftest import SMALL_TOML, write_model
 from tests.e2e.server_process import PATIENCE_S, ServerProcess, running
@@ -185,10 +187,19 @@ def test_neither_memory_nor_descriptors_grow(server: ServerProcess) -> None:
     assert kib_after <= kib + 64
 
 
+def descriptors(pid: int) -> dict[Path, str]:
+    """What a process has open."""
+    found = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[fd] = str(fd.readlink())
+    return found
+
+
 def shared(server: ServerProcess) -> tuple[int, int]:
     """Of how many workers the engine has the memory: mappings, and descriptors, of which Python keeps one for each."""
     (engine,) = children(server, "engine")
-    held = sum("opara-worker" in str(fd.readlink()) for fd in Path(f"/proc/{engine}/fd").iterdir())
+    held = sum("opara-worker" in file for file in descriptors(engine).values())
     return Path(f"/proc/{engine}/maps").read_text().count("opara-worker"), held
 
 
@@ -240,6 +251,39 @@ def test_a_killed_worker_takes_only_its_own_requests_along(server: ServerProcess
     assert received == new.total()
     assert load.answered <= new["OK"]  # some answers did not arrive
     assert load.answered <= received <= load.answered + gone  # some requests did not, either
+
+
+def test_a_worker_that_sends_nonsense_is_replaced_and_only_it(server: ServerProcess) -> None:
+    victim, other = children(server, "worker")
+    (engine,) = children(server, "engine")
+    with channels(server, 12) as connections, Load(connections) as load:
+        eventually(lambda: load.answered >= 100)
+        with submissions(server, victim, engine).open("wb", buffering=0) as pipe:
+            pipe.write(SUBMISSION.pack(0, 12345, 1, inf, 0, 0))  # there is no such model
+        eventually(lambda: victim not in children(server, "worker"))
+        eventually(lambda: len(children(server, "worker")) == 2)
+        answered = load.answered
+        eventually(lambda: load.answered >= answered + 100)
+    assert load.wrong == 0
+    assert load.codes.keys() - {grpc.StatusCode.OK} <= GONE
+    assert other in children(server, "worker")
+    assert children(server, "engine") == [engine]
+    eventually(lambda: shared(server) == (2, 2))
+
+
+def submissions(server: ServerProcess, worker: int, engine: int) -> Path:
+    """Where this worker writes what the engine is to run."""
+
+    def pipes(pid: int) -> dict[str, Path]:
+        return {file: fd for fd, file in descriptors(pid).items() if file.startswith("pipe:")}
+
+    def written(fd: Path) -> bool:
+        flags = Path(f"/proc/{worker}/fdinfo/{fd.name}").read_text().split("flags:")[1].split()[0]
+        return int(flags, 8) & os.O_ACCMODE == os.O_WRONLY
+
+    between = pipes(worker).keys() & pipes(engine).keys() - pipes(server.process.pid).keys()
+    (found,) = (fd for pipe, fd in pipes(worker).items() if pipe in between and written(fd))
+    return found
 
 
 def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerProcess) -> None:

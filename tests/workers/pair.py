@@ -25,7 +25,7 @@ class Pair:
     async def listen(self) -> str:
         await self.fronts.listen()
         engines, workers = link()
-        await self.fronts.attach(engines)
+        await self.fronts.attach(engines, lambda: None)
         await self.worker.attach(workers)
         return await self.worker.listen()
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from opara_server.workers.caller import Caller
 from opara_server.workers.desk import Desk
 from opara_server.workers.link import End, link
 from opara_server.workers.mirror import Mirror, RemoteModel
+from opara_server.workers.records import SUBMISSION
 from opara_server.workers.region import attach
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Server, repository, serving
@@ -48,12 +50,13 @@ class Way:
         self.desk.start()
         self._stack.callback(self.desk.stop)
         self.mirror = Mirror()
+        self.broken: list[tuple[End, End]] = []  # whose requests could not be taken
         self.ends = link()
         self.caller = self.connect(self.ends)
 
     def connect(self, ends: tuple[End, End], turn: Turn | None = None) -> Caller:
         engine, worker = ends
-        self.desk.open(engine.memory, engine.submissions, engine.completions)
+        self.desk.open(engine.memory, engine.submissions, engine.completions, lambda: self.broken.append(ends))
         caller = Caller(attach(worker.memory).places, worker.submissions, worker.completions, turn or Turn())
         self.update(caller)
         return caller
@@ -210,6 +213,31 @@ def test_of_a_worker_that_dies_all_requests_are_cancelled_and_no_others(way: Way
     mine.array()
     way.update(other)
     assert np.array_equal(way.ask(rows := rows_of(3)).array(), doubled(rows))
+    for end in others:
+        os.close(end.messages)
+        os.close(end.memory)
+
+
+def test_of_a_worker_that_sends_nonsense_all_requests_are_cancelled_and_somebody_is_told(
+    way: Way, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = way.connect(others := link())
+    mine = way.ask(rows_of(3))
+    mine.array()
+    way.update(way.caller)
+    held, _ = way.hold()
+    waiting = way.ask(rows_of(1))
+    wait_for(lambda: way.counts()[0] == 3)
+    os.write(way.ends[1].submissions, SUBMISSION.pack(0, 12345, 1, inf, 0, 0))  # there is no such model
+    wait_for(lambda: way.broken == [way.ends])
+    assert isinstance(held.error(), Cancelled | ModelUnavailable)
+    assert isinstance(waiting.error(), Cancelled | ModelUnavailable)
+    assert "a worker's requests could not be taken" in caplog.text
+    assert "IndexError" in caplog.text
+    way.compiled.device.gate.set()
+    way.update(other)
+    assert np.array_equal(way.ask(rows := rows_of(3)).array(), doubled(rows))
+    assert way.broken == [way.ends]
     for end in others:
         os.close(end.messages)
         os.close(end.memory)

@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import threading
+from collections.abc import Callable
 
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.registry import Registry
@@ -34,9 +35,11 @@ class Desk:
     def start(self) -> None:
         self._thread.start()
 
-    def open(self, memory: int, submissions: int, completions: int) -> None:
-        """Serve another worker, until it ends. The pipes' descriptors are the desk's from now on. Any thread."""
-        line = Line(memory, submissions, completions, self._pins)
+    def open(self, memory: int, submissions: int, completions: int, broken: Callable[[], None]) -> None:
+        """Serve another worker, until it ends. The pipes' descriptors are the desk's from now on. ``broken`` is called,
+        on the desk's thread, where what it submits cannot be taken: it is hung up on, and should be replaced. Any
+        thread."""
+        line = Line(memory, submissions, completions, self._pins, broken)
         with self._lock:
             self._lines = self._lines | {submissions: line}
         self._epoll.register(submissions, select.EPOLLIN)
@@ -64,6 +67,7 @@ class Desk:
                     up = line.take(self.catalogue)
                 except Exception:
                     log.exception("a worker's requests could not be taken")
+                    line.broken()
                     up = False
                 if not up:
                     self._close(line)

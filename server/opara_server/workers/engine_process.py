@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from opara_server.app import Application, largest_message, model_handlers
 from opara_server.config import ServerConfig
@@ -56,7 +57,7 @@ async def _obey(orders: Orders, control: Control, fronts: Fronts, app: Applicati
         said, descriptors = await orders.get()
         match said["do"]:
             case "attach":
-                await fronts.attach(End.of(descriptors))
+                await fronts.attach(End.of(descriptors), partial(control.send, {"broken": said["worker"]}))
             case "answer":
                 control.send({"answer": True})
             case "stop":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -40,9 +40,9 @@ class Fronts:
         self._desk.start()
         return ""
 
-    async def attach(self, end: End) -> None:
-        """Serve another worker, until it is gone."""
-        self._desk.open(end.memory, end.submissions, end.completions)
+    async def attach(self, end: End, broken: Callable[[], None]) -> None:
+        """Serve another worker, until it is gone. ``broken``: see ``Desk.open``."""
+        self._desk.open(end.memory, end.submissions, end.completions, broken)
         os.close(end.memory)  # it is mapped: else it would stay when its worker has gone
         worker = await Messages.open(end.messages)
         self._workers.add(worker)

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from weakref import ref
@@ -40,11 +41,12 @@ _RECORDS = ATOMIC_BYTES // COMPLETION.size
 class Line:
     """``take`` and ``hang_up`` are the desk's thread's; answers come from any."""
 
-    def __init__(self, memory: int, submissions: int, completions: int, pins: Pins) -> None:
-        """The pipes' descriptors are its own."""
+    def __init__(self, memory: int, submissions: int, completions: int, pins: Pins, broken: Callable[[], None]) -> None:
+        """The pipes' descriptors are its own. ``broken``: whom to tell where ``take`` raises."""
         region = attach(memory)
         self.submissions = submissions
         self.places = region.places
+        self.broken = broken
         self._pins, self._kept = pins, pins.keep(region.places[:PINNED_BYTES])
         self.pending: dict[int, _Request] = {}
         self.held: set[_Request] = set()
@@ -55,7 +57,7 @@ class Line:
         self._up = True
 
     def take(self, catalogue: Catalogue) -> bool:
-        """Submit all that has come. False: the worker is gone."""
+        """Submit all that has come. False: the worker is gone. Raises where it is no request: then none of it is."""
         data = read(self.submissions, SUBMISSION)
         if data is None:
             return True

@@ -126,6 +126,11 @@ class Supervisor:
                 if self._told_ready:
                     log.info("the engine serves again")
                 self._tell_ready()
+            case {"broken": pid}:
+                for worker in self._workers.values():
+                    if worker.pid == pid:
+                        log.error("the engine does not understand a worker: it is killed", extra={"pid": pid})
+                        worker.kill()
             case {"answer": _}:
                 self._answered.set()
 
@@ -195,7 +200,7 @@ async def _again(who: str, process: Process, status: int, restarts: Restarts) ->
 
 def _join(engine: Process, worker: Process) -> None:
     for process, end in zip((engine, worker), link(), strict=True):
-        process.tell({"do": "attach"}, end.descriptors)
+        process.tell({"do": "attach", "worker": worker.pid}, end.descriptors)
         end.close()
 
 
