@@ -25,7 +25,7 @@ class SpoiledGraph:
         self.outputs = graph.outputs
         self.arena = graph.arena
         self.peak_bytes = graph.peak_bytes
-        self.anywhere = graph.anywhere
+        self.anywhere, self.fresh = graph.anywhere, graph.fresh
         self.replays = 0
         self.closed = False
         self._graph = graph
@@ -34,6 +34,7 @@ class SpoiledGraph:
 
     def replay(self) -> None:
         self._graph.replay()
+        self.outputs = self._graph.outputs
         self._spoil(self.replays, self.outputs)
         self.replays += 1
         self._on_replay()

@@ -24,6 +24,7 @@ class Graph:
     arena = torch.empty(0, dtype=torch.uint8)
     peak_bytes: int | None = None
     anywhere: bool = False
+    fresh: frozenset[int] = frozenset()
 
     def __init__(self, trace: Trace | Exception) -> None:
         self._trace = trace

@@ -145,6 +145,7 @@ class FakeGraph:
         self.arena = torch.empty(0, dtype=torch.uint8)
         self.peak_bytes: int | None = None
         self.anywhere = False
+        self.fresh: frozenset[int] = frozenset()
 
     def replay(self) -> None:
         assert self._device.bound_here
@@ -157,8 +158,11 @@ class FakeGraph:
         assert self._device.gate.wait(PATIENCE_S)
         if self._device.error is not None:
             raise self._device.error.with_traceback(None)
-        for static, result in zip(self.outputs, self._forward(*self.inputs), strict=True):
-            static.copy_(result)
+        results = self._forward(*self.inputs)
+        self.outputs = tuple(results[i] if i in self.fresh else static for i, static in enumerate(self.outputs))
+        for output, result in zip(self.outputs, results, strict=True):
+            if output is not result:
+                output.copy_(result)
 
     def trace(self, replays: int) -> Trace:
         """Two streams that overlap for half of the time."""

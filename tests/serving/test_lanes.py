@@ -11,7 +11,7 @@ from opara_server.observe.metrics import Metrics
 from opara_server.serving.batcher import Batch, Batcher, Piece, Rows, Ticket
 from opara_server.serving.lanes import Lane, Lanes
 from opara_server.serving.limits import Limits
-from tests.serving.fakes import Answer, FakeCompiled, FakeDevice, FakeGraph, rows_of
+from tests.serving.fakes import Answer, FakeCompiled, FakeDevice, FakeGraph, Y, rows_of
 
 
 @pytest.fixture(params=["in place", "through buffers"])
@@ -144,3 +144,24 @@ def test_a_switched_graph_gets_the_rows_and_gives_the_answers(lanes: int, device
     for _ in range(lanes):
         (part,) = run_in(all_lanes.take(), model, 4, rows_of([1.0, 2.0]))
         np.testing.assert_array_equal(floats(part), [[3, 3], [6, 6]])
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_outputs_that_are_made_anew_are_read_where_they_are_while_others_run(lanes: int) -> None:
+    device = FakeDevice()
+    device.maps = True
+    model = FakeCompiled(outputs=(Y, Y), forward=lambda x: (x * 2, x * 3), device=device)
+    graph = model.graphs[4]
+    graph.fresh = frozenset({1})
+    ours = Lanes(model, lanes)
+    runs, where = [], []
+    with device.bind():
+        for value in range(lanes):
+            lane = ours.take()
+            runs.append((lane, lane.begin(batch_of(model, 4, rows_of([value + 1.0])), alone=True)))
+            where.append(graph.outputs[1])
+        for value, (lane, run) in enumerate(runs):
+            (part,), _ = lane.end(run)
+            np.testing.assert_array_equal(np.frombuffer(part[0], np.float32), [2.0 * (value + 1)] * 2)
+            np.testing.assert_array_equal(np.frombuffer(part[1], np.float32), [3.0 * (value + 1)] * 2)
+            assert address(part[1:]) == where[value].data_ptr()

@@ -22,6 +22,7 @@ Job = Callable[[], None]
 Observe = Callable[[Launch, float, float], None]  # a launch, with when its operator began and ended
 
 TRIAL_RUNS = 9
+KEPT_BYTES = 1 << 15  # of a result: a smaller one is copied in less time than it takes to look into another tensor
 
 
 class Worker:
@@ -49,8 +50,8 @@ def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
 
 
 class CpuGraph:
-    """A launch list bound to threads. Every replay fills a fresh environment and copies the results to ``outputs``.
-    One stream needs neither threads, nor locks, nor events: it is a loop over calls.
+    """A launch list bound to threads. Every replay fills a fresh environment; small results are copied to ``outputs``,
+    large ones take their places. One stream needs neither threads, nor locks, nor events: it is a loop over calls.
 
     An operator uses the stream's share of PyTorch's threads, or one alone where the whole runs faster so: for small
     operators, or on a machine with other work, threads cost more than they bring.
@@ -70,12 +71,16 @@ class CpuGraph:
         self._workers = workers
         self._threads = 1
         try:
-            results = self._run()
+            results, others = self._run(), self._run()
         except Exception as error:
             raise CaptureError(f"the model's operators fail: {error}") from error
+        self.fresh = frozenset(
+            index for index, pair in enumerate(zip(results, others, strict=True)) if _made_anew(*pair)
+        )
         rows = torch.contiguous_format  # so that answers can be read where they are
         self.outputs: tuple[torch.Tensor, ...] = tuple(
-            torch.empty_like(result, memory_format=rows) for result in results
+            result if index in self.fresh else torch.empty_like(result, memory_format=rows)
+            for index, result in enumerate(results)
         )
         self._threads = faster(max(1, threads // launches.streams), self._seconds_with)
 
@@ -104,8 +109,11 @@ class CpuGraph:
         return tuple(map(bound, self._program.bodies[launch.operator]))
 
     def _store(self, results: tuple[torch.Tensor, ...]) -> None:
-        for static, result in zip(self.outputs, results, strict=True):
-            static.copy_(result)
+        if self.fresh:
+            self.outputs = tuple(results[i] if i in self.fresh else static for i, static in enumerate(self.outputs))
+        for output, result in zip(self.outputs, results, strict=True):
+            if output is not result:
+                output.copy_(result)
 
     def _seconds_with(self, threads: int, observe: Observe | None) -> list[float]:
         """Of a few runs; the first is to warm up."""
@@ -162,6 +170,13 @@ class CpuGraph:
         if run.error is not None:
             raise run.error
         return self._program.results(run.environment)
+
+
+def _made_anew(result: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a result is worth being handed over, and can be: that of another run, made while this one is held, lies
+    elsewhere. An input, a weight, a buffer, or a view of one does not."""
+    elsewhere = result.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
+    return elsewhere and result.nbytes >= KEPT_BYTES and result.is_contiguous()
 
 
 class _Run:

@@ -63,7 +63,8 @@ class CapturedGraph(Protocol):
     ``arena``: the memory of its explicit buffers, uint8, which nobody reads between two replays. ``peak_bytes``: what a
     run has in use at most, as measured when it was captured: explicit buffers, activations, outputs, and what libraries
     take for the moment; None where the device does not measure it. ``anywhere``: whether a replay runs on the thread
-    that asks for it and on no other, whichever it is.
+    that asks for it and on no other, whichever it is. ``fresh``: indices of outputs that are not static: after every
+    replay they are other tensors in other memory, in rows, and who holds the former ones may still read them.
     """
 
     inputs: tuple[torch.Tensor, ...]
@@ -73,6 +74,8 @@ class CapturedGraph(Protocol):
 
     @property
     def anywhere(self) -> bool: ...
+    @property
+    def fresh(self) -> frozenset[int]: ...
 
     def replay(self) -> None:
         """Enqueue one run. On cuda it returns before the device is done, on cpu afterwards."""

@@ -178,6 +178,7 @@ class CudaGraph:
     all others, to be shared with the next one, so that a bucket smaller than another costs no memory of its own."""
 
     anywhere = False
+    fresh: frozenset[int] = frozenset()
 
     def __init__(
         self,

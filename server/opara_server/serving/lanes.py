@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from opara_server.engine.device import CapturedGraph, Queue, Stamp
+from opara_server.engine.spec import TensorSpec
 from opara_server.observe.tracing import Moments
 from opara_server.serving.batcher import Batch
 from opara_server.serving.staging import Compiled, DeviceRows, HostBuffer, HostRows
@@ -47,12 +48,12 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Port:
     """A captured graph as a lane sees it: rows in host memory, and, of each static tensor that is elsewhere, where they
-    are copied from or to: (host, static)."""
+    are copied from or to: (host, static). Of an output that is not static ``outputs`` has None."""
 
     graph: CapturedGraph
     inputs: tuple[HostRows, ...]
     arriving: tuple[Pair, ...]
-    outputs: tuple[HostRows, ...]
+    outputs: tuple[HostRows | None, ...]
     leaving: tuple[Pair, ...]
 
 
@@ -136,26 +137,40 @@ class Lane:
 
     def switch(self, bucket: int, graph: CapturedGraph) -> None:
         """Batches of that size run on ``graph`` from now on. While none is under way."""
-        incoming, outgoing = (
-            self._connected(bucket, *ends) for ends in ((self._inputs, graph.inputs), (self._outputs, graph.outputs))
+        arriving: list[Pair] = []
+        leaving: list[Pair] = []
+        inputs = tuple(
+            self._place(bucket, buffer, static, arriving)
+            for buffer, static in zip(self._inputs, graph.inputs, strict=True)
         )
-        self._ports[bucket] = Port(graph, *incoming, *outgoing)
+        outputs = tuple(
+            None if index in graph.fresh else self._place(bucket, buffer, static, leaving)
+            for index, (buffer, static) in enumerate(zip(self._outputs, graph.outputs, strict=True))
+        )
+        self._ports[bucket] = Port(graph, inputs, tuple(arriving), outputs, tuple(leaving))
 
     def anywhere(self, bucket: int) -> bool:
         """See Lanes."""
         return self._ports[bucket].graph.anywhere
 
-    def _connected(
-        self, bucket: int, buffers: Sequence[HostBuffer], statics: Sequence[torch.Tensor]
-    ) -> tuple[tuple[HostRows, ...], tuple[Pair, ...]]:
-        """Rows in static tensors themselves, where the host can use them and no other lane does; else in buffers."""
-        rows, copied = [], []
-        for buffer, static in zip(buffers, statics, strict=True):
-            memory = None if self._shared else self._device.mapped(static)
-            rows.append(buffer.rows if memory is None else HostRows(memory, buffer.spec))
-            if memory is None:
-                copied.append((buffer.tensors[bucket], static))
-        return tuple(rows), tuple(copied)
+    def _place(self, bucket: int, buffer: HostBuffer, static: torch.Tensor, copied: list[Pair]) -> HostRows:
+        """Rows in a static tensor itself, where the host can use it and no other lane does; else in its buffer, and
+        then the pair is added to ``copied``."""
+        memory = None if self._shared else self._device.mapped(static)
+        if memory is not None:
+            return HostRows(memory, buffer.spec)
+        copied.append((buffer.tensors[bucket], static))
+        return buffer.rows
+
+    def _found(self, port: Port) -> tuple[HostRows, ...]:
+        """Where the answers of the replay that was just enqueued will be."""
+        found = zip(port.outputs, port.graph.outputs, self._outputs, strict=True)
+        return tuple([rows or self._fresh(output, buffer.spec) for rows, output, buffer in found])
+
+    def _fresh(self, output: torch.Tensor, spec: TensorSpec) -> HostRows:
+        memory = self._device.mapped(output)
+        assert memory is not None, "what is not static lies in rows"
+        return HostRows(memory, spec)
 
     def begin(self, batch: Batch, *, alone: bool) -> Run:
         """Enqueue a batch. ``alone``: no other is under way. Executor's thread; raises whatever the device does."""
@@ -190,7 +205,7 @@ class Lane:
             host.copy_(static, non_blocking=True)
         if port.leaving:
             end = self._device.stamp()
-        return Run(batch, port.outputs, (begin, there), (there, done), (done, end))
+        return Run(batch, self._found(port), (begin, there), (there, done), (done, end))
 
     def _beside(self, batch: Batch, port: Port, direct: Sequence[Sequence[Direct]], into: Queue, out: Queue) -> Run:
         graph = port.graph
@@ -212,7 +227,7 @@ class Lane:
             leave = self._device.stamp()
             _copy(leaving, [host for host, _ in port.leaving])
             end = self._device.stamp()
-        return Run(batch, port.outputs, (begin, there), (start, done), (leave, end))
+        return Run(batch, self._found(port), (begin, there), (start, done), (leave, end))
 
     def _fill(self, batch: Batch, inputs: Sequence[HostRows]) -> list[list[Direct]]:
         """Request bytes -> host rows; the rest is padding. Returns, per input, what the device is to copy by itself."""
