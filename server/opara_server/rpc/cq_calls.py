@@ -119,7 +119,7 @@ class StreamCall:
         self._most = in_flight
         self._lock = threading.Lock()  # of all below
         self._waiting: deque[bytes] = deque()  # answers
-        self._tickets: dict[int, Cancellable] = {}
+        self._tickets: dict[int, Cancellable | None] = {}  # of those not answered; None: not known yet
         self._number = 0  # of requests read
         self._open = 0  # of them, those whose answers are not sent
         self._sending = self._first_sent = self._receiving = self._no_more = self._closing = self._ended = False
@@ -149,14 +149,12 @@ class StreamCall:
             else:
                 number = self._number = self._number + 1
                 self._open += 1
+                self._tickets[number] = None
         if message is not None:
             ticket = self._hot(message, self._deadline, lambda outcome: self._reply(number, outcome), self)
             with self._lock:
-                if ticket is not None and not self._ended:
+                if number in self._tickets:
                     self._tickets[number] = ticket
-                    ticket = None
-            if ticket is not None:
-                ticket.cancel()
         self._go_on()
 
     def _reply(self, number: int, outcome: bytes | Failure) -> None:
@@ -204,7 +202,8 @@ class StreamCall:
             tickets = list(self._tickets.values())
             self._tickets.clear()
         for ticket in tickets:
-            ticket.cancel()
+            if ticket is not None:
+                ticket.cancel()
 
 
 def _sent(_event: core.Event) -> None:
