@@ -32,6 +32,9 @@ class Browser:
         self._session = self._do("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def open(self, url: str) -> None:
+        """What the page before has put into the log is forgotten: its server may have gone meanwhile."""
+        self._do("/url", {"url": "about:blank"})
+        self.log()
         self._do("/url", {"url": url})
 
     def run(self, script: str, *arguments: object) -> Any:

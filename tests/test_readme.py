@@ -119,7 +119,7 @@ def test_the_snippet_of_another_client_runs(server: Server) -> None:
     (snippet,) = [snippet for snippet in snippets("python") if "tritonclient" in snippet]
     code = snippet.replace("127.0.0.1:50051", server.grpc)
     # A process of its own: these stubs stay in the common descriptor pool.
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=280)
     assert re.fullmatch(r"\[\d \d \d\]\n", done.stdout), done.stderr
 
 

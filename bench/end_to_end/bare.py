@@ -123,6 +123,8 @@ def _saturated(compiled: Compiled, count: int, payload: Rows, seconds: float) ->
     time.sleep(seconds / 4)
     before, answered, begin = _replayed_s(metrics, name), load.answered, time.perf_counter()
     time.sleep(seconds)
+    while load.answered == answered:  # batches take longer, or this process was held up
+        time.sleep(seconds / 4)
     replayed, answered = _replayed_s(metrics, name) - before, load.answered - answered
     passed = time.perf_counter() - begin
     load.end()

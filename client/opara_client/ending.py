@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,7 +16,8 @@ T = TypeVar("T")
 
 Status = tuple[grpc.StatusCode, str | None]
 OWN: Status = (grpc.StatusCode.INTERNAL, "Internal error from Core")
-PATIENCE_S = 1.0
+LOOK_S = 0.001
+LOOKS = 1000
 
 
 class Ending:
@@ -48,10 +48,11 @@ class Ending:
     async def _other(self) -> Status:
         if self._first is not None and self._first != OWN:
             return self._first
-        end = time.monotonic() + PATIENCE_S
-        while (status := self._status()) == OWN and time.monotonic() < end:
-            await asyncio.sleep(0.001)  # nothing tells of a status that replaces another
-        return status
+        for _ in range(LOOKS):  # and not for so long: while this process is held up, no status can come
+            if self._status() != OWN:
+                break
+            await asyncio.sleep(LOOK_S)  # nothing tells of a status that replaces another
+        return self._status()
 
     def _status(self) -> Status:
         return _now(self._call.code()), _now(self._call.details())

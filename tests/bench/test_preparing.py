@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from bench.background import Background
 from bench.cells import CellKey
-from bench.interruption import OutOfTimeError, interrupted_at
+from bench.interruption import AGAIN_S, OutOfTimeError, interrupted_at
 from bench.preparing import capture_all, compile_all
 from bench.subject import Subject, opened_subject
 from bench.systems import System
@@ -94,14 +97,35 @@ def test_systems_compile_in_order_and_stay_in_theirs(subject: Subject) -> None:
     assert not failed
 
 
-def test_what_is_late_is_left_out(subject: Subject) -> None:
+class Clock:
+    """``up`` is when it is ``until``: at once, whatever was done before."""
+
+    def __init__(self) -> None:
+        self.now, self.until = 0.0, 1000.0
+
+    def up(self) -> NoReturn:
+        self.now = self.until
+        signal.raise_signal(signal.SIGALRM)
+        raise AssertionError("nobody is interrupted")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    told = SimpleNamespace(time=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr("bench.preparing.time", told)
+    monkeypatch.setattr("bench.interruption.time", told)
+    return clock
+
+
+def test_what_is_late_is_left_out(subject: Subject, clock: Clock) -> None:
     did: list[str] = []
     besides = Besides(did)
 
     def endless(_subject: Subject) -> Capture:
         while True:
             try:
-                time.sleep(60)
+                clock.up()
             except Exception:  # noqa: BLE001 - as compilers do
                 did.append("went on")
 
@@ -111,19 +135,20 @@ def test_what_is_late_is_left_out(subject: Subject) -> None:
         system("ours", Order.BESIDES, besides.start),
     ]
     failed: dict[str, str] = {}
-    assert list(compile_all(subject, systems, failed, time.time() + 1.0)) == ["here"]
+    assert list(compile_all(subject, systems, failed, clock.until)) == ["here"]
     assert not failed
     assert did == ["exported", "here compiles"]
     assert besides.ended
 
 
-@pytest.mark.parametrize("until", [None, 1.0], ids=["fails", "is cut off"])
-def test_what_goes_wrong_in_the_tree_takes_its_other_graphs_along(subject: Subject, until: float | None) -> None:
+@pytest.mark.parametrize("limited", [False, True], ids=["fails", "is cut off"])
+def test_what_goes_wrong_in_the_tree_takes_its_other_graphs_along(
+    subject: Subject, limited: bool, clock: Clock
+) -> None:
     def wrong(_subject: Subject) -> Capture:
-        if until is None:
+        if not limited:
             raise RuntimeError("out of memory")
-        time.sleep(60)
-        raise AssertionError
+        clock.up()
 
     systems = [
         replace(plain("kept", Order.FIRST, []), in_a_tree=False),
@@ -131,8 +156,8 @@ def test_what_goes_wrong_in_the_tree_takes_its_other_graphs_along(subject: Subje
         replace(system("wrong", Order.LAST, wrong), in_a_tree=True),
     ]
     failed: dict[str, str] = {}
-    assert list(compile_all(subject, systems, failed, until and time.time() + until)) == ["kept"]
-    assert failed == ({"wrong": "RuntimeError: out of memory"} if until is None else {})
+    assert list(compile_all(subject, systems, failed, clock.until if limited else None)) == ["kept"]
+    assert failed == ({} if limited else {"wrong": "RuntimeError: out of memory"})
 
 
 def test_what_fails_besides_is_told(subject: Subject) -> None:
@@ -179,16 +204,22 @@ class Watched:
         raise StopIteration
 
 
-def test_work_is_interrupted_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.interruption.AGAIN_S", 0.05)
-    interruptions = 0
-    with interrupted_at(time.time() + 0.05):
-        while interruptions < 3:
-            try:
-                time.sleep(60)
-            except OutOfTimeError:
-                interruptions += 1
-    time.sleep(0.1)  # nothing comes after the block
+def test_work_is_interrupted_at_its_time() -> None:
+    with pytest.raises(OutOfTimeError), interrupted_at(time.time() + 0.05):
+        time.sleep(600)
+
+
+def test_it_is_interrupted_again_and_again_until_it_ends() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with interrupted_at(time.time() + 3600):
+        first_s, again_s = signal.getitimer(signal.ITIMER_REAL)
+        for _ in range(3):
+            with pytest.raises(OutOfTimeError):
+                signal.raise_signal(signal.SIGALRM)
+    assert 0 < first_s <= 3600
+    assert again_s == AGAIN_S
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 def test_without_a_time_nothing_is_interrupted() -> None:

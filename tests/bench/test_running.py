@@ -12,9 +12,10 @@ import pytest
 
 from bench.cells import Cell, CellKey, SystemResult, load_cell, save_cell
 from bench.child import LATE, READY
-from bench.running import Crew, run_group, summary
+from bench.running import GRACE_SECONDS, Crew, run_group, summary
 from tests.bench.scripts import SCRIPTED, Script, script
 from tests.bench.synthetic import cell
+from tests.bench.timers import Limits
 
 SORTED = ("compiling", "sleeping")
 READ = f"print({READY!r}, flush=True); input()"
@@ -75,13 +76,20 @@ def test_what_has_not_compiled_in_time_keeps_nobody_waiting(code: str, tmp_path:
     assert load_cell(tmp_path, late.cell) is None
 
 
-def test_whoever_is_ready_waits_for_the_late_beyond_its_own_time_to_compile(tmp_path: Path) -> None:
+def test_whoever_is_ready_waits_for_the_late_beyond_its_own_time_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.child.Timer", limits := Limits())
     told: list[str] = []
-    until = time.time() - 25.0  # 5 s for Python to start
-    codes = {"ready": READ, "late": "import time; time.sleep(60)"}
-    made = [replace(named(script(tmp_path, code), name), compile_until=until) for name, code in codes.items()]
-    with Crew() as crew:
-        run_group(crew, made, None, {}, told.append)
+    codes = {"ready": READ, "late": "import time; time.sleep(600)"}
+    made = [replace(named(script(tmp_path, code), name), compile_until=time.time()) for name, code in codes.items()]
+    with ThreadPoolExecutor(1) as pool, Crew() as crew:
+        running = pool.submit(run_group, crew, made, None, {}, told.append)
+        while len(limits.made) < 2 or not limits.lifted:
+            time.sleep(0.01)
+        limits.end()
+        running.result()
+    assert [0 < limit.seconds <= GRACE_SECONDS for limit in limits.made] == [True, True]
     assert told == [
         "ready float32 ×1: failed, left no result",
         "late float32 ×1: not run, cut off by the time limit",

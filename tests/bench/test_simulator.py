@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bench.simulator import ScheduleJob, main, run_together
 from opara_server.engine.schedule import check
 from tests.bench.scripts import SCRIPTED, script
 from tests.bench.slow_host import Run, SlowHost
+from tests.bench.timers import Limits
 
 BRANCHES = "tests.bench.tiny:BRANCHES"
 READ = f"print({READY!r}, flush=True); input()"
@@ -74,11 +76,19 @@ os.rmdir(folder / "alone")
     assert told == [f"{SCRIPTED}: measured"] * 2
 
 
-def test_what_fails_or_is_late_is_told_and_keeps_nobody_waiting(tmp_path: Path) -> None:
-    codes = ["import time; time.sleep(60)", "raise SystemExit(3)", READ]
+def test_what_fails_or_is_late_is_told_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = ["import time; time.sleep(600)", "raise SystemExit(3)", READ]
     made = [replace(script(tmp_path, code), cache=tmp_path / str(n)) for n, code in enumerate(codes)]
     told: list[str] = []
-    run_together(made, time.time() + 65, told.append)  # 5 s for Python to start
+    with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
+        patched.setattr("bench.child.Timer", limits := Limits())
+        running = pool.submit(run_together, made, time.time() + 1000, told.append)
+        while limits.lifted < 2:  # those of the others, who have compiled or ended
+            time.sleep(0.01)
+        limits.made[0].end()
+        running.result()
     assert told == [f"{SCRIPTED}: {what}" for what in ("cut off: out of time", "exit status 3", "measured")]
     run_together(made, time.time() + 10, told.append)
     assert told[3:] == [f"{SCRIPTED}: not run, no time left"] * 3

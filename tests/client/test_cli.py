@@ -250,7 +250,7 @@ def test_a_reader_that_has_seen_enough_is_no_error_of_python(server: FakeServer)
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
     os.close(writing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from grpc.aio import AioRpcError, Metadata
 
 from opara_client import Internal, ResourceExhausted
-from opara_client.ending import OWN, Ending, Status
+from opara_client.ending import LOOK_S, OWN, Ending, Status
 
 REAL: Status = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")
 SERVERS: Status = (grpc.StatusCode.INTERNAL, "reference 7")
@@ -62,6 +63,19 @@ async def test_a_status_that_comes_later() -> None:
         await ending.check(raised(OWN))
 
 
+async def test_a_status_that_comes_once_a_process_that_was_held_up_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opara_client.ending.LOOKS", looks := 20)
+    call, loop = Call(), asyncio.get_running_loop()
+    ending = Ending(call)  # type: ignore[arg-type]
+    call.end(OWN)
+    checking = asyncio.create_task(ending.check(raised(OWN)))
+    await asyncio.sleep(0)
+    time.sleep(2 * looks * LOOK_S)  # the event loop is held up, too
+    loop.call_soon(loop.call_soon, loop.call_soon, call.end, REAL)
+    with pytest.raises(ResourceExhausted, match="too large"):
+        await checking
+
+
 async def test_a_stream_that_had_ended_well() -> None:
     call = Call()
     ending = Ending(call)  # type: ignore[arg-type]
@@ -78,7 +92,7 @@ async def test_an_internal_error_of_the_server_s() -> None:
 
 
 async def test_where_no_other_status_comes_it_is_grpc_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opara_client.ending.PATIENCE_S", 0.01)
+    monkeypatch.setattr("opara_client.ending.LOOKS", 10)
     call = Call()
     ending = Ending(call)  # type: ignore[arg-type]
     call.end(OWN)

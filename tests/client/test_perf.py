@@ -27,14 +27,16 @@ from tests.client.raw_server import Method, RawServer, parse
 
 Output = pytest.CaptureFixture[str]
 Perf = Callable[..., tuple[int | str | None, str, str]]
+TRIES = 10
 SHORT = ("--warm-up", "0.03", "--duration", "0.4", "--timeout", "60")
 
 
 @pytest.fixture
 def perf(capsys: Output) -> Perf:
-    """Runs the command: exit code, what it printed, and its errors."""
+    """Runs the command: exit code, what it printed, and its errors. Once more where this machine was held up for so
+    long that nothing was sent in the time."""
 
-    def run(target: str, *args: str) -> tuple[int | str | None, str, str]:
+    def once(target: str, *args: str) -> tuple[int | str | None, str, str]:
         code: int | str | None
         try:
             code = main(["perf", "--target", target, *SHORT, *args])
@@ -42,6 +44,13 @@ def perf(capsys: Output) -> Perf:
             code = error.code
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    def run(target: str, *args: str) -> tuple[int | str | None, str, str]:
+        for _ in range(TRIES):
+            code, out, err = once(target, *args)
+            if not re.search(r'^ *\d+(?: callers|/s) +0 |"sent": 0,', out, re.MULTILINE):
+                break
+        return code, out, err
 
     return run
 

@@ -90,8 +90,8 @@ def test_bfloat16_inputs_are_rounded_as_in_infer(run: Run) -> None:
 
 
 def test_each_request_carries_its_time_limit(server: FakeServer, run: Run) -> None:
-    run([request(), request(timeout=0.5), request(timeout=0)], client={"timeout": 2})
-    assert [item.timeout_us for item in server.seen.streamed] == [2_000_000, 500_000, 1]
+    run([request(), request(timeout=0.5), request(timeout=0)], client={"timeout": PATIENCE_S})
+    assert [item.timeout_us for item in server.seen.streamed] == [round(PATIENCE_S * 1e6), 500_000, 1]
     run([request()], client={"timeout": None})
     assert server.seen.streamed[-1].timeout_us == 0
 

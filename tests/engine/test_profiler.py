@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,15 +166,23 @@ def test_the_profile_of_a_small_model() -> None:
 
 @pytest.mark.parametrize("slow", ["alone", "together"])
 @pytest.mark.usefixtures("_inference")
-def test_operators_are_profiled_with_the_threads_that_make_the_whole_faster(slow: str) -> None:
+def test_operators_are_profiled_with_the_threads_that_make_the_whole_faster(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Threads that wait for each other, as on a busy machine, are not waited for."""
     used: list[int] = []
+    now = 0.0
 
     def operator(x: Tensor) -> Tensor:
+        nonlocal now
         used.append(torch.get_num_threads())
-        if (used[-1] == 1) == (slow == "alone"):
-            time.sleep(0.1)
+        now += 0.2 if (used[-1] == 1) == (slow == "alone") else 0.0002
         return x + 1
+
+    clock = SimpleNamespace(perf_counter=lambda: now, process_time=lambda: now)
+    monkeypatch.setattr("opara_server.engine.profiler.time", clock)
+    monkeypatch.setattr("opara_server.engine.intra_op.time", clock)
+    monkeypatch.setattr("opara_server.engine.profiler._cpu_roofline", lambda: Roofline(1e9, 1e9))  # it is timed, too
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -183,7 +191,7 @@ def test_operators_are_profiled_with_the_threads_that_make_the_whole_faster(slow
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert seen.duration_us < 50_000
+    assert seen.duration_us == pytest.approx(200.0)
     together = len(used) - used.count(1)
     assert together == (PASSES if slow == "alone" else 1)
 

@@ -131,7 +131,7 @@ def test_a_child_ends_with_its_parent_and_tidies_up(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(120) == 1
+        assert process.wait(280) == 1
     assert not folder.parent.exists()
     assert tmp_path.exists()
 
@@ -160,7 +160,7 @@ shutil.rmtree = slowly
 Path.read_text = read
 child.run(Path({str(folder)!r}))
 """
-    child = subprocess.run([sys.executable, "-c", program], input=b"", capture_output=True, timeout=120, check=False)
+    child = subprocess.run([sys.executable, "-c", program], input=b"", capture_output=True, timeout=280, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (1, b"", b"")
     assert not folder.parent.exists()
 
@@ -178,7 +178,7 @@ child.run(Path({str(tmp_path / "0")!r}))
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read() == b""
-        assert process.wait(120) == 3
+        assert process.wait(280) == 3
 
 
 def speaking(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
 from opara_server.engine.trace import Interval, Trace, occupancy
 from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
+from tests.ports import reserved_port
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -150,7 +151,8 @@ def test_fallbacks_are_buckets_that_are_sequential_for_want_of_better(
 
 
 def test_the_exposition_stops_and_can_start_again(metrics: Metrics) -> None:
-    port = metrics.start("127.0.0.1", 0)
-    metrics.stop()
-    metrics.stop()
-    assert metrics.start("127.0.0.1", port) == port
+    with reserved_port() as port:
+        assert metrics.start("127.0.0.1", port) == port
+        metrics.stop()
+        metrics.stop()
+        assert metrics.start("127.0.0.1", port) == port

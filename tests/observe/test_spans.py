@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -15,7 +16,7 @@ from opara_server.observe import spans
 from opara_server.observe.spans import OtelTracer
 from opara_server.observe.tracing import BatchSpan, Metadata, Moments, Sampled, SpanContext, Tracer, open_tracer
 from opara_server.settings import ConfigError
-from tests.otlp import Received, grpc_receiver, http_receiver
+from tests.otlp import PATIENCE_S, Received, grpc_receiver, http_receiver
 
 METHOD = "/opara.v1.InferenceService/Infer"
 
@@ -62,10 +63,10 @@ def test_spans_reach_a_collector(
         moments = Moments((2.0, 2.5), (2.5, 4.5), (4.5, 5.0))
         tracer.batch(BatchSpan("m", 4, 1, 1, (Sampled(context, 1.0),), 1.5, 5.0, moments))
         tracer.close()
-        assert received.resources[0]["service.name"] == "opara-serve"
+        (replay,) = received.wait_for("replay", 1)
         (request,) = received.named(METHOD[1:])
         (batch,) = received.named("batch")
-        (replay,) = received.named("replay")
+        assert received.resources[0]["service.name"] == "opara-serve"
     assert request.trace_id == replay.trace_id == context.trace_id.to_bytes(16)
     assert replay.parent_span_id == request.span_id == context.span_id.to_bytes(8)
     assert (replay.links[0].span_id, batch.links[0].span_id) == (batch.span_id, request.span_id)
@@ -84,6 +85,7 @@ def test_the_environment_names_the_service_and_the_share(monkeypatch: pytest.Mon
         assert all(ask(tracer) is None for _ in range(100))
         assert ask(tracer, ("traceparent", f"00-{7:032x}-{8:016x}-01")) is not None
         tracer.close()
+        received.wait_for(METHOD[1:], 1)
         assert [int.from_bytes(span.trace_id) for span in received.spans] == [7]
         assert received.resources[0].items() >= {"service.name": "digits", "k8s.pod.name": "one"}.items()
 
@@ -151,6 +153,7 @@ def test_what_comes_too_fast_is_dropped_and_said(
             return SpanExportResult.SUCCESS
 
     kept = Kept()
+    monkeypatch.setattr(spans, "_CLOSE_S", PATIENCE_S)
     monkeypatch.setattr(spans, "_MOST", 2)
     monkeypatch.setattr(spans, "_TOGETHER_S", 60.0)
     tracer = OtelTracer([SimpleSpanProcessor(kept)])
@@ -159,3 +162,17 @@ def test_what_comes_too_fast_is_dropped_and_said(
     tracer.close()
     assert 2 <= kept.count <= 3  # the first one may have been taken already
     assert "spans were dropped" in caplog.text
+
+
+def test_a_thread_that_is_held_up_between_two_clocks_moves_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns, held_up_ns = 1_000, iter((5_000_000, 0, 7_000_000, 0, 0, 0))
+
+    def read(epoch_ns: int) -> int:
+        nonlocal now_ns
+        read = epoch_ns + now_ns
+        now_ns += next(held_up_ns)
+        return read
+
+    clocks = SimpleNamespace(time_ns=lambda: read(10**18), monotonic_ns=lambda: read(0))
+    monkeypatch.setattr(spans, "time", clocks)
+    assert spans._epoch_ns() == 10**18

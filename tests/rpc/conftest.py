@@ -7,7 +7,7 @@ import pytest
 
 from opara_server.rpc.transports import AIO, CQ
 from tests.certificates import Authority
-from tests.rpc.served import WORKER, Served, serve, write_model
+from tests.rpc.served import PATIENCE_S, WORKER, Served, serve, write_model
 
 
 @pytest.fixture(params=[AIO, CQ])
@@ -24,8 +24,8 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[AIO, CQ, WORKER])
 async def served(models: Path, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    """By each transport, and by a worker."""
-    async with serve(models, transport=request.param) as running:
+    """By each transport, and by a worker. Its grace is longer than any test waits: what has not ended shows."""
+    async with serve(models, transport=request.param, grace_s=10 * PATIENCE_S) as running:
         yield running
 
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from hpack import Decoder, Encoder
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
@@ -93,6 +93,13 @@ class RawConnection:
         frame = await self._until(lambda frame: isinstance(frame, SettingsFrame) and "ACK" not in frame.flags)
         assert isinstance(frame, SettingsFrame)
         return frame.settings
+
+    async def end(self) -> None:
+        """Once the server has closed the connection; nothing is answered until then."""
+        async with asyncio.timeout(PATIENCE_S):
+            with suppress(ConnectionError):
+                while await self._reader.read(_MOST):
+                    pass
 
     async def _until(self, wanted: Callable[[Frame], bool]) -> Frame:
         """The first such frame of all that came. Fails where the connection ends before."""

@@ -72,11 +72,15 @@ class Served:
         answer: bytes = await call(message, timeout=PATIENCE_S)
         return answer
 
-    async def hold(self) -> asyncio.Task[list[float]]:
-        """Close the gate and have one replay wait at it: whatever comes now queues up. Returns its request."""
+    def close_gate(self) -> None:
+        """Replays that begin now wait, and are the first that ``entered`` counts."""
         self.device.gate.clear()
         while self.device.entered.acquire(blocking=False):
             pass
+
+    async def hold(self) -> asyncio.Task[list[float]]:
+        """Close the gate and have one replay wait at it: whatever comes now queues up. Returns its request."""
+        self.close_gate()
         held = asyncio.create_task(self.infer(1.0))
         await eventually(lambda: self.device.entered.acquire(blocking=False))
         return held
@@ -89,9 +93,25 @@ class Served:
     def sample(self, name: str, **labels: str) -> float:
         return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    def waiting(self) -> float:
+        """Rows in the queue."""
+        return self.sample("opara_queue_depth_rows", model=MODEL)
+
     def over(self) -> bool:
         """Whether a request came here whose client is gone or whose deadline has passed."""
         return any(self.sample("opara_requests_total", model=MODEL, code=c) for c in ("CANCELLED", "DEADLINE_EXCEEDED"))
+
+    async def late(self, *values: float, timeout: float = 0.5) -> grpc.StatusCode:
+        """How a request ends whose deadline passes while it waits in the queue, which has to be empty and held. Where
+        the deadline passes on the way there, another has twice the time."""
+        call = asyncio.create_task(refused(self.infer(*values, timeout=timeout)))
+        await eventually(lambda: self.waiting() or call.done())
+        has_waited = not call.done()
+        code, _ = await call
+        if not has_waited:
+            return await self.late(*values, timeout=2 * timeout)
+        await eventually(lambda: self.over() and not self.waiting())
+        return code
 
 
 def request(*values: float, **fields: object) -> pb.InferRequest:
@@ -149,6 +169,21 @@ def channel_to(app: Application, credentials: grpc.ChannelCredentials | None = N
     if credentials is None:
         return grpc.aio.insecure_channel(app.grpc_address, own)
     return grpc.aio.secure_channel(app.grpc_address, credentials, own)
+
+
+class HeldSleep:
+    """asyncio to a module, but that ``sleep`` lasts until ``end`` is set; ``asked``: for how long, each time."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.end = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        await self.end.wait()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
 
 
 async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:

@@ -23,6 +23,7 @@ from tests.rpc.served import (
     MODEL,
     MODEL_TOML,
     PATIENCE_S,
+    HeldSleep,
     Served,
     config,
     eventually,
@@ -34,7 +35,7 @@ from tests.serving.fakes import FakeCompiled
 
 SERVING, NOT_SERVING = 1, 2
 NAMES = ("", SERVICE, MODEL)
-DRAINING_S = 3.0  # a hundred times what a few calls take
+DRAINING_S = 3.0
 
 
 class Slow:
@@ -131,7 +132,8 @@ async def test_health_of_a_name_that_is_not_there(served: Served) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_draining_it_serves_on_but_says_not_serving(models: Path) -> None:
+async def test_draining_it_serves_on_but_says_not_serving(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opara_server.app.asyncio", draining := HeldSleep())
     async with serve(models, drain_delay_s=DRAINING_S) as served:
         watching = watch(served.channel, "")
         assert (await watching.read()).status == SERVING
@@ -139,6 +141,9 @@ async def test_draining_it_serves_on_but_says_not_serving(models: Path) -> None:
         assert (await watching.read()).status == NOT_SERVING
         assert await served.infer(1.0) == [2.0]
         assert [await served.health(name) for name in NAMES] == [NOT_SERVING] * 3
+        assert draining.asked == [DRAINING_S]
+        assert not stopping.done()
+        draining.end.set()
         await stopping
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await served.infer(1.0)
@@ -148,7 +153,7 @@ async def test_draining_it_serves_on_but_says_not_serving(models: Path) -> None:
 async def test_stopping_answers_what_is_in_flight(served: Served) -> None:
     held = await served.hold()
     queued = [asyncio.create_task(served.infer(float(value))) for value in range(20)]
-    while served.sample("opara_queue_depth_rows", model=MODEL) < 20:
+    while served.waiting() < 20:
         await asyncio.sleep(0.001)
     stopping = asyncio.create_task(served.app.stop())
     await asyncio.sleep(0)

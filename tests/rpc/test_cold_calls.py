@@ -85,24 +85,31 @@ async def test_every_code_arrives_as_it_was_set(transport: str, code: grpc.Statu
 
 
 async def test_a_deadline_is_known_and_ends_the_call(transport: str) -> None:
-    seen: asyncio.Queue[object] = asyncio.Queue()
+    seen: dict[float, asyncio.Queue[object]] = {}  # by the time limit of the call that began
 
     async def behaviour(_requests: object, context: Context) -> None:
-        context.add_done_callback(lambda _over: seen.put_nowait("over"))  # type: ignore[arg-type]  # its stubs want a class
-        seen.put_nowait(context.time_remaining())
+        (limit,) = (float(value) for name, value in context.invocation_metadata() or () if name == "x-limit")
+        mine = seen[limit] = asyncio.Queue[object]()
+        context.add_done_callback(lambda _over: mine.put_nowait("over"))  # type: ignore[arg-type]  # its stubs want a class
+        mine.put_nowait(context.time_remaining())
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            seen.put_nowait("cancelled")
+            mine.put_nowait("cancelled")
             raise
 
     async with method(transport, behaviour) as begin:
-        code, _ = await refused(finished(begin(timeout=1.0)))
-        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        left = await seen.get()
+        limit, began = 0.5, False
+        while not began:  # where it passes on the way there, another call has twice the time
+            limit *= 2
+            call = asyncio.create_task(refused(finished(begin(metadata=(("x-limit", str(limit)),), timeout=limit))))
+            while not (began := limit in seen) and not call.done():
+                await asyncio.sleep(0.001)
+            assert (await call)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        left = await seen[limit].get()
         assert isinstance(left, float)
-        assert 0 <= left <= 1.1  # gRPC rounds what it sends up
-        assert {await seen.get(), await seen.get()} == {"cancelled", "over"}
+        assert 0 <= left <= 1.1 * limit  # gRPC rounds what it sends up
+        assert {await seen[limit].get(), await seen[limit].get()} == {"cancelled", "over"}
 
 
 async def test_a_client_that_cancels_is_heard_of(transport: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from opara_server.rpc.descriptors import OIP_SERVICE, message_class, oip_methods
 from opara_server.rpc.front import STREAM_IN_FLIGHT
 from opara_server.version import VERSION
-from tests.rpc.served import MAX_ROWS, MODEL, MODEL_TOML, PATIENCE_S, Served, eventually, serve, write_model
+from tests.rpc.served import MAX_ROWS, MODEL, MODEL_TOML, PATIENCE_S, HeldSleep, Served, eventually, serve, write_model
 
 
 def oip(kind: str, **fields: Any) -> Any:
@@ -90,7 +90,7 @@ async def test_both_protocols_share_batches_and_metrics(served: Served) -> None:
     held = await served.hold()
     own = [asyncio.create_task(served.infer(float(value))) for value in range(4)]
     other = [asyncio.create_task(ask(served, "ModelInfer", **infer_fields(float(value)))) for value in range(4)]
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 8)
+    await eventually(lambda: served.waiting() == 8)
     served.device.gate.set()
     assert await asyncio.gather(*own) == [[2.0 * value] for value in range(4)]
     assert [doubled(answer) for answer in await asyncio.gather(*other)] == [[2.0 * value] for value in range(4)]
@@ -118,7 +118,7 @@ async def test_a_timeout_ends_the_wait_in_the_queue(served: Served) -> None:
     held = await served.hold()
     timeout = {"timeout": oip("InferParameter", int64_param=1)}
     late = asyncio.create_task(refusal(served, "ModelInfer", **infer_fields(7.0, parameters=timeout)))
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 1 or late.done())
+    await eventually(lambda: served.waiting() == 1 or late.done())
     served.device.gate.set()
     code, _ = await late
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -137,9 +137,9 @@ async def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
             done.append(name)
 
         low = asyncio.create_task(infer("low", 2))
-        await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 8)
+        await eventually(lambda: served.waiting() == 8)
         high = asyncio.create_task(infer("high", 1))
-        await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 16)
+        await eventually(lambda: served.waiting() == 16)
         served.device.gate.set()
         await asyncio.gather(held, low, high)
         assert done == ["high", "low"]
@@ -167,7 +167,7 @@ async def test_a_stream_has_many_in_flight_and_answers_as_they_finish(served: Se
     stream = Stream(served)
     for value in range(STREAM_IN_FLIGHT - 1):
         await stream.send(float(value))
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == STREAM_IN_FLIGHT - 1)
+    await eventually(lambda: served.waiting() == STREAM_IN_FLIGHT - 1)
     await stream.send(1000.0, model_name="nobody")
     assert (await stream.answer()).infer_response.id == "1000"
     served.device.gate.set()
@@ -180,7 +180,7 @@ async def test_stopping_answers_what_a_stream_has_sent(served: Served) -> None:
     held = await served.hold()
     stream = Stream(served)
     await stream.send(1.0)
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 1)
+    await eventually(lambda: served.waiting() == 1)
     stopping = asyncio.create_task(served.app.stop())
     await asyncio.sleep(0)
     served.device.gate.set()
@@ -213,7 +213,7 @@ async def test_the_server_and_its_models_are_described(served: Served) -> None:
 async def test_statistics_add_up(served: Served) -> None:
     held = await served.hold()
     asked = [asyncio.create_task(ask(served, "ModelInfer", **infer_fields(1.0))) for _ in range(5)]
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 5)
+    await eventually(lambda: served.waiting() == 5)
     served.device.gate.set()
     await asyncio.gather(held, *asked)
     await refusal(served, "ModelInfer", **infer_fields(1.0, inputs=[]))
@@ -260,7 +260,8 @@ async def test_what_is_not_there_is_unimplemented(served: Served) -> None:
         assert await code_of_bytes(served, method, b"") is grpc.StatusCode.UNIMPLEMENTED, method
 
 
-async def test_draining_the_server_lives_but_is_not_ready(tmp_path: Path) -> None:
+async def test_draining_the_server_lives_but_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opara_server.app.asyncio", draining := HeldSleep())
     async with serve(write_model(tmp_path / "models"), drain_delay_s=3.0) as served:
         assert (await ask(served, "ServerReady")).ready
         stopping = asyncio.create_task(served.app.stop())
@@ -268,6 +269,7 @@ async def test_draining_the_server_lives_but_is_not_ready(tmp_path: Path) -> Non
         assert not (await ask(served, "ServerReady")).ready
         assert (await ask(served, "ServerLive")).live
         assert doubled(await ask(served, "ModelInfer", **infer_fields(1.0))) == [2.0]
+        draining.end.set()
         await stopping
 
 

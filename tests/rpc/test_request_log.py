@@ -11,7 +11,7 @@ import pytest
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.rpc.transports import AIO, CQ
-from tests.rpc.served import MODEL, PATIENCE_S, WORKER, Served, refused, request, serve
+from tests.rpc.served import MODEL, PATIENCE_S, WORKER, Served, eventually, refused, request, serve
 from tests.rpc.test_tracing import TRACE, Spans, metadata
 
 TRANSPORTS = pytest.mark.parametrize("transport", [AIO, CQ, WORKER])
@@ -62,6 +62,7 @@ async def test_lines_of_sampled_requests_name_their_trace(
         await served.stub.Infer(request(1.0), metadata=metadata(), timeout=PATIENCE_S)
         await served.stub.Infer(request(1.0), metadata=metadata(sampled=False), timeout=PATIENCE_S)
     sampled, other = lines(caplog)
+    await eventually(lambda: spans.requests)
     (span,) = spans.requests
     assert span.context is not None
     assert (sampled.trace_id, sampled.span_id) == (f"{TRACE:032x}", f"{span.context.span_id:016x}")

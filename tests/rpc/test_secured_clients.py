@@ -41,7 +41,7 @@ async def session(*command: str) -> None:
     running = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    told, _ = await asyncio.wait_for(running.communicate(), 120)
+    told, _ = await asyncio.wait_for(running.communicate(), 280)
     assert running.returncode == 0, told.decode()
     assert told.endswith(b"all as it should be\n")
 

@@ -35,7 +35,7 @@ async def test_the_answer_has_the_rows_and_the_id(served: Served) -> None:
 async def test_concurrent_requests_share_batches_and_keep_their_answers(served: Served) -> None:
     held = await served.hold()
     asked = [asyncio.create_task(served.infer(float(value))) for value in range(8)]
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 8)
+    await eventually(lambda: served.waiting() == 8)
     served.device.gate.set()
     assert await asyncio.gather(*asked) == [[2.0 * value] for value in range(8)]
     assert await held == [2.0]
@@ -45,7 +45,7 @@ async def test_concurrent_requests_share_batches_and_keep_their_answers(served: 
 async def test_not_a_number_stays_in_its_own_rows(served: Served) -> None:
     held = await served.hold()
     asked = [asyncio.create_task(served.infer(value)) for value in (1.0, float("nan"), 3.0)]
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 3)
+    await eventually(lambda: served.waiting() == 3)
     served.device.gate.set()
     first, second, third = await asyncio.gather(*asked)
     assert (first, third) == ([2.0], [6.0])
@@ -90,7 +90,7 @@ async def test_a_full_queue_is_exhausted_and_recovers(served: Served) -> None:
     held = await served.hold()
     values = [float(value) for value in range(MAX_ROWS)]
     asked = [asyncio.create_task(served.infer(*values)) for _ in range(MAX_QUEUE_ROWS // MAX_ROWS)]
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == MAX_QUEUE_ROWS)
+    await eventually(lambda: served.waiting() == MAX_QUEUE_ROWS)
     code, text = await code_of(served.infer(1.0))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "queue is full" in text
@@ -102,10 +102,7 @@ async def test_a_full_queue_is_exhausted_and_recovers(served: Served) -> None:
 
 async def test_what_is_late_is_not_executed(served: Served) -> None:
     held = await served.hold()
-    code, _ = await code_of(served.infer(7.0, timeout=0.5))
-    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(served.over)
-    assert served.sample("opara_queue_depth_rows", model=MODEL) == 0
+    assert await served.late(7.0) is grpc.StatusCode.DEADLINE_EXCEEDED
     served.device.gate.set()
     await held
     assert await served.infer(1.0) == [2.0]
@@ -122,10 +119,10 @@ async def test_a_deadline_in_the_past(served: Served) -> None:
 async def test_a_client_that_is_gone_frees_its_place(served: Served) -> None:
     held = await served.hold()
     gone = [asyncio.create_task(served.infer(7.0, 8.0)) for _ in range(3)]
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 6)
+    await eventually(lambda: served.waiting() == 6)
     for call in gone:
         call.cancel()
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    await eventually(lambda: served.waiting() == 0)
     await eventually(lambda: served.sample("opara_requests_total", model=MODEL, code="CANCELLED") == 3)
     served.device.gate.set()
     await held
@@ -137,9 +134,9 @@ async def test_a_connection_that_breaks_frees_its_places(served: Served) -> None
     held = await served.hold()
     async with grpc.aio.insecure_channel(served.app.grpc_address) as channel:
         call = cast("InferenceServiceAsyncStub", InferenceServiceStub(channel)).Infer(request(7.0))
-        await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 1)
+        await eventually(lambda: served.waiting() == 1)
     assert call.cancelled()
-    await eventually(lambda: served.sample("opara_queue_depth_rows", model=MODEL) == 0)
+    await eventually(lambda: served.waiting() == 0)
     served.device.gate.set()
     await held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from typing import Any, NoReturn
 
@@ -72,8 +73,10 @@ class NoModels:
         not_found(name)
 
 
-async def test_grpc_aio_takes_what_has_come_before_it_stops() -> None:
-    """Otherwise it cancels that."""
+@pytest.mark.parametrize("held_up", [False, True])
+async def test_grpc_aio_takes_what_has_come_before_it_stops(held_up: bool) -> None:
+    """Otherwise it cancels that. ``held_up``: the whole process, as on a busy machine."""
+    quiet_s = 0.2
     come, codes = threading.Event(), Counter[str]()
 
     async def call_many(port: int) -> None:
@@ -84,12 +87,14 @@ async def test_grpc_aio_takes_what_has_come_before_it_stops() -> None:
             for call in calls:
                 codes[(await raw.trailers(call))["grpc-status"]] += 1
 
-    server = AioTransport(Edge(()), Inference(NoModels(), Metrics()), 1, quiet_s=0.2)
+    server = AioTransport(Edge(()), Inference(NoModels(), Metrics()), 1, quiet_s=quiet_s)
     port = server.listen("127.0.0.1:0")
     await server.start()
     client = threading.Thread(target=asyncio.run, args=(call_many(port),))
     client.start()
     assert come.wait(PATIENCE_S)  # the event loop takes no call meanwhile
+    if held_up:
+        asyncio.get_running_loop().call_soon(time.sleep, 3 * quiet_s)  # nor where it was to see whether any comes
     await server.stop(PATIENCE_S)
     await asyncio.to_thread(client.join)
     assert codes == {str(StatusCode.NOT_FOUND.value[0]): 4 * ARMED}

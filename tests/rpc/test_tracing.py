@@ -107,7 +107,7 @@ async def test_parts_follow_each_other_within_the_request(traced: Served, spans:
 async def test_a_batch_is_a_span_of_its_own_linked_with_its_requests(traced: Served, spans: Spans) -> None:
     held = await traced.hold()
     together = [asyncio.create_task(traced.infer(float(number))) for number in range(3)]
-    await eventually(lambda: traced.sample("opara_queue_depth_rows", model=MODEL) == 3)
+    await eventually(lambda: traced.waiting() == 3)
     traced.device.gate.set()
     await asyncio.gather(held, *together)
     await eventually(lambda: len(spans.requests) == 4 and len(spans.named("copy out")) == 4)
@@ -151,7 +151,7 @@ async def test_a_message_of_a_stream_has_a_span_in_the_streams_trace(traced: Ser
 async def test_a_caller_that_is_not_sampled_leaves_nothing(traced: Served, spans: Spans) -> None:
     await traced.stub.Infer(request(1.0), metadata=metadata(sampled=False), timeout=PATIENCE_S)
     await traced.stub.Infer(request(2.0, id="other"), timeout=PATIENCE_S)
-    await eventually(lambda: spans.named("copy out"))
+    await eventually(lambda: spans.requests and spans.named("copy out"))
     (span,) = spans.requests
     assert span.attributes is not None
     assert span.attributes["opara.request_id"] == "other"
@@ -163,7 +163,7 @@ async def test_without_a_caller_that_is_sampled_the_root_decides(models: Path, t
     async with serve(models, transport=transport, tracer=spans.tracer) as served:
         await served.infer(1.0)
         await served.stub.Infer(request(2.0), metadata=metadata(), timeout=PATIENCE_S)
-        await eventually(lambda: spans.named("copy out"))
+        await eventually(lambda: spans.requests and spans.named("copy out"))
     assert [key(span)[0] for span in spans.requests] == [TRACE]
 
 
@@ -194,17 +194,21 @@ async def test_what_fails_says_so_in_its_span(traced: Served, spans: Spans) -> N
 
 async def test_latencies_have_exemplars_of_sampled_requests(traced: Served, spans: Spans) -> None:
     await traced.infer(1.0)
-    await eventually(lambda: spans.named("copy out"))
+    await eventually(lambda: spans.requests and spans.named("copy out"))
     (span,) = spans.requests
     name = f'# {{trace_id="{key(span)[0]:032x}"}}'
-    text = generate_latest(traced.app.metrics.registry).decode()  # type: ignore[no-untyped-call]
-    exemplified = {line.partition("_bucket")[0] for line in text.splitlines() if name in line}
+
+    def exemplified() -> set[str]:
+        text = generate_latest(traced.app.metrics.registry).decode()  # type: ignore[no-untyped-call]
+        return {line.partition("_bucket")[0] for line in text.splitlines() if name in line}
+
     seconds = ("request", "queue", "copy_in", "replay", "copy_out")
-    assert exemplified == {f"opara_{what}_seconds" for what in seconds}
+    await eventually(lambda: len(exemplified()) >= len(seconds))  # those of a batch come last of all
+    assert exemplified() == {f"opara_{what}_seconds" for what in seconds}
 
 
 async def test_spans_that_are_there_at_the_end_are_sent(models: Path, spans: Spans, transport: str) -> None:
     async with serve(models, transport=transport, tracer=spans.tracer) as served:
         await asyncio.gather(*[served.infer(float(number)) for number in range(20)])
-    assert len(spans.requests) == 20
-    assert len(spans.named("replay")) == 20
+    # Already, unless this machine is so slow that the server has ended without waiting for them any longer.
+    await eventually(lambda: len(spans.requests) == len(spans.named("replay")) == 20)

@@ -39,6 +39,6 @@ async def test_tritonclient_works_unchanged(tmp_path: Path, transport: str) -> N
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        told, _ = await asyncio.wait_for(session.communicate(), 120)
+        told, _ = await asyncio.wait_for(session.communicate(), 280)
     assert session.returncode == 0, told.decode()
     assert told == b"all as it should be\n"

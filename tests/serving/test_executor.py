@@ -329,12 +329,30 @@ def test_the_counters_balance_under_concurrent_cancels_deadlines_and_errors(core
             if kind in (0, 4):
                 answer.outcome()
 
+    def one_of_each() -> None:
+        """However the others came out, which is a matter of chance."""
+        model.device.error = None
+        answers.append(submit(batcher, 1))
+        answers[-1].outcome()
+        model.device.error = RuntimeError("for certain")
+        answers.append(submit(batcher, 1))
+        answers[-1].outcome()
+        model.device.error = None
+        answers.extend((hold(batcher, model), Answer(), submit(batcher, 0)))
+        batcher.submit(rows_of(1), None, answers[-2]).cancel()
+        model.device.gate.set()
+
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(many, range(4)))
     for answer in answers:
         answer.outcome()
+    while model.device.entered.acquire(blocking=False):
+        pass
+    one_of_each()
+    for answer in answers:
+        answer.outcome()
     counts = batcher.counts
-    assert counts.received == len(answers) == 800
+    assert counts.received == len(answers) == 800 + 5
     assert counts.pending == 0
     assert min(counts.answered, counts.failed, counts.cancelled, counts.refused) > 0
     by_kind = [sum(isinstance(a.outcome(), kind) for a in answers) for kind in (Rows, InternalError, Cancelled)]

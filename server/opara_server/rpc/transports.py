@@ -69,10 +69,12 @@ class AioTransport:
     async def stop(self, grace: float | None) -> None:
         """grpc.aio takes one call after the other, and as it stops cancels those that have come and wait to be taken:
         so first take what there is, but give up soon where clients go on calling."""
-        end, taken = time.monotonic() + min(grace or 0.0, _MOST_WAITS * self._quiet_s), -1
-        while taken != self._arrivals.taken and time.monotonic() < end:
+        end, quiet = time.monotonic() + min(grace or 0.0, _MOST_WAITS * self._quiet_s), False
+        while not quiet and (began := time.monotonic()) < end:
             taken = self._arrivals.taken
             await asyncio.sleep(self._quiet_s)
+            late = time.monotonic() - began > 2 * self._quiet_s  # this process was held up: calls may wait still
+            quiet = taken == self._arrivals.taken and not late
         await self._server.stop(grace)
 
 
