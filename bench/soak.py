@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,6 +58,7 @@ WINDOW = 48  # requests in flight, of each process, on its stream and as calls
 MAX_ROWS = 5
 WATCHES = 20  # of memory and descriptors
 MOST_GROWN_MIB = 4.0
+PATIENCE_S = 60.0
 _COUNTED = re.compile(r'opara_requests_total\{(?=[^}]*code="(?P<code>\w+)")[^}]*\} (?P<count>\S+)')
 _PATTERN = np.arange(MAX_ROWS * 6, dtype=np.int64).reshape(MAX_ROWS, 6) * 1_000_003
 
@@ -95,7 +96,7 @@ def main(
                 pending.wait(max(0.2, (time.perf_counter() - begin) / WATCHES))
             tallies = pending.get()
         seconds = time.perf_counter() - begin
-        watched.append(_watch(server, metrics_port))
+        watched.append(at_rest(lambda: _watch(server, metrics_port), watched[0]["descriptors"]))
         counted = _counted(metrics_port)
     report = {
         "environment": environment(),
@@ -125,6 +126,15 @@ def grown_mib(watched: Sequence[Mapping[str, float]]) -> float:
     half = watched[-1]["requests"] / 2
     settled = next(one for one in watched if one["requests"] >= half)
     return round(watched[-1]["MiB"] - settled["MiB"], 1)
+
+
+def at_rest(watch: Callable[[], dict[str, float]], descriptors: float) -> dict[str, float]:
+    """What is seen once there are no more descriptors than that, or at last: connections end a little later than their
+    clients."""
+    end = time.monotonic() + PATIENCE_S
+    while (seen := watch())["descriptors"] > descriptors and time.monotonic() < end:
+        time.sleep(0.1)
+    return seen
 
 
 def ask(target: str, first: int, count: int) -> Tally:

@@ -34,6 +34,13 @@ def test_an_answer_of_another_is_seen(request_id: str, of: int) -> None:
     assert (tally.answered, tally.wrong) == (1, 1)
 
 
+def test_connections_that_are_about_to_end_are_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([{"descriptors": 12.0}, {"descriptors": 11.0}, {"descriptors": 10.0}, {"descriptors": 9.0}])
+    assert soak.at_rest(lambda: next(seen), 10.0) == {"descriptors": 10.0}
+    monkeypatch.setattr(soak, "PATIENCE_S", 0.0)
+    assert soak.at_rest(lambda: {"descriptors": 11.0}, 10.0) == {"descriptors": 11.0}
+
+
 def test_growth_counts_in_the_second_half() -> None:
     watched = [{"requests": r, "MiB": m} for r, m in ((0, 10.0), (499, 40.0), (500, 50.0), (600, 51.0), (1000, 52.5))]
     assert soak.grown_mib(watched) == 2.5
