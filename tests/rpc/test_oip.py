@@ -245,7 +245,7 @@ async def test_a_model_that_failed_is_unavailable(tmp_path: Path) -> None:
             assert str(tmp_path) not in text
         index = {m.name: m for m in (await ask(served, "RepositoryIndex")).models}
         assert (index["broken"].state, index[MODEL].state) == ("UNAVAILABLE", "READY")
-        assert "failed to load" in index["broken"].reason
+        assert index["broken"].reason == "its name or its model.toml cannot be used: the server's log says why"
         assert [m.name for m in (await ask(served, "RepositoryIndex", ready=True)).models] == [MODEL]
 
 

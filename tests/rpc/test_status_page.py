@@ -62,7 +62,7 @@ async def test_the_page_and_what_it_asks_for(shown: Served) -> None:
     assert await get(shown, "/") == (200, status_page().body.decode())
     status = json.loads((await get(shown, "/status.json"))[1])
     broken, double = status["models"]
-    assert broken == {"name": "broken", "state": "FAILED"}
+    assert broken == {"name": "broken", "state": "FAILED", "reason": "its name or its model.toml cannot be used"}
     assert (double["name"], double["state"], double["device"], double["fallback"]) == (MODEL, "READY", "cpu", True)
     assert [bucket["batch_size"] for bucket in double["buckets"]] == [1, 4, 8]
     assert (double["buckets"][0]["measured_us"], double["buckets"][0]["sequential_us"]) == (10.0, 15.0)
@@ -155,6 +155,7 @@ async def test_it_shows_models_rates_plans_and_the_last_replay(shown: Served, br
     await looked_at(
         browser,
         f"{TEXT}.includes('1 of 2 models ready')",
+        f"{TEXT}.includes('its name or its model.toml cannot be used')",
         "Number(document.querySelector('#models tbody tr:nth-child(2)').cells[2].innerText) > 0",
         "document.querySelector('#models tbody tr:nth-child(2)').cells[4].innerText.includes('s')",
         "document.querySelectorAll('details[open] figure > svg rect.k0').length === 1",

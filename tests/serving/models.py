@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
 
@@ -23,6 +25,10 @@ def not_a_module() -> int:
 
 def broken() -> nn.Module:
     raise OSError("no such disk")
+
+
+def exits() -> nn.Module:
+    sys.exit(3)
 
 
 def branchy() -> nn.Module:

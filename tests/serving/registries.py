@@ -62,7 +62,7 @@ def repository(directory: Path, **models: str) -> Path:
 class Compiler:
     """Makes fakes; ``failing`` names fail with ``error``."""
 
-    def __init__(self, error: Exception | None = None, failing: str = "") -> None:
+    def __init__(self, error: BaseException | None = None, failing: str = "") -> None:
         self.error, self.failing = error, failing
         self.made: dict[str, FakeCompiled] = {}
         self.configs: dict[str, ModelConfig] = {}

@@ -21,6 +21,8 @@ from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, FakeDevice, X,
 from tests.serving.models import Branchy, branchy
 from tests.serving.registries import MODEL, Compiler, repository, serving
 
+SOURCE = "its source or its weights cannot be used"
+
 
 def test_models_load_warm_up_and_serve(tmp_path: Path) -> None:
     compiler = Compiler()
@@ -84,27 +86,42 @@ def test_an_unknown_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "reason"),
+    ("text", "error", "reason", "told"),
     [
-        (MODEL, CaptureError("the device said no"), "the device said no"),
-        (MODEL, ValueError("a bug"), "ValueError: a bug"),
-        (MODEL + "oops = 1\n", None, "unknown key 'inputs.x.oops'"),
-        (MODEL.replace(":Scale", ":broken"), None, "OSError: no such disk"),
-        (MODEL.replace(":Scale", ":not_a_module"), None, "made an object of type int"),
+        (MODEL, CaptureError("the device said no"), "the device said no", "it cannot be compiled"),
+        (MODEL, ValueError("a bug"), "ValueError: a bug", "its code fails"),
+        (MODEL, SystemExit("enough"), "SystemExit: enough", "its code fails"),
+        (MODEL + "oops = 1\n", None, "unknown key 'inputs.x.oops'", "its name or its model.toml cannot be used"),
+        (MODEL.replace(":Scale", ":broken"), None, "OSError: no such disk", SOURCE),
+        (MODEL.replace(":Scale", ":exits"), None, "SystemExit: 3", SOURCE),
+        (MODEL.replace(":Scale", ":not_a_module"), None, "made an object of type int", SOURCE),
     ],
 )
 def test_a_model_that_fails_leaves_the_others_serving(
-    tmp_path: Path, text: str, error: Exception | None, reason: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, text: str, error: BaseException | None, reason: str, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(repository(tmp_path, bad=text, good=MODEL), Compiler(error, "bad")) as server:
         server.load()
         assert server.registry.models() == [("bad", ModelState.FAILED), ("good", ModelState.READY)]
         assert reason in server.registry.describe("bad").failure
+        assert server.registry.describe("bad").told == told
+        assert caplog.text.count("model failed to load: ") == 1
         assert reason in caplog.text
         assert (server.ready("bad"), server.ready("good")) == (0, 1)
         with pytest.raises(ModelUnavailable) as caught:
             server.registry.get("bad")
         assert reason not in str(caught.value)
+
+
+def test_a_folder_with_a_bad_name_leaves_the_others_serving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models = repository(tmp_path, **{"a model": MODEL, "good": MODEL})
+    (models / "notes").mkdir()
+    with serving(models, Compiler()) as server:
+        server.load()
+        assert server.registry.models() == [("a model", ModelState.FAILED), ("good", ModelState.READY)]
+        assert server.ready("a model") == 0
+    assert caplog.text.count("a model's name may have letters, digits and _ . - only") == 1
+    assert caplog.text.count(f"{models / 'notes'} is not served: there is no model.toml in it") == 1
 
 
 def test_strict_ends_the_start_up_at_the_first_failure(tmp_path: Path) -> None:

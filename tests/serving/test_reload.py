@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_no_model_waits_for_the_search_of_one_that_is_loaded(tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_used_any_more(tmp_path: Path) -> None:
     with serving(repository(tmp_path, a=MODEL), Generations()) as server:
         server.load()
-        repository(tmp_path, **{"bad name": MODEL})
+        shutil.rmtree(tmp_path)
         with pytest.raises(ModelUnavailable, match="the server's log says why"):
             server.registry.load("a").result(PATIENCE_S)
         expected, answer = ask(server, "a")

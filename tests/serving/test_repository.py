@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opara_server.serving.repository import Entry, RepositoryError, scan
+from opara_server.serving.repository import Entry, RepositoryError, no_models, scan
 from opara_server.settings import ConfigError
 
 MODEL = """
@@ -38,14 +39,36 @@ def test_models_are_found_by_name(tmp_path: Path) -> None:
     for name in ("b-2", "a.1", "C_3"):
         folder_of(tmp_path, name)
     (tmp_path / "notes").mkdir()
+    (tmp_path / "README.md").touch()
     assert [entry.name for entry in scan(tmp_path)] == ["C_3", "a.1", "b-2"]
+    assert no_models(tmp_path) == (tmp_path / "notes",)
 
 
-@pytest.mark.parametrize("name", ["a model", "modèle", "a(b)"])
-def test_a_name_that_cannot_be_a_label(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [".git", "..2026_11_22", "lost+found"])
+def test_what_a_file_system_or_a_tool_keeps_for_itself_is_passed_over(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path)
     folder_of(tmp_path, name)
+    assert [entry.name for entry in scan(tmp_path)] == ["scale"]
+    assert no_models(tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a model", "a model"), ("modèle", "modèle"), ("a(b)", "a(b)"), (os.fsdecode(b"\xff"), "?")]
+)
+def test_a_name_that_cannot_be_a_label(tmp_path: Path, name: str, shown: str) -> None:
+    folder_of(tmp_path, name)
+    (entry,) = scan(tmp_path)
+    assert entry.name == shown
     with pytest.raises(ConfigError, match="a model's name may have"):
-        scan(tmp_path)
+        entry.config()
+
+
+def test_settings_that_are_nowhere_are_the_models_own_failure(tmp_path: Path) -> None:
+    (folder_of(tmp_path) / "model.toml").unlink()
+    (tmp_path / "scale" / "model.toml").symlink_to("elsewhere.toml")
+    (entry,) = scan(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.toml: No such file or directory"):
+        entry.config()
 
 
 def test_no_models_is_an_error(tmp_path: Path) -> None:
@@ -53,6 +76,9 @@ def test_no_models_is_an_error(tmp_path: Path) -> None:
         scan(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
         scan(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="Not a directory"):
+        scan(tmp_path / "file")
 
 
 def test_a_model_is_not_a_folder_of_models(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class ModelCalls:
         request = _parsed("RepositoryIndexRequest", message)
         _check_repository(request.repository_name)
         models = [
-            index_message(name, state)
+            index_message(self._registry.describe(name))
             for name, state in self._registry.models()
             if state is ModelState.READY or not request.ready
         ]

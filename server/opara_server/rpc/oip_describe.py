@@ -10,15 +10,9 @@ from opara_server.observe.statistics import Statistics, Total
 from opara_server.rpc.descriptors import message_class
 from opara_server.rpc.oip_codec import VERSION
 from opara_server.rpc.oip_wire import DATATYPES
-from opara_server.serving.models import ModelState, ServedModel
+from opara_server.serving.models import ModelDescription, ModelState, ServedModel
 
 PLATFORM, BACKEND = "pytorch", "opara"
-_STATES = {
-    ModelState.LOADING: ("LOADING", ""),
-    ModelState.READY: ("READY", ""),
-    ModelState.FAILED: ("UNAVAILABLE", "failed to load, or lost its device: the server's log says why"),
-    ModelState.UNLOADED: ("UNAVAILABLE", "unloaded"),
-}
 _ModelMetadataResponse = message_class("ModelMetadataResponse")
 _ModelConfigResponse = message_class("ModelConfigResponse")
 _ModelStatistics = message_class("ModelStatistics")
@@ -74,10 +68,17 @@ def statistics_message(name: str, known: Statistics) -> Any:
     return message
 
 
-def index_message(name: str, state: ModelState) -> Any:
+def index_message(model: ModelDescription) -> Any:
     """A RepositoryIndexResponse.ModelIndex."""
-    word, reason = _STATES[state]
-    return _ModelIndex(name=name, version=VERSION, state=word, reason=reason)
+    message = _ModelIndex(name=model.name, version=VERSION)
+    match model.state:
+        case ModelState.LOADING | ModelState.READY:
+            message.state = model.state
+        case ModelState.FAILED:
+            message.state, message.reason = "UNAVAILABLE", f"{model.told}: the server's log says why"
+        case ModelState.UNLOADED:
+            message.state, message.reason = "UNAVAILABLE", "unloaded"
+    return message
 
 
 def _data_type(spec: TensorSpec) -> str:

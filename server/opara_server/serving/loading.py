@@ -53,6 +53,14 @@ class Loaded:
     samples: tuple[Sample, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class NotLoaded:
+    """``failure``: the whole reason, for logs; ``told``: its kind, for anyone."""
+
+    failure: str
+    told: str
+
+
 class Describe(Protocol):
     """Takes what has become known of the model ``name``: fields of ModelDescription."""
 
@@ -81,19 +89,23 @@ class Loader:
         self._tracer = tracer
         self._in_flight: defaultdict[str, InFlight] = defaultdict(InFlight)  # by the kind of device
 
-    def load(self, entry: Entry, progress: Progress, *, tune_behind: bool = False) -> Loaded | str:
+    def load(self, entry: Entry, progress: Progress, *, tune_behind: bool = False) -> Loaded | NotLoaded:
         """The model, or why it could not be loaded, which the log has then, too. Raises what ``progress`` raises."""
-        cause: Exception | None = None
+        cause: BaseException | None = None
         try:
             return self._load(entry, progress, tune_behind)
-        except (ConfigError, RepositoryError, EngineError) as error:
-            reason = str(error)
+        except ConfigError as error:
+            failed = NotLoaded(str(error), "its name or its model.toml cannot be used")
+        except RepositoryError as error:
+            failed = NotLoaded(str(error), "its source or its weights cannot be used")
+        except EngineError as error:
+            failed = NotLoaded(str(error), "it cannot be compiled")
         except (LoadError, ModelUnavailable):
             raise
-        except Exception as error:  # noqa: BLE001 - the model's own code: it may raise anything
-            reason, cause = explained(error), error
-        log.error("model failed to load: %s", reason, exc_info=cause, extra={"model": entry.name})
-        return reason
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's own code: it may raise anything
+            failed, cause = NotLoaded(explained(error), "its code fails"), error
+        log.error("model failed to load: %s", failed.failure, exc_info=cause, extra={"model": entry.name})
+        return failed
 
     def _load(self, entry: Entry, progress: Progress, tune_behind: bool) -> Loaded:
         begin = time.monotonic()

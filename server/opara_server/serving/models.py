@@ -85,7 +85,8 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What is known of a model in any state. ``failure`` is for logs, never for the wire."""
+    """What is known of a model in any state. ``failure`` is for logs, never for the wire; ``told`` is its kind, for
+    anyone."""
 
     name: str
     state: ModelState
@@ -94,6 +95,7 @@ class ModelDescription:
     max_rows: int = 0
     plan: Plan | None = None
     failure: str = ""
+    told: str = ""
 
 
 def not_found(name: str) -> NoReturn:

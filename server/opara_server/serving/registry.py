@@ -10,16 +10,17 @@ from functools import partial
 
 from opara_server.config import ServerConfig
 from opara_server.engine.plan import Plan
+from opara_server.model_config import MODEL_FILE
 from opara_server.observe.metrics import Metrics
 from opara_server.observe.occupancy import Sample, Sampler
 from opara_server.observe.tracing import Tracer
 from opara_server.serving.errors import InvalidInput, ModelUnavailable, Unsupported
 from opara_server.serving.executor import Executor
 from opara_server.serving.improvement import Improvement
-from opara_server.serving.loading import Compile, Loaded, Loader, LoadError, Progress, summary
+from opara_server.serving.loading import Compile, Loaded, Loader, LoadError, NotLoaded, Progress, summary
 from opara_server.serving.models import ModelDescription, ModelState, ServedModel, not_found, not_ready
 from opara_server.serving.pins import Pins
-from opara_server.serving.repository import Entry, scan
+from opara_server.serving.repository import Entry, no_models, scan
 from opara_server.settings import ConfigError
 
 __all__ = ["Compile", "LoadError", "ModelDescription", "ModelState", "Progress", "Registry", "ServedModel"]
@@ -53,6 +54,8 @@ class Registry:
         self._lost: list[Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
         self.pins = Pins(executor)  # of workers' memory
+        for folder in no_models(config.models):
+            log.warning("%s is not served: there is no %s in it", folder, MODEL_FILE)
         for entry in self._entries:
             metrics.add_model(entry.name)
         executor.at_end(self.unload_all)
@@ -101,13 +104,13 @@ class Registry:
         """
         for index, entry in enumerate(self._entries):
             loaded = self._loader.load(entry, self._progress(progress, entry.name, index))
-            if not isinstance(loaded, str):
+            if not isinstance(loaded, NotLoaded):
                 self._loaded[entry.name] = loaded
                 self.pins.use(loaded.compiled.device)
                 continue
-            self._change(entry.name, state=ModelState.FAILED, failure=loaded)
+            self._change(entry.name, state=ModelState.FAILED, failure=loaded.failure, told=loaded.told)
             if self._config.strict:
-                raise LoadError(f"model {entry.name}: {loaded}")
+                raise LoadError(f"model {entry.name}: {loaded.failure}")
         if not self._loaded:
             raise LoadError("no model could be loaded")
         for name, loaded in self._loaded.items():
@@ -158,11 +161,11 @@ class Registry:
             self._descriptions[name] = ModelDescription(name, ModelState.LOADING)
         known = self._descriptions[name]
         if old is None:
-            self._change(name, state=ModelState.LOADING, failure="")
+            self._change(name, state=ModelState.LOADING, failure="", told="")
         new = self._loader.load(entry, self._stop_when_told, tune_behind=True)
-        if isinstance(new, str):
+        if isinstance(new, NotLoaded):
             if old is None:
-                self._change(name, state=ModelState.FAILED, failure=new)
+                self._change(name, state=ModelState.FAILED, failure=new.failure, told=new.told)
             else:
                 self._descriptions[name] = known
                 self.generation += 1
@@ -266,7 +269,7 @@ class Registry:
             self._executor.detach(other)
             self._lost.append(self._loaded.pop(other))
             self._forget(other)
-            self._change(other, state=ModelState.FAILED, failure="its device is lost")
+            self._change(other, state=ModelState.FAILED, failure="its device is lost", told="its device is lost")
 
     def _describe(self, name: str, **known: object) -> None:
         self._descriptions[name] = replace(self._descriptions[name], **known)  # type: ignore[arg-type]

@@ -34,7 +34,9 @@ class Entry:
     folder: Path
 
     def config(self) -> ModelConfig:
-        """Raises ConfigError."""
+        """Raises ConfigError, also where the folder's name cannot be a model's."""
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"{self.folder}: a model's name may have letters, digits and _ . - only")
         return ModelConfig.load(self.folder / MODEL_FILE)
 
     def module(self, config: ModelConfig) -> torch.nn.Module:
@@ -44,7 +46,7 @@ class Entry:
             module = _factory(config.source, self.folder)()
         except RepositoryError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.debug("the source of %s fails", self.name, exc_info=error)
             raise RepositoryError(f"{self.folder}: source {config.source} fails: {explained(error)}") from error
         if not isinstance(module, torch.nn.Module):
@@ -75,18 +77,47 @@ class Entry:
 
 
 def scan(directory: Path) -> tuple[Entry, ...]:
-    """All models under ``directory``, by name. Raises ConfigError when there are none, or one has a bad name."""
-    if not directory.is_dir():
-        raise ConfigError(f"{directory}: no such folder")
-    if (directory / MODEL_FILE).is_file():
+    """All models under ``directory``, by name, also those that cannot be loaded: their settings say why. Raises
+    ConfigError when there are none."""
+    if _has_settings(directory):
         raise ConfigError(f"{directory}: this is a model; what is wanted is the folder that it is in")
-    folders = sorted(path.parent for path in directory.glob(f"*/{MODEL_FILE}"))
+    folders = [folder for folder in _folders(directory) if _has_settings(folder)]
     if not folders:
         raise ConfigError(f"{directory}: no model in it; each model is a folder with a {MODEL_FILE}")
-    for folder in folders:
-        if not _NAME.fullmatch(folder.name):
-            raise ConfigError(f"{folder}: a model's name may have letters, digits and _ . - only")
-    return tuple(Entry(folder.name, folder) for folder in folders)
+    return tuple(Entry(_as_text(folder.name), folder) for folder in folders)
+
+
+def no_models(directory: Path) -> tuple[Path, ...]:
+    """The folders beside the models that are none. Raises ConfigError."""
+    return tuple(folder for folder in _folders(directory) if not _has_settings(folder))
+
+
+def _folders(directory: Path) -> list[Path]:
+    """But for those that a file system or a tool keeps for itself: hidden ones, which a ConfigMap's volume and git have
+    too, and ext4's ``lost+found``."""
+    try:
+        inside = [folder for folder in directory.iterdir() if folder.is_dir()]
+    except FileNotFoundError:
+        raise ConfigError(f"{directory}: no such folder") from None
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror or error}") from None
+    return sorted(folder for folder in inside if not folder.name.startswith(".") and folder.name != "lost+found")
+
+
+def _has_settings(folder: Path) -> bool:
+    """Also where that cannot be seen: to read them says why."""
+    try:
+        (folder / MODEL_FILE).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _as_text(name: str) -> str:
+    """What of a folder's name is no text, as it goes over the wire, becomes question marks."""
+    return name.encode(errors="replace").decode()
 
 
 def _factory(source: str, folder: Path) -> Callable[[], object]:

@@ -43,7 +43,7 @@ def pages(registry: Registry) -> dict[str, Page]:
 
 
 def _model(registry: Registry, model: ModelDescription) -> dict[str, Any]:
-    known: dict[str, Any] = {"name": model.name, "state": model.state}
+    known: dict[str, Any] = {"name": model.name, "state": model.state, "reason": model.told}
     if model.plan is None or model.state is not ModelState.READY:
         return known
     samples = registry.samples(model.name)

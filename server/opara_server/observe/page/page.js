@@ -110,7 +110,7 @@ function spark(values) {
 }
 
 function showModels(models) {
-  const rows = models.map(({ name, state }) => {
+  const rows = models.map(({ name, state, reason }) => {
     const seen = state === "READY" ? live(name) : null;
     const values = seen
       ? [number(seen.requests), number(seen.errors), time(seen.p50), time(seen.p99), number(seen.rows), share(seen.padding), seen.waiting]
@@ -119,7 +119,7 @@ function showModels(models) {
     if (seen) line.push(seen.requests);
     line.splice(0, line.length - HISTORY);
     const kind = { READY: "ready", FAILED: "failed" }[state] ?? "quiet";
-    return el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: kind }, state),
+    return el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: kind }, state, ...(reason ? [el("small", {}, reason)] : [])),
       ...values.map((value) => el("td", {}, value)), el("td", {}, line.length ? spark(line) : "–"));
   });
   $("models").tBodies[0].replaceChildren(...rows);
