@@ -22,8 +22,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_protos.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.e2e.server_process import PATIENCE_S, ROOT, environment, run, running
+from tests.e2e.server_process import PATIENCE_S, ROOT, command, environment, run, running
 from tests.ports import reserved_port
+from tests.serving.fakes import wait_for
 
 SERVING, NOT_SERVING = 1, 2
 ROWS = 32
@@ -135,6 +136,21 @@ def test_a_second_signal_ends_the_process_unless_it_is_the_first_come_twice(smal
                 assert server.process.wait(0.1) == 128 + signal.SIGTERM
                 return
         pytest.fail("it goes on")
+
+
+def test_a_signal_before_the_engine_has_loaded_anything_ends_all(small: Path) -> None:
+    """The grace is longer than anybody waits here: the end comes of the signal."""
+    importing = small.parent / "importing"
+    endless = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\nwhile True: time.sleep(1)"
+    (small.parent / "torch.py").write_text(endless)
+    options = ("--port=0", "--metrics-port=0", "--workers=2", "--grace=100000", f"--app-dir={small.parent}")
+    with subprocess.Popen(command("serve", f"--models={small}", *options), env=environment()) as process:
+        wait_for(importing.exists)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
 
 
 def test_on_a_terminal_a_bar_shows_the_loading_and_the_ready_line_stays_alone(small: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from opara_server.workers import worker_process
-from opara_server.workers.child import WORKER, Orders
+from opara_server.workers.child import ENGINE, WORKER, Orders
 from opara_server.workers.control import Control
 from opara_server.workers.link import link
 from opara_server.workers.messages import Messages
@@ -82,6 +82,28 @@ async def test_ctrl_c_reaches_the_supervisor_alone(tmp_path: Path) -> None:
     child.kill()
     await child.ended()
     assert group == child.pid
+
+
+async def test_a_child_that_is_still_importing_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = tmp_path / "importing"
+    endless = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\nwhile True: time.sleep(1)"
+    (tmp_path / "torch.py").write_text(endless)
+    monkeypatch.syspath_prepend(tmp_path)  # for the child, which gets this process's path
+    child = await Process.start(ENGINE, config(tmp_path, workers=1), lambda _said: None)
+    await eventually(importing.exists)
+    ended = asyncio.create_task(child.ended())
+    await child.end(PATIENCE_S)
+    assert await ended == -signal.SIGTERM
+
+
+async def test_a_child_that_has_begun_ends_as_it_is_told(tmp_path: Path) -> None:
+    told: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+    settings = config(write_model(tmp_path / "models", toml=TOML), workers=1)
+    child = await Process.start(ENGINE, settings, told.put_nowait)
+    assert "limit" in await asyncio.wait_for(told.get(), PATIENCE_S)
+    ended = asyncio.create_task(child.ended())
+    await child.end(PATIENCE_S)
+    assert await ended == 0
 
 
 async def test_an_engine_that_does_not_answer_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

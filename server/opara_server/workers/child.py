@@ -34,8 +34,7 @@ def main() -> None:
     role, descriptor = sys.argv[1:]
     connection = socket.socket(fileno=int(descriptor))
     connection.set_inheritable(False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _left_to_the_supervisor)  # not SIG_IGN, which compilers that we start would inherit
+    signal.signal(signal.SIGINT, _left_to_the_supervisor)  # not SIG_IGN, which compilers that we start would inherit
     config = ServerConfig.model_validate(json.loads(connection.recv(_MOST_BYTES))["config"])
     logs.set_up(config.log_format, config.log_level, role=role)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -57,6 +56,7 @@ async def _serve(role: str, config: ServerConfig, connection: socket.socket) -> 
         from opara_server.workers.engine_process import serve  # noqa: PLC0415 - imports torch
     gc.freeze()
     gc.enable()
+    signal.signal(signal.SIGTERM, _left_to_the_supervisor)  # until here it ends us: nothing is lost, and nobody waits
     return await serve(config, control, orders)
 
 

@@ -79,8 +79,11 @@ class Process:
         return status
 
     async def end(self, within_s: float) -> None:
-        """Have it stop; killed if that takes longer."""
+        """Have it stop; killed if that takes longer. The signal ends it where it is still importing what it needs, and
+        hears nothing; later it means nothing to it."""
         self.tell({"do": "stop"})
+        with suppress(ProcessLookupError):
+            self._process.terminate()
         try:
             await asyncio.wait_for(self.ended(), within_s)
         except TimeoutError:
