@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
+from opara_client.wording import counted
+
 HOST_SHARE = 0.9  # the server splits a batch only where that saves a tenth
 QUEUE_PER_ROW = 64  # the server's default: so many of its largest batches may wait
 
@@ -38,11 +40,11 @@ class ReplicaModel:
         if not self.batch_s or min(self.batch_s) < 1 or min(self.batch_s.values()) <= 0:
             raise ValueError("batch times: at least one batch size, sizes and times above 0")
         if not 1 <= self.rows <= max(self.batch_s):
-            raise ValueError(f"{self.rows} rows a request: of 1 to {max(self.batch_s)}, the largest batch")
+            raise ValueError(f"{counted(self.rows, 'row')} a request: of 1 to {max(self.batch_s)}, the largest batch")
         if min(self.front_s, self.base_s, self.delay_s, self.variation, self.queue_rows) < 0:
             raise ValueError("times, variation and queue must not be negative")
         if 0 < self.queue_rows < self.rows:
-            raise ValueError(f"a queue of {self.queue_rows} rows holds no request of {self.rows}")
+            raise ValueError(f"a queue of {counted(self.queue_rows, 'row')} holds no request of {self.rows}")
 
     @cached_property
     def buckets(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from opara_client.capacity_model import ReplicaModel
 from opara_client.capacity_simulation import Outcome, mean_error, simulate
 from opara_client.inputs import InputError
 from opara_client.perf_arrivals import NS, Arrivals
+from opara_client.wording import counted
 
 LEAST_REQUESTS = 100_000  # of a simulation
 PER_REPLICA = 1000  # near its capacity it takes some 200 until they are as they will stay
@@ -100,7 +101,9 @@ def fewest(model: ReplicaModel, offered: Offered, objective: Objective) -> int:
     step = 1
     while not meets(model, below + step, offered, objective):
         if step > FAR * (below + offered.burst):
-            raise InputError(f"not even {below + step} replicas meet the objective: bursts alone are too large")
+            raise InputError(
+                f"{counted(below + step, 'replica')} would not meet the objective: bursts alone are too large"
+            )
         step *= 2
     least, enough = below + step // 2, below + step
     while enough - least > 1:

@@ -31,6 +31,7 @@ from opara_client.models import Bucket, Candidate, ModelInfo, ModelState, ModelS
 from opara_client.perf import PROTOCOLS, perf
 from opara_client.perf_options import add_options
 from opara_client.security_options import add_security_options, security
+from opara_client.wording import counted
 
 LOG_SAYS_MORE = "the server's log says more"
 
@@ -229,7 +230,7 @@ def _result_json(result: InferResult) -> dict[str, Any]:
 
 def _model_lines(model: ModelInfo) -> list[str]:
     if model.state is ModelState.READY:
-        where = f"on {model.device} ({model.device_name}), {model.max_rows} rows a request at most"
+        where = f"on {model.device} ({model.device_name}), {counted(model.max_rows, 'row')} a request at most"
     else:
         where = LOG_SAYS_MORE
     lines = [f"{model.name}  {model.state}  {where}"]
@@ -239,10 +240,10 @@ def _model_lines(model: ModelInfo) -> list[str]:
         lines.append(f"  one sequential graph, because {model.fallback_reason}")
     for bucket in model.buckets:
         reused = ", plan from the cache" if bucket.reused else ""
-        streams = "1 stream" if bucket.streams == 1 else f"{bucket.streams} streams"
+        operators = counted(bucket.operators, f"{bucket.lowering} operator")
         lines.append(
-            f"batch {bucket.batch_size}: {_schedule(bucket)} on {streams}, "
-            f"{bucket.operators} {bucket.lowering} operators, {bucket.speedup:.2f}x over sequential, "
+            f"batch {bucket.batch_size}: {_schedule(bucket)} on {counted(bucket.streams, 'stream')}, "
+            f"{operators}, {bucket.speedup:.2f}x over sequential, "
             f"{bucket.peak_bytes / 2**20:.1f} MiB of activations, keeps {bucket.steady_bytes / 2**20:.1f} MiB{reused}"
         )
         rows = [("operators", "policy", "streams", "syncs", "predicted us", "measured us", "again us", "peak MiB", "")]

@@ -23,6 +23,7 @@ from opara_client.models import TensorSpec
 from opara_client.perf_protocol import Signature
 from opara_client.security import Metadata
 from opara_client.tensors import Array, from_wire, to_wire
+from opara_client.wording import counted
 
 _DTYPES = {
     "BOOL": "bool",
@@ -100,7 +101,9 @@ class OipProtocol:
             raise Internal("the answer is no ModelInferResponse") from error
         raw = response.raw_output_contents
         if raw and len(raw) != len(response.outputs):
-            raise Internal(f"the answer has {len(raw)} raw tensors for {len(response.outputs)} outputs")
+            raise Internal(
+                f"the answer has {counted(len(raw), 'raw tensor')} for {counted(len(response.outputs), 'output')}"
+            )
         pairs = zip(response.outputs, raw or [None] * len(response.outputs), strict=True)
         return {tensor.name: _decode(tensor, data) for tensor, data in pairs}
 
@@ -123,7 +126,7 @@ def _decode(tensor: Any, raw: bytes | None) -> Array:
     try:
         return array.reshape(shape)
     except ValueError as error:
-        raise Internal(f"output {tensor.name!r}: {array.size} elements for shape {list(shape)}") from error
+        raise Internal(f"output {tensor.name!r}: {counted(array.size, 'element')} for shape {list(shape)}") from error
 
 
 def _split(name: str, raw: bytes) -> list[bytes]:

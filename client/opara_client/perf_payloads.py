@@ -11,6 +11,7 @@ import numpy as np
 from opara_client.inputs import InputError, load_array, load_arrays, random_array
 from opara_client.models import TensorSpec
 from opara_client.tensors import Array, numpy_dtype
+from opara_client.wording import counted
 
 Inputs = dict[str, Array]
 
@@ -95,7 +96,7 @@ def _cut(name: str, array: Array, spec: TensorSpec | None, rows: int, batched: b
         return [array]
     count = len(array) // rows if array.ndim else 0
     if count == 0:
-        raise InputError(f"input {name!r}: its file has not the {rows} rows of a request")
+        raise InputError(f"input {name!r}: its file has not the {counted(rows, 'row')} of a request")
     return [array[index * rows : (index + 1) * rows] for index in range(count)]
 
 

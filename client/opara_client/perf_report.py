@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from opara_client.perf_histogram import Histogram
 from opara_client.perf_load import Closed, Load, Tally
+from opara_client.wording import counted
 
 PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 BUSY = 0.85  # of the time, or of the cores: hardly more is to be had from the generator
@@ -136,11 +137,11 @@ def quantiles(histogram: Histogram) -> Quantiles:
 def _warnings(tally: Tally, generator: Generator, latency: Quantiles) -> list[str]:
     found = []
     if tally.unsent:
-        found.append(
-            f"{tally.unsent} requests were due and not sent in the time: more than server or generator could take"
-        )
+        were = "request was" if tally.unsent == 1 else "requests were"
+        found.append(f"{tally.unsent} {were} due and not sent in the time: more than server or generator could take")
     if tally.held > HELD_SHARE * tally.sent:
-        found.append(f"{tally.held} requests were held back by --max-in-flight: the server was overloaded")
+        were = "request was" if tally.held == 1 else "requests were"
+        found.append(f"{tally.held} {were} held back by --max-in-flight: the server was overloaded")
     if generator.loop_busy > BUSY:
         found.append(f"the generator was the limit: an event loop of it was busy {generator.loop_busy:.0%} of the time")
     elif generator.cores_busy > BUSY:
@@ -149,7 +150,7 @@ def _warnings(tally: Tally, generator: Generator, latency: Quantiles) -> list[st
     if late > max(LATE_US, LATE_SHARE * latency.percentiles["p99"]):
         found.append(f"latencies hold delays of the generator: 1 % of its timers were late by {late:.0f} µs or more")
     if 0 < tally.answered < 1000:
-        found.append(f"p99.9 of {tally.answered} answers is their maximum: measure longer")
+        found.append(f"p99.9 of {counted(tally.answered, 'answer')} is their maximum: measure longer")
     return found
 
 
@@ -165,7 +166,7 @@ def lines(reports: Sequence[Report]) -> list[str]:
     found += [f"{mode} loop: {text}" for mode, text in COUNTS_FROM.items() if any(mode == r.mode for r in reports)]
     for report in reports:
         failed = ", ".join(f"{count} {code}" for code, count in sorted(report.failed.items()))
-        wrong = ", ".join(f"{count} answers {WRONG[kind]}" for kind, count in sorted(report.wrong.items()))
+        wrong = ", ".join(f"{counted(count, 'answer')} {WRONG[kind]}" for kind, count in sorted(report.wrong.items()))
         said = [f"failed: {failed}"] * bool(failed) + [f"wrong: {wrong}"] * bool(wrong)
         found += [f"{load_name(report)}: {text}" for text in (*said, *(f"warning: {text}" for text in report.warnings))]
     return found
@@ -187,5 +188,5 @@ def _row(report: Report) -> tuple[str, ...]:
 
 def load_name(report: Report) -> str:
     if report.mode == "closed":
-        return f"{report.concurrency} callers"
+        return counted(report.concurrency or 0, "caller")
     return f"{report.rate:g}/s"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opara_client.errors import Internal, InvalidArgument
+from opara_client.wording import counted
 from opara_protos.v1 import inference_pb2 as pb
 
 Array = npt.NDArray[Any]
@@ -93,7 +94,7 @@ def from_wire(output: str, dtype: str, shape: tuple[int, ...], data: bytes) -> A
     """A read-only array over ``data``; bfloat16 comes as float32. Raises Internal where the shape has another size."""
     stored = np.dtype("<u2") if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<")
     if any(size < 0 for size in shape) or prod(shape) * stored.itemsize != len(data):
-        raise Internal(f"output {output!r}: the answer has {len(data)} bytes for {dtype} {list(shape)}")
+        raise Internal(f"output {output!r}: the answer has {counted(len(data), 'byte')} for {dtype} {list(shape)}")
     array = np.frombuffer(data, stored).reshape(shape)
     return _from_bfloat16(array) if dtype == "bfloat16" else array
 

@@ -60,7 +60,7 @@ def test_closed_loops_as_a_table(server: FakeServer, perf: Perf) -> None:
     assert (code, err) == (0, "")
     head, one, four, *notes = out.splitlines()
     assert " ".join(head.split()) == "load sent OK failed wrong OK/s p50 p75 p90 p95 p99 p99.9 max generator"
-    for line, name in ((one, "1 callers"), (four, "4 callers")):
+    for line, name in ((one, "1 caller"), (four, "4 callers")):
         assert line.strip().startswith(name)
         sent, ok, failed, wrong = map(int, line.split()[2:6])
         assert sent == ok > 0
@@ -153,7 +153,7 @@ def test_wrong_answers_end_with_1(perf: Perf) -> None:
         code, out, _ = perf(server.target, "m", "--check")
     assert code == 1
     assert re.search(
-        r"1 callers: wrong: \d+ answers of other values \(if they differ by rounding, give --tolerance\)\n", out
+        r"1 caller: wrong: \d+ answers of other values \(if they differ by rounding, give --tolerance\)\n", out
     )
 
 

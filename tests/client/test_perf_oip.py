@@ -81,7 +81,7 @@ def test_what_has_no_place_in_the_protocol() -> None:
     [
         (b"\xff", "the answer is no ModelInferResponse"),
         (field(5, tensor("y", "FP32", [2])) + field(6, bytes(4)), r"has 4 bytes for float32 \[2\]"),
-        (field(5, tensor("y", "FP32", [2])) + 2 * field(6, bytes(8)), "has 2 raw tensors for 1 outputs"),
+        (field(5, tensor("y", "FP32", [2])) + 2 * field(6, bytes(8)), "has 2 raw tensors for 1 output"),
         (field(5, tensor("y", "FP32", [2])), r"output 'y': 0 elements for shape \[2\]"),
         (field(5, tensor("y", "BYTES", [1])) + field(6, b"\5\0\0\0abc"), "output 'y': its last element is cut short"),
     ],

@@ -60,7 +60,7 @@ def test_of_a_model_that_declares_nothing_the_files_say_it_all() -> None:
         ([X], {"shapes": {"y": (1,)}}, "the model has no input 'y'; it has x"),
         ([X], {"files": {"x": ROWS.astype(np.float64)}}, "input 'x': expected float32, got float64"),
         ([X], {"files": {"x": ROWS}, "rows": 6}, "input 'x': its file has not the 6 rows of a request"),
-        ([X], {"files": {"x": np.float32(1)}}, "input 'x': its file has not the 1 rows of a request"),
+        ([X], {"files": {"x": np.float32(1)}}, "input 'x': its file has not the 1 row of a request"),
         ([FIXED], {"rows": 2}, "--rows 2: the model has no batch dimension"),
         ([TensorSpec("x", "BYTES", (-1, 1))], {}, "input 'x': BYTES is not supported"),
         ([], {}, "the server does not say what the model takes"),

@@ -68,7 +68,9 @@ def test_a_report_of_a_load_at_ease() -> None:
             {"unsent": 3},
             "3 requests were due and not sent in the time: more than server or generator could take",
         ),
+        ({"unsent": 1}, "1 request was due and not sent in the time"),
         ({"held": 30}, "30 requests were held back by --max-in-flight: the server was overloaded"),
+        ({"answered": 1}, "p99.9 of 1 answer is their maximum: measure longer"),
         ({"answered": 999}, "p99.9 of 999 answers is their maximum: measure longer"),
     ],
 )
@@ -91,6 +93,11 @@ def test_tallies_add_up() -> None:
     assert (both.latency.count, both.send_delay.count, both.lag.count) == (2000, 2000, 200)
     assert (both.wrong, both.unsent, both.held) == ({"shape": 1}, 3, 4)
     assert (both.cpu_s, both.busiest) == (0.2, 0.3)
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    said = lines([report(tally(wrong=Counter(shape=1)), Closed(1))])
+    assert "1 caller: wrong: 1 answer of other shapes" in said
 
 
 def test_nothing_was_answered(tmp_path: Path) -> None:
