@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -17,9 +16,11 @@ import torch
 import uvloop
 
 from opara_server.config import ServerConfig
+from opara_server.engine import torch_logs
 from opara_server.engine.kineto import start_kineto
 from opara_server.model_config import may_use_a_gpu
 from opara_server.observe.gpu import GpuCollector
+from opara_server.observe.logs import tell_failure
 from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
 from opara_server.observe.tracing import Tracer, open_tracer
 from opara_server.rpc.edge import make_edge, message_limit
@@ -63,6 +64,7 @@ class Application:
         """On the event loop. ``compile_with``: instead of the engine. ``progress``: called on another thread while
         models load. ``open_front``: instead of a gRPC server in this process. ``metrics``: to count in. ``tracer``:
         instead of the environment's; closed in the end. Raises ConfigError."""
+        torch_logs.join_others()
         self.grpc_address = ""
         self.metrics_address = ""
         self.serving = False
@@ -206,7 +208,7 @@ def run(config: ServerConfig, progress: Progress) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             app = runner.run(_serve(config, progress))
     except (ConfigError, LoadError, StartError) as error:
-        print(f"opara-server: {error}", file=sys.stderr)
+        tell_failure(error)
         return 1
     status = 1 if app.failed else 0
     if app.stuck:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import sys
 from dataclasses import replace
 from inspect import Parameter, Signature
@@ -77,6 +78,9 @@ def serve(*, app_dir: Path, **options: object) -> None:
     except ConfigError as error:
         _fail(str(error))
     logs.set_up(config.log_format, config.log_level)
+    logs.take_over()
+    if config.log_format == "json":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it writes to stderr itself, in a form of its own
     log.info("starting", extra={"version": VERSION, "models": str(config.models), "workers": config.workers})
     if config.workers:
         from opara_server.workers.supervisor import run as supervise  # noqa: PLC0415 - imports gRPC

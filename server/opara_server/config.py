@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -25,6 +28,21 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=_MOST_S)]
 
 
+def _name_or_address(host: str) -> str:
+    """An IPv6 address without the brackets that it has before a port."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ip_address(bare)
+    except ValueError:
+        if not re.fullmatch(r"[\w.-]+", host):
+            raise ValueError(f"{host!r} is not a host's name or address (ports have an option of their own)") from None
+        return host
+    return bare
+
+
+Host = Annotated[str, AfterValidator(_name_or_address)]
+
+
 def flag(name: str) -> str:
     """The command line's option for a field of ServerConfig."""
     return "--" + name.removesuffix("_s").replace("_", "-")
@@ -38,9 +56,9 @@ class ServerConfig(Settings):
     """Everything a server is told from outside."""
 
     models: Path = Field(description="Folder with one folder per model.")
-    host: str = Field("127.0.0.1", description="Address the gRPC server listens on.")
+    host: Host = Field("127.0.0.1", description="Address the gRPC server listens on.")
     port: Port = Field(50051, description="Port of the gRPC server; 0 picks a free one.")
-    metrics_host: str = Field("127.0.0.1", description="Address the metrics are served on.")
+    metrics_host: Host = Field("127.0.0.1", description="Address the metrics are served on.")
     metrics_port: Port = Field(9464, description="Port of the metrics; 0 picks a free one.")
     transport: Literal["cq", "aio"] = Field(
         "cq", description="What carries the calls: a loop straight on gRPC's completion queue, or grpc.aio."

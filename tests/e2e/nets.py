@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import torch
@@ -38,6 +40,16 @@ def after_imports() -> nn.Module:
     """Fails in a server that looks for garbage in what it imported, or that looks for none."""
     assert gc.isenabled()
     assert gc.get_freeze_count() > 10_000
+    return Small()
+
+
+def noisy() -> nn.Module:
+    """Says something in every way that does not ask the server's log."""
+    warnings.warn("the model\nwarns", stacklevel=1)
+    logging.getLogger("torch.export").warning("torch says so")
+    failing = threading.Thread(target=lambda: 1 / 0)
+    failing.start()
+    failing.join()
     return Small()
 
 

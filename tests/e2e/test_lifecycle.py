@@ -207,10 +207,29 @@ def test_a_port_in_use_is_one_readable_line(small: Path, workers: int) -> None:
         options = ("--metrics-port=0", f"--workers={workers}")
         ended = run("serve", f"--models={small}", f"--port={port}", *options, cwd=small)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert (
-        f"opara-server: cannot listen on 127.0.0.1:{port} (--host, --port): is the port in use?"
-        in ended.stderr.splitlines()
+    said = f"opara-server: cannot listen on 127.0.0.1:{port} (--host, --port): Address already in use"
+    assert ended.stderr.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("host", "shown"), [("nowhere.invalid", "nowhere.invalid"), ("203.0.113.7", "203.0.113.7"), ("[::2]", "[::2]")]
+)
+def test_a_host_that_cannot_be_had_is_one_readable_line(small: Path, host: str, shown: str, workers: int) -> None:
+    ended = run(
+        "serve",
+        f"--models={small}",
+        f"--host={host}",
+        "--port=0",
+        "--metrics-port=0",
+        f"--workers={workers}",
+        cwd=small,
     )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"opara-server: cannot listen on {shown}:0 (--host, --port): ")
+    assert not last.endswith(": ")
+    assert not re.search(r"^[EWI]\d{4} ", ended.stderr, re.MULTILINE)  # a line of gRPC's own log
 
 
 def test_a_bad_option_is_one_readable_line(small: Path) -> None:

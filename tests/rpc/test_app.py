@@ -166,7 +166,7 @@ async def test_stopping_answers_what_is_in_flight(served: Served) -> None:
 async def test_a_port_that_is_taken_is_one_clear_line(models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        listen = rf"^cannot listen on 127\.0\.0\.1:{port} \(--host, --port\): is the port in use\?$"
+        listen = rf"^cannot listen on 127\.0\.0\.1:{port} \(--host, --port\): Address already in use$"
         with pytest.raises(StartError, match=listen):
             async with Application(config(models).model_copy(update={"port": port})):
                 pass

@@ -35,6 +35,21 @@ def load(folder: Path, text: str) -> ModelConfig:
     return ModelConfig.load(folder / "model.toml")
 
 
+@pytest.mark.parametrize(
+    ("host", "kept"), [("[::1]", "::1"), ("::1", "::1"), ("0.0.0.0", "0.0.0.0"), ("fe80::1%eth0", "fe80::1%eth0")]
+)
+def test_an_address_may_have_brackets(tmp_path: Path, host: str, kept: str) -> None:
+    config = ServerConfig.of(models=tmp_path, host=host, metrics_host=host)
+    assert (config.host, config.metrics_host) == (kept, kept)
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1:80", "[::1]:80", "[localhost]", "local host", "unix:/tmp/x", "a/b"])
+def test_what_is_no_host_is_told_at_once(tmp_path: Path, host: str) -> None:
+    for option in ("host", "metrics_host"):
+        with pytest.raises(ConfigError, match=f"^--{option.replace('_', '-')}: '.*' is not a host's name or address"):
+            ServerConfig.of(models=tmp_path, **{option: host})
+
+
 def test_a_model_file_with_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, MODEL)
     assert config.batch_sizes == (1, 8)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch.export import ExportedProgram
 
+from opara_server.engine import torch_logs
 from opara_server.engine.choose import Search, saved_plan
 from opara_server.engine.compiled import MEASURING
 from opara_server.engine.device import open_device
@@ -136,5 +137,7 @@ def _say(**words: str | float) -> None:
 if __name__ == "__main__":
     _channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not for the parent
-    logging.getLogger("opara_server").addHandler(_Warnings(logging.WARNING))
+    logging.getLogger().addHandler(_Warnings(logging.WARNING))
+    logging.captureWarnings(True)
+    torch_logs.join_others()
     sys.exit(run(Path(sys.argv[1])))

@@ -6,12 +6,17 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
+from types import TracebackType
 from typing import Any, Literal, TextIO
+
+log = logging.getLogger(__name__)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -66,6 +71,44 @@ def set_up(style: Literal["text", "json"], level: str, stream: TextIO | None = N
     root.setLevel(level.upper())
     logging.getLogger("grpc").setLevel(logging.INFO if level == "debug" else logging.NOTSET)  # it tells of every poller
     return handler
+
+
+def take_over() -> None:
+    """Warnings, and exceptions that nobody catches, are lines of the log from now on, in this process."""
+    warnings.showwarning = _warned
+    sys.excepthook = _uncaught
+    sys.unraisablehook = lambda found: _fault(found.exc_type, found.exc_value, found.exc_traceback)
+    threading.excepthook = lambda found: _fault(found.exc_type, found.exc_value, found.exc_traceback)
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - of the interface
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    logging.getLogger("py.warnings").warning("%s: %s", category.__name__, message, extra={"at": f"{filename}:{lineno}"})
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        log.critical("the process ends", exc_info=(kind, error, trace))
+
+
+def _fault(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    log.error("nobody has caught an exception", exc_info=(kind, error or kind(), trace))
+
+
+def tell_failure(error: Exception) -> None:
+    """Why the process cannot go on, in its last line: as commands say it, or where lines are JSON, as one of these."""
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
+        log.critical("%s", error)
+    else:
+        print(f"opara-server: {error}", file=sys.stderr)
 
 
 def _of_process(role: str, pid: int, record: logging.LogRecord) -> bool:

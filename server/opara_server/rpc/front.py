@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -56,6 +57,7 @@ class LocalFront:
         self.health = Health()
         self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn)
         self._host, self._port = config.host, config.port
+        self._shared = config.workers > 0  # the port, which the supervisor keeps
         self._secure = edge.credentials is not None
 
     def add(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
@@ -67,11 +69,13 @@ class LocalFront:
         services = (SERVICE, OIP_SERVICE, _HEALTH, reflection.SERVICE_NAME)
         reflector = reflection.aio.ReflectionServicer(services, reflection_pool())  # type: ignore[attr-defined]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)
-        wanted = address(self._host, self._port)
+        if not self._shared:
+            usable_address(self._host, self._port)
         try:
-            port = self._server.listen(wanted)
+            port = self._server.listen(address(self._host, self._port))
         except RuntimeError:  # gRPC has logged why
-            raise cannot_listen(wanted, secure=self._secure) from None
+            why = "is the port in use, or can gRPC not use such a certificate?" if self._secure else "is it in use?"
+            raise _cannot_listen(self._host, self._port, why) from None
         await self._server.start()
         return address(self._host, port)
 
@@ -91,6 +95,24 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def cannot_listen(wanted: str, *, secure: bool = False) -> StartError:
-    whether = "is the port in use, or can gRPC not use such a certificate?" if secure else "is the port in use?"
-    return StartError(f"cannot listen on {wanted} (--host, --port): {whether}")
+def usable_address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The first address of ``host`` that can be bound now, as sockets take it. Nobody can connect meanwhile. Raises
+    StartError with the reason, which gRPC would write into a log of its own."""
+    error: OSError | None = None
+    try:
+        for family, *_, found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                with socket.socket(family, socket.SOCK_STREAM) as tried:
+                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: old connections do not count
+                    tried.bind(found)
+            except OSError as refused:
+                error = refused
+            else:
+                return family, found
+    except (OSError, UnicodeError) as unknown:  # UnicodeError: what cannot be a host's name at all
+        raise _cannot_listen(host, port, getattr(unknown, "strerror", None) or str(unknown)) from None
+    raise _cannot_listen(host, port, (error and error.strerror) or str(error))
+
+
+def _cannot_listen(host: str, port: int, why: str) -> StartError:
+    return StartError(f"cannot listen on {address(host, port)} (--host, --port): {why}")

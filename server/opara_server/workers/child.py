@@ -37,6 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _left_to_the_supervisor)  # not SIG_IGN, which compilers that we start would inherit
     config = ServerConfig.model_validate(json.loads(connection.recv(_MOST_BYTES))["config"])
     logs.set_up(config.log_format, config.log_level, role=role)
+    logs.take_over()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_serve(role, config, connection))
     os._exit(status)  # threads in native code might not survive the interpreter's own end

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 from opara_server.config import ServerConfig
-from opara_server.rpc.front import StartError, address, cannot_listen
+from opara_server.observe.logs import tell_failure
+from opara_server.rpc.front import StartError, address, usable_address
 from opara_server.stopping import stop_on_signals
 from opara_server.workers.child import ENGINE, WORKER
 from opara_server.workers.link import link
@@ -70,7 +70,7 @@ class Supervisor:
         for error in failed:
             if not isinstance(error, StartError):
                 raise error
-            print(f"opara-server: {error}", file=sys.stderr)
+            tell_failure(error)
         return 1 if failed else 0
 
     async def _keep_engine(self) -> None:
@@ -210,22 +210,16 @@ def run(config: ServerConfig, progress: Progress) -> int:
         with closing(_reserved(config)) as reserved:
             return asyncio.run(Supervisor(config, reserved.getsockname()[1], progress).run())
     except StartError as error:
-        print(f"opara-server: {error}", file=sys.stderr)
+        tell_failure(error)
         return 1
 
 
 def _reserved(config: ServerConfig) -> socket.socket:
     """The port, bound, so that it is ours as long as this lives; who listens on it shares the calls. Raises StartError
     where another server has it, though it might let us share it: that would be a lottery."""
-    wanted = address(config.host, config.port)
-    try:
-        family, *_, found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        if config.port:
-            socket.create_server(found, family=family).close()
-        reserved = socket.socket(family, socket.SOCK_STREAM)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind(found)
-    except OSError:
-        raise cannot_listen(wanted) from None
+    family, found = usable_address(config.host, config.port)
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(found)
     return reserved
