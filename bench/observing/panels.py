@@ -24,9 +24,10 @@ class Asked:
     legend: str
     instant: bool
 
-    def filled(self, rate_interval: str) -> str:
-        """With all values of every variable."""
-        return re.sub(r"\$(?!__)\w+", ".*", self.expr.replace("$__rate_interval", rate_interval))
+    def filled(self, rate_interval: str, **chosen: str) -> str:
+        """With all values of every variable, but for those that are ``chosen``."""
+        expr = self.expr.replace("$__rate_interval", rate_interval)
+        return re.sub(r"\$(?!__)(\w+)", lambda found: chosen.get(found[1], ".*"), expr)
 
     @property
     def of_a_gpu(self) -> bool:

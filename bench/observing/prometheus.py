@@ -81,14 +81,19 @@ def missing_tools() -> list[str]:
 
 
 @contextmanager
-def monitoring(folder: Path, targets: Sequence[str], *, hasty: bool = False) -> Iterator[Monitoring]:
-    """Scrape ``targets``, ``host:port`` each. ``folder``: for what both keep. ``hasty``: alerts wait for nothing, and
-    look at seconds instead of minutes. Raises RuntimeError where one of them does not get ready."""
+def monitoring(
+    folder: Path, targets: Sequence[str], *, hasty: bool = False, namespaces: Mapping[str, str] | None = None
+) -> Iterator[Monitoring]:
+    """Scrape ``targets``, ``host:port`` each. ``namespaces``: of some of them, as Kubernetes would tell. ``folder``: for
+    what both keep. ``hasty``: alerts wait for nothing, and look at seconds instead of minutes. Raises RuntimeError where
+    one of them does not get ready."""
     port, alert_port = free_ports(2)
     prometheus, alertmanager = f"127.0.0.1:{port}", f"127.0.0.1:{alert_port}"
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())
     (folder / "rules.yml").write_text(json.dumps(_hastened(rules) if hasty else rules))
-    config = configured(yaml.safe_load((DEPLOY / "prometheus.yml").read_text()), folder, targets, alertmanager)
+    config = configured(
+        yaml.safe_load((DEPLOY / "prometheus.yml").read_text()), folder, targets, alertmanager, namespaces
+    )
     (folder / "prometheus.yml").write_text(json.dumps(config))
     with ExitStack() as stack:
         stack.enter_context(_running(folder, ALERTMANAGER, alertmanager, _alertmanager(folder)))
@@ -98,15 +103,23 @@ def monitoring(folder: Path, targets: Sequence[str], *, hasty: bool = False) -> 
         yield Monitoring(f"http://{prometheus}", f"http://{alertmanager}")
 
 
-def configured(config: dict[str, Any], folder: Path, targets: Sequence[str], alertmanager: str) -> dict[str, Any]:
+def configured(
+    config: dict[str, Any],
+    folder: Path,
+    targets: Sequence[str],
+    alertmanager: str,
+    namespaces: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """deploy's prometheus.yml for other addresses, and with no time to lose."""
+    labels = {target: {"namespace": namespace} for target, namespace in (namespaces or {}).items()}
+    static = [{"targets": [target], "labels": labels.get(target, {})} for target in targets]
     (job,) = config["scrape_configs"]
     (receiver,) = config["alerting"]["alertmanagers"]
     return {
         **config,
         "global": {**config["global"], "scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},
         "rule_files": [str(folder / Path(file).name) for file in config["rule_files"]],
-        "scrape_configs": [{**job, "static_configs": [{"targets": [*targets]}]}],
+        "scrape_configs": [{**job, "static_configs": static}],
         "alerting": {"alertmanagers": [{**receiver, "static_configs": [{"targets": [alertmanager]}]}]},
     }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import Query, Row, assembled, bars, choice, figure, graph, quantile, rate
+from deploy.grafana.panels import OURS, Query, Row, assembled, bars, choice, figure, graph, quantile, rate
 
-WHERE = 'pod=~"$pod"'
+WHERE = f'{OURS}, pod=~"$pod"'
 POD = "{{pod}}"
 PER_POD = rate("opara_requests_total", WHERE, "pod")
 IN_FLIGHT = " - ".join(f"sum by (pod) (opara_{name}_total{{{WHERE}}})" for name in ("received", "requests"))
@@ -75,5 +75,5 @@ def fleet() -> Dashboard:
             ),
         ),
     )
-    pod = choice("pod", "Pod", "opara_build_info")
-    return assembled("opara-fleet", "opara-serve: pods", [pod], [head, requests, processes])
+    pod = choice("pod", "Pod", f"opara_build_info{{{OURS}}}")
+    return assembled("opara-fleet", "opara-serve: pods", pod, [head, requests, processes])

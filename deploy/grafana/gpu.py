@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import Query, Row, assembled, bars, choice, graph, mean, quantile, rate
+from deploy.grafana.panels import OURS, Query, Row, assembled, bars, choice, graph, mean, quantile, rate
 
-WHERE = 'model=~"$model"'
+WHERE = f'{OURS}, model=~"$model"'
 GPU, GRAPH = "{{pod}} {{gpu_uuid}}", "{{model}} {{bucket}}"
 
 
@@ -17,23 +17,23 @@ def gpu() -> Dashboard:
             graph(
                 "Multiprocessors",
                 "percentunit",
-                Query("opara_gpu_sm_utilization_ratio", f"{GPU} with work"),
-                Query("opara_gpu_sm_occupancy_ratio", f"{GPU} occupancy"),
+                Query(f"opara_gpu_sm_utilization_ratio{{{OURS}}}", f"{GPU} with work"),
+                Query(f"opara_gpu_sm_occupancy_ratio{{{OURS}}}", f"{GPU} occupancy"),
                 text="From Hopper on. Occupancy: resident warps of those possible.",
             ),
             graph(
                 "Any kernel runs",
                 "percentunit",
-                Query("nv_gpu_utilization", GPU),
+                Query(f"nv_gpu_utilization{{{OURS}}}", GPU),
                 text="What nvidia-smi calls utilisation: it says little of how much of the GPU is in use.",
             ),
             graph(
                 "Memory",
                 "bytes",
-                Query("nv_gpu_memory_used_bytes", f"{GPU} used"),
-                Query("nv_gpu_memory_total_bytes", f"{GPU} total"),
+                Query(f"nv_gpu_memory_used_bytes{{{OURS}}}", f"{GPU} used"),
+                Query(f"nv_gpu_memory_total_bytes{{{OURS}}}", f"{GPU} total"),
             ),
-            graph("Power", "watt", Query("nv_gpu_power_usage", GPU)),
+            graph("Power", "watt", Query(f"nv_gpu_power_usage{{{OURS}}}", GPU)),
         ),
         columns=4,
     )
@@ -101,5 +101,5 @@ def gpu() -> Dashboard:
         ),
         height=10,
     )
-    model = choice("model", "Model", "opara_model_ready")
-    return assembled("opara-gpu", "opara-serve: GPUs and streams", [model], [device, graphs, streams])
+    model = choice("model", "Model", f"opara_model_ready{{{OURS}}}")
+    return assembled("opara-gpu", "opara-serve: GPUs and streams", model, [device, graphs, streams])

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import Panel, Query, Row, assembled, bars, choice, figure, graph, mean, quantile, rate, ratio
+from deploy.grafana.panels import (
+    OURS,
+    Panel,
+    Query,
+    Row,
+    assembled,
+    bars,
+    choice,
+    figure,
+    graph,
+    mean,
+    quantile,
+    rate,
+    ratio,
+)
 
-WHERE = 'model=~"$model"'
-NOT_OK = 'model=~"$model", code!="OK"'
+WHERE = f'{OURS}, model=~"$model"'
+NOT_OK = f'{WHERE}, code!="OK"'
 EXECUTED, PADDED = rate("opara_rows_total", WHERE, "model"), rate("opara_padded_rows_total", WHERE, "model")
 PARTS = ("queue", "copy_in", "replay", "copy_out")
 
@@ -93,8 +107,8 @@ def overview() -> Dashboard:
         ),
         columns=2,
     )
-    model = choice("model", "Model", "opara_model_ready")
-    return assembled("opara-overview", "opara-serve: models", [model], [head, requests, batching, plans])
+    model = choice("model", "Model", f"opara_model_ready{{{OURS}}}")
+    return assembled("opara-overview", "opara-serve: models", model, [head, requests, batching, plans])
 
 
 def _latency(share: float, name: str) -> Panel:

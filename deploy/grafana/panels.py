@@ -33,6 +33,10 @@ class Row:
     columns: int = 3
 
 
+# Of a deployment. On Kubernetes the label comes from the discovery of pods; elsewhere there is none, and "All" matches.
+OURS = 'namespace=~"$namespace"'
+
+
 def rate(metric: str, where: str, by: str) -> str:
     """Per second, summed over everything but ``by``."""
     return f"sum by ({by}) (rate({metric}{{{where}}}[$__rate_interval]))"
@@ -79,25 +83,24 @@ def bars(title: str, unit: str, query: Query, text: str = "") -> bargauge.Panel:
     return panel.targets([_target(query, 0).instant()])
 
 
-def choice(name: str, label: str, metric: str) -> dashboard.QueryVariable:
-    """A variable ``$name`` of any number of the values that ``metric`` has for the label of that name."""
-    query = f"label_values({metric}, {name})"
+def choice(name: str, label: str, series: str) -> dashboard.QueryVariable:
+    """A variable ``$name`` of any number of the values that ``series`` have for the label of that name. "All" also
+    matches series without that label."""
+    query = f"label_values({series}, {name})"
     variable = dashboard.QueryVariable(name).label(label).datasource(SOURCE).query({"query": query, "refId": name})
     variable.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(model.VariableSort.ALPHABETICAL_ASC)
     return variable.multi(True).include_all(True).all_value(".*").current(_ALL)
 
 
-def assembled(
-    uid: str, title: str, variables: Sequence[dashboard.QueryVariable], rows: Sequence[Row]
-) -> model.Dashboard:
+def assembled(uid: str, title: str, variable: dashboard.QueryVariable, rows: Sequence[Row]) -> model.Dashboard:
+    """``variable``: the dashboard's own, of what is in the chosen namespaces."""
     board = dashboard.Dashboard(title).uid(uid).tags(["opara"]).readonly().refresh("10s").time("now-30m", "now")
     board.tooltip(model.DashboardCursorSync.CROSSHAIR).timezone("browser")
     others = dashboard.DashboardLink("opara-serve").type(model.DashboardLinkType.DASHBOARDS).tags(["opara"])
     board.link(others.keep_time(True))
     source = dashboard.DatasourceVariable("source").label("Data source").type("prometheus")
     board.with_variable(source.hide(model.VariableHide.HIDE_VARIABLE))
-    for variable in variables:
-        board.with_variable(variable)
+    board.with_variable(choice("namespace", "Namespace", "opara_build_info")).with_variable(variable)
     number = 0
     for row in rows:
         if row.title:

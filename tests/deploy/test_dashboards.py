@@ -13,6 +13,7 @@ from opara_server.observe.metrics import Metrics
 
 DECLARED = (*Metrics().declared, *GPU_METRICS)
 SERIES = {series for metric in DECLARED for series in metric.series()}
+METRIC = re.compile(r"\b(?:opara|nv_gpu|process)_\w+")
 PROCESS = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
 
 
@@ -54,7 +55,19 @@ def test_panels_do_not_overlap_and_have_ids_of_their_own(name: str) -> None:
 def test_variables_come_from_labels_of_metrics_and_are_used(name: str) -> None:
     for variable in load(name)["templating"]["list"]:
         if variable["type"] == "query":
-            metric, label = re.findall(r"^label_values\((\w+), (\w+)\)$", variable["query"]["query"])[0]
+            found = re.fullmatch(r"label_values\((\w+)(\{.*\})?, (\w+)\)", variable["query"]["query"])
+            assert found
+            metric, chosen, label = found.groups()
             assert label == variable["name"]
-            assert label == "pod" or label in next(m.labels for m in DECLARED if m.name == metric)
+            assert chosen == (None if label == "namespace" else '{namespace=~"$namespace"}')
+            assert label in {"namespace", "pod"} or label in next(m.labels for m in DECLARED if m.name == metric)
             assert any(f'{label}=~"${label}"' in query.expr for query in queries(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_query_is_of_the_chosen_namespaces_and_all_are_those_without_a_name_too(name: str) -> None:
+    (variable,) = [one for one in load(name)["templating"]["list"] if one["name"] == "namespace"]
+    assert (variable["includeAll"], variable["allValue"]) == (True, ".*")
+    for query in queries(name):
+        joined = query.expr.count(" and on (job, instance) opara_build_info")  # of what is chosen already
+        assert query.expr.count('namespace=~"$namespace"') == len(METRIC.findall(query.expr)) - joined, query.panel

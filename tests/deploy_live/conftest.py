@@ -18,6 +18,7 @@ from tests.otlp import grpc_receiver
 
 SETTLED_S = 8.0  # of load, a scrape each second: rates over five of them have all that they need
 PATIENCE_S = 120.0
+NAMESPACE = "elsewhere"  # of the second server; the others have none
 GPU_EXPOSITION = Path(__file__).parent / "gpu_exposition.json.gz"
 
 
@@ -48,7 +49,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]:
             targets.append(stack.enter_context(replaying(GPU_EXPOSITION)))
         stack.enter_context(traffic(served["a"].grpc, ["branches"]))
         stack.enter_context(traffic(served["b"].grpc, ["small"]))
-        seen = stack.enter_context(monitoring(folder, targets, hasty=True))
+        seen = stack.enter_context(monitoring(folder, targets, hasty=True, namespaces={targets[1]: NAMESPACE}))
         settle(seen, len(targets))
         yield seen
 

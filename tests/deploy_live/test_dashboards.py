@@ -8,7 +8,7 @@ import pytest
 
 from bench.observing.panels import NAMES, Asked, queries
 from bench.observing.prometheus import Monitoring, QueryError
-from tests.deploy_live.conftest import GPU_EXPOSITION
+from tests.deploy_live.conftest import GPU_EXPOSITION, NAMESPACE
 
 ASKED = [query for name in NAMES for query in queries(name)]
 RATE_INTERVAL = "5s"
@@ -37,6 +37,16 @@ def test_a_legend_names_labels_that_the_series_have(query: Asked, watched: Monit
     named = {part.split("}}")[0] for part in query.legend.split("{{")[1:]}
     found = watched.query(query.filled(RATE_INTERVAL))
     assert all(named <= series.labels.keys() for series in found)
+
+
+@pytest.mark.parametrize("query", ASKED, ids=name)
+def test_a_panel_tells_namespaces_apart(query: Asked, watched: Monitoring) -> None:
+    (only,) = watched.query(f'up{{namespace="{NAMESPACE}"}}')
+    for series in watched.query(query.filled(RATE_INTERVAL, namespace=NAMESPACE)):
+        assert series.labels.get("model", "small") == "small"
+        assert series.labels.get("pod", only.labels["pod"]) == only.labels["pod"]
+    nowhere = watched.query(query.filled(RATE_INTERVAL, namespace="nowhere"))
+    assert all(series.points[-1][1] == 0 for series in nowhere)  # some show 0 where there is nothing
 
 
 def test_what_is_no_promql_is_refused(watched: Monitoring) -> None:
