@@ -84,9 +84,9 @@ def missing_tools() -> list[str]:
 def monitoring(
     folder: Path, targets: Sequence[str], *, hasty: bool = False, namespaces: Mapping[str, str] | None = None
 ) -> Iterator[Monitoring]:
-    """Scrape ``targets``, ``host:port`` each. ``namespaces``: of some of them, as Kubernetes would tell. ``folder``: for
-    what both keep. ``hasty``: alerts wait for nothing, and look at seconds instead of minutes. Raises RuntimeError where
-    one of them does not get ready."""
+    """Scrape ``targets``, ``host:port`` each; ``namespaces``: of some of them, as Kubernetes would tell. ``folder``:
+    for what both keep. ``hasty``: alerts wait for nothing, and look at seconds instead of minutes. Raises RuntimeError
+    where one of them does not get ready."""
     port, alert_port = free_ports(2)
     prometheus, alertmanager = f"127.0.0.1:{port}", f"127.0.0.1:{alert_port}"
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())

@@ -31,7 +31,7 @@ from opara_server.serving.executor import Executor, Worker
 from opara_server.serving.lanes import Lanes
 from opara_server.serving.limits import Limits
 
-PATIENCE_S = 60.0
+PATIENCE_S = 200.0
 X = TensorSpec("x", "float32", (2,))
 Y = TensorSpec("y", "float32", (2,))
 Forward = Callable[..., tuple[torch.Tensor, ...]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -116,12 +117,14 @@ def test_a_model_that_fails_leaves_the_others_serving(
 def test_a_folder_with_a_bad_name_leaves_the_others_serving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     models = repository(tmp_path, **{"a model": MODEL, "good": MODEL})
     (models / "notes").mkdir()
+    caplog.set_level(logging.INFO)
     with serving(models, Compiler()) as server:
         server.load()
         assert server.registry.models() == [("a model", ModelState.FAILED), ("good", ModelState.READY)]
         assert server.ready("a model") == 0
     assert caplog.text.count("a model's name may have letters, digits and _ . - only") == 1
-    assert caplog.text.count(f"{models / 'notes'} is not served: there is no model.toml in it") == 1
+    (line,) = [line for line in caplog.records if line.getMessage() == "folders without a model.toml are no models"]
+    assert vars(line)["folders"] == ["notes"]
 
 
 def test_strict_ends_the_start_up_at_the_first_failure(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_models_are_found_by_name(tmp_path: Path) -> None:
     assert no_models(tmp_path) == (tmp_path / "notes",)
 
 
-@pytest.mark.parametrize("name", [".git", "..2026_11_22", "lost+found"])
+@pytest.mark.parametrize("name", [".git", "..2026_11_22", "lost+found", "__pycache__"])
 def test_what_a_file_system_or_a_tool_keeps_for_itself_is_passed_over(tmp_path: Path, name: str) -> None:
     folder_of(tmp_path)
     folder_of(tmp_path, name)

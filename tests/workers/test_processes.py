@@ -22,6 +22,7 @@ from opara_server.workers.process import Process
 from opara_server.workers.supervisor import Supervisor
 from tests.rpc.served import PATIENCE_S, config, eventually, write_model
 
+LONG_S = 240.0  # a child is killed after that, or imports torch in it
 TOML = """
 source = "python:torch.nn:Identity"
 batch_sizes = [1]
@@ -92,7 +93,7 @@ async def test_a_child_that_is_still_importing_ends_at_once(tmp_path: Path, monk
     child = await Process.start(ENGINE, config(tmp_path, workers=1), lambda _said: None)
     await eventually(importing.exists)
     ended = asyncio.create_task(child.ended())
-    await child.end(PATIENCE_S)
+    await child.end(LONG_S)
     assert await ended == -signal.SIGTERM
 
 
@@ -100,9 +101,9 @@ async def test_a_child_that_has_begun_ends_as_it_is_told(tmp_path: Path) -> None
     told: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
     settings = config(write_model(tmp_path / "models", toml=TOML), workers=1)
     child = await Process.start(ENGINE, settings, told.put_nowait)
-    assert "limit" in await asyncio.wait_for(told.get(), PATIENCE_S)
+    assert "limit" in await asyncio.wait_for(told.get(), LONG_S)
     ended = asyncio.create_task(child.ended())
-    await child.end(PATIENCE_S)
+    await child.end(LONG_S)
     assert await ended == 0
 
 

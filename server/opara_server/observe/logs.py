@@ -100,7 +100,8 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _fault(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    log.error("nobody has caught an exception", exc_info=(kind, error or kind(), trace))
+    if not issubclass(kind, SystemExit):  # with which a thread may end
+        log.error("nobody has caught an exception", exc_info=(kind, error or kind(), trace))
 
 
 def tell_failure(error: Exception) -> None:

@@ -54,8 +54,8 @@ class Registry:
         self._lost: list[Loaded] = []  # kept: on a lost device nothing can be freed
         self._callbacks: list[Callable[[str, ModelState], None]] = []
         self.pins = Pins(executor)  # of workers' memory
-        for folder in no_models(config.models):
-            log.warning("%s is not served: there is no %s in it", folder, MODEL_FILE)
+        if others := [folder.name for folder in no_models(config.models)]:
+            log.info("folders without a %s are no models", MODEL_FILE, extra={"folders": others})
         for entry in self._entries:
             metrics.add_model(entry.name)
         executor.at_end(self.unload_all)

@@ -19,6 +19,7 @@ from opara_server.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
+_NOBODYS = {"lost+found", "__pycache__"}
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -94,14 +95,14 @@ def no_models(directory: Path) -> tuple[Path, ...]:
 
 def _folders(directory: Path) -> list[Path]:
     """But for those that a file system or a tool keeps for itself: hidden ones, which a ConfigMap's volume and git have
-    too, and ext4's ``lost+found``."""
+    too, Python's and ext4's."""
     try:
         inside = [folder for folder in directory.iterdir() if folder.is_dir()]
     except FileNotFoundError:
         raise ConfigError(f"{directory}: no such folder") from None
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror or error}") from None
-    return sorted(folder for folder in inside if not folder.name.startswith(".") and folder.name != "lost+found")
+    return sorted(folder for folder in inside if not folder.name.startswith(".") and folder.name not in _NOBODYS)
 
 
 def _has_settings(folder: Path) -> bool:
