@@ -9,10 +9,13 @@ from contextlib import AbstractContextManager
 from types import SimpleNamespace
 
 import pytest
+from opentelemetry import propagate
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import SamplingResult
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from opara_server.observe import spans
+from opara_server.observe.sampling import ALL, Sampling
 from opara_server.observe.spans import OtelTracer
 from opara_server.observe.tracing import BatchSpan, Metadata, Moments, Sampled, SpanContext, Tracer, open_tracer
 from opara_server.settings import ConfigError
@@ -130,13 +133,19 @@ def test_a_collector_that_is_not_there_holds_nobody_up(monkeypatch: pytest.Monke
             thread.join()
 
 
-def test_what_a_sampler_breaks_is_a_request_without_spans(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(spans._Decided):
-        def should_sample(self, *_: object, **__: object) -> SamplingResult:
+def test_what_a_propagator_breaks_is_a_request_without_spans(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(TraceContextTextMapPropagator):
+        def extract(self, *_: object, **__: object) -> Context:
             raise RuntimeError("broken")
 
-    tracer = OtelTracer([], Broken())
-    assert ask(tracer) is None
+    usual = propagate.get_global_textmap()
+    propagate.set_global_textmap(Broken())
+    try:
+        tracer = OtelTracer([], Sampling(ALL))
+    finally:
+        propagate.set_global_textmap(usual)
+    assert ask(tracer, ("traceparent", f"00-{7:032x}-{8:016x}-01")) is None
+    assert ask(tracer) is not None
     assert "it cannot be said whether a request is sampled" in caplog.text
     tracer.close()
 
@@ -156,7 +165,7 @@ def test_what_comes_too_fast_is_dropped_and_said(
     monkeypatch.setattr(spans, "_CLOSE_S", PATIENCE_S)
     monkeypatch.setattr(spans, "_MOST", 2)
     monkeypatch.setattr(spans, "_TOGETHER_S", 60.0)
-    tracer = OtelTracer([SimpleSpanProcessor(kept)])
+    tracer = OtelTracer([SimpleSpanProcessor(kept)], Sampling(ALL))
     for _ in range(10):
         ask(tracer)
     tracer.close()

@@ -11,11 +11,11 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, ParentBased, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from opara_protos.v1 import inference_pb2 as pb
+from opara_server.observe.sampling import ALL, Sampling
 from opara_server.observe.spans import OtelTracer
 from opara_server.rpc.transports import AIO, CQ
 from tests.rpc.served import MODEL, PATIENCE_S, WORKER, Served, doubled, eventually, refused, request, serve
@@ -31,9 +31,9 @@ def metadata(*, sampled: bool = True, **headers: str) -> tuple[tuple[str, str], 
 class Spans:
     """What a tracer has sent."""
 
-    def __init__(self, sampler: Sampler = DEFAULT_ON) -> None:
+    def __init__(self, bound: int = ALL) -> None:
         self._exporter = InMemorySpanExporter()
-        self.tracer = OtelTracer([SimpleSpanProcessor(self._exporter)], sampler)
+        self.tracer = OtelTracer([SimpleSpanProcessor(self._exporter)], Sampling(bound))
 
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self._exporter.get_finished_spans() if span.name == name]
@@ -159,7 +159,7 @@ async def test_a_caller_that_is_not_sampled_leaves_nothing(traced: Served, spans
 
 
 async def test_without_a_caller_that_is_sampled_the_root_decides(models: Path, transport: str) -> None:
-    spans = Spans(ParentBased(ALWAYS_OFF))
+    spans = Spans(bound=0)
     async with serve(models, transport=transport, tracer=spans.tracer) as served:
         await served.infer(1.0)
         await served.stub.Infer(request(2.0), metadata=metadata(), timeout=PATIENCE_S)

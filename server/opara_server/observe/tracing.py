@@ -6,13 +6,13 @@ share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from opara_server.settings import ConfigError
 
-Metadata = Iterable[tuple[str, str | bytes]]
+Metadata = Collection[tuple[str, str | bytes]]
 Times = tuple[float, float]
 """When something began, and when it ended."""
 

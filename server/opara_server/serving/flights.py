@@ -117,8 +117,11 @@ def land(flight: Flight) -> Landed:
 
 
 def _sampled(batch: Batch) -> tuple[Sampled, ...]:
-    found = ((piece.ticket, piece.start) for piece in batch.pieces)
-    return tuple(Sampled(t.span, None if start else t.arrived) for t, start in found if t.span is not None)
+    return tuple(
+        Sampled(piece.ticket.span, None if piece.start else piece.ticket.arrived)
+        for piece in batch.pieces
+        if piece.ticket.span is not None
+    )
 
 
 def _tell(worker: Worker, batch: Batch, sampled: tuple[Sampled, ...], moments: Moments | None) -> None:
