@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,19 +31,24 @@ app = typer.Typer(add_completion=False)
 
 
 class SwitchedMetrics(Metrics):
-    """Counts what becomes of requests only while it is ``on``. ``seen``: requests, at all times."""
+    """Counts what becomes of requests only while it is ``on``. ``seen``: requests of batches, at all times."""
 
-    on = True
     seen = 0
+    _on = True
 
-    def receive(self, model: str) -> None:
-        if self.on:
-            Metrics.receive(self, model)
+    @property
+    def on(self) -> bool:
+        return self._on
 
-    def request(self, model: str, code: str, seconds: float) -> None:
-        self.seen += 1
-        if self.on:
-            Metrics.request(self, model, code, seconds)
+    @on.setter
+    def on(self, on: bool) -> None:
+        """What is called for each request is the server's own, or does nothing: a test in it would be measured, too."""
+        self._on = on
+        for name in ("receive", "request"):
+            if on:
+                delattr(self, name)
+            else:
+                setattr(self, name, _nothing)
 
     def model(self, plan: Plan) -> ModelMetrics:
         super().model(plan)
@@ -55,13 +60,18 @@ class _SwitchedModelMetrics(ModelMetrics):
         super().__init__(metrics, plan)
         self._switch = metrics
 
-    def waited(self, seconds: Iterable[float]) -> None:
+    def waited(self, seconds: Sequence[float]) -> None:
+        self._switch.seen += len(seconds)
         if self._switch.on:
             ModelMetrics.waited(self, seconds)
 
     def ran(self, bucket: int, rows: int, copy_in_s: float, replay_s: float, copy_out_s: float) -> None:
         if self._switch.on:
             ModelMetrics.ran(self, bucket, rows, copy_in_s, replay_s, copy_out_s)
+
+
+def _nothing(*_arguments: object) -> None:
+    """Counts nothing."""
 
 
 @app.command()

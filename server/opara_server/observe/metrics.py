@@ -6,7 +6,6 @@ Labels are bounded: a model's name is used only once the repository has it, ever
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -50,7 +49,7 @@ class Metrics:
         self._known: set[str] = set()
         self._shown: dict[str, Plan] = {}  # by model that serves
         self._answers: dict[tuple[str, str], Answers] = {}
-        self._uncounted: dict[tuple[str, str], deque[float]] = {}  # seconds of requests, by model and code
+        self._uncounted: dict[tuple[str, str], list[float]] = {}  # seconds of requests, by model and code
         self._counting = threading.Lock()  # answers come from every thread
         self._elsewhere.callbacks.append(self._count)
         self._exposition: Exposition | None = None
@@ -145,7 +144,7 @@ class Metrics:
         """One request that had come was answered with the gRPC code of that name."""
         uncounted = self._uncounted.get((model, code))
         if uncounted is None:
-            uncounted = self._uncounted.setdefault((self._label(model), code), deque())
+            uncounted = self._uncounted.setdefault((self._label(model), code), [])
         uncounted.append(seconds)
         if len(uncounted) >= _TOGETHER:
             self._count()
@@ -154,7 +153,8 @@ class Metrics:
         """Many at once: a third of the time, and no lock for each."""
         with self._counting:
             for (label, code), uncounted in list(self._uncounted.items()):
-                seconds = [uncounted.popleft() for _ in range(len(uncounted))]
+                seconds = uncounted[:]
+                del uncounted[: len(seconds)]  # more may have come meanwhile
                 count, rejected, latency = self._answers.get((label, code)) or self._bind_answers(label, code)
                 count.value += len(seconds)
                 if rejected is None:

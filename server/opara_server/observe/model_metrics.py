@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from opara_server.engine.plan import Plan
@@ -28,7 +28,7 @@ class ModelMetrics:
         self._replay = {size: metrics.replay_seconds.labels(*labels) for size, labels in sizes.items()}
         self._replays = {b.batch_size: metrics.replays.labels(*sizes[b.batch_size], b.policy) for b in plan.buckets}
 
-    def waited(self, seconds: Iterable[float]) -> None:
+    def waited(self, seconds: Sequence[float]) -> None:
         """How long each request of a batch waited for it."""
         self._queue.observe_all(seconds)
 

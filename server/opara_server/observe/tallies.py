@@ -38,7 +38,7 @@ class Distribution:
         self._bounds = list(bounds)
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._exemplars: dict[int, Exemplar] = {}  # by bucket
+        self._exemplars: dict[int, tuple[int, float, float]] = {}  # by bucket: trace, value, Unix time
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
@@ -60,18 +60,21 @@ class Distribution:
     def exemplify(self, value: float, trace_id: int, at: float | None = None) -> None:
         """One of the values, by which a trace is found: the last of its bucket. ``at``: in Unix time; None: now."""
         at = time.time() if at is None else at
-        exemplar = Exemplar({"trace_id": f"{trace_id:032x}"}, value, at)
-        self._exemplars[bisect_left(self._bounds, value)] = exemplar
+        self._exemplars[bisect_left(self._bounds, value)] = trace_id, value, at
 
     def exemplars(self) -> list[tuple[()] | tuple[Exemplar]]:
         """Of each bucket, where it has one."""
         found = map(self._exemplars.get, range(len(self._counts)))
-        return [() if exemplar is None else (exemplar,) for exemplar in found]
+        return [() if noted is None else (_exemplar(*noted),) for noted in found]
 
     def sample(self) -> tuple[list[tuple[str, float]], float]:
         """The buckets as Prometheus has them, each with all that is less, and the sum."""
         names = [*map(str, self._bounds), "+Inf"]
         return list(zip(names, accumulate(self._counts[:]), strict=True)), self._sum
+
+
+def _exemplar(trace_id: int, value: float, at: float) -> Exemplar:
+    return Exemplar({"trace_id": f"{trace_id:032x}"}, value, at)
 
 
 Child = TypeVar("Child")
