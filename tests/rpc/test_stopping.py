@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import grpc
@@ -18,7 +19,7 @@ from opara_server.rpc import cq_core
 from opara_server.rpc.cq_server import ARMED, CqServer
 from opara_server.rpc.edge import Edge
 from opara_server.rpc.inference import MODEL_INFER, Inference, Reply
-from opara_server.rpc.transports import AioTransport
+from opara_server.rpc.transports import AIO, CQ, AioTransport, open_transport
 from opara_server.rpc.turn import Turn
 from opara_server.serving.models import not_found
 from tests.rpc.raw_http2 import PATIENCE_S, framed, raw_connection
@@ -42,6 +43,20 @@ async def test_calls_that_have_come_but_were_not_taken_are_answered() -> None:
         turn.release()
         assert {(await raw.trailers(call))["grpc-status"] for call in calls} == {"0"}
     await stopping
+
+
+@pytest.mark.parametrize("kind", [AIO, CQ])
+async def test_a_stream_that_comes_once_streams_are_closed_is_told_so_at_once(kind: str) -> None:
+    """It would hold the server up for all of its grace."""
+    methods: Any = SimpleNamespace(unary={}, streams={"/test.Echo/Stream": echo})
+    server = open_transport(kind, Edge(()), methods, 1)
+    port = server.listen("127.0.0.1:0")
+    await server.start()
+    server.close_streams()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        open_stream: Any = channel.stream_stream("/test.Echo/Stream", None, None)
+        assert await open_stream(timeout=PATIENCE_S).code() is StatusCode.UNAVAILABLE
+    await server.stop(PATIENCE_S)
 
 
 async def test_nothing_is_destroyed_while_it_is_being_shut_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ async def test_errors_answer_their_requests_and_leave_the_stream_open(served: Se
     await stream.send(b"\xff\xff")
     await stream.send(streamed(3.0, inputs=[]))
     await stream.send(streamed(4.0, timeout_us=-1))
-    await stream.send(streamed(5.0))
+    await stream.send(streamed(5.0, timeout_us=int(PATIENCE_S * 1e6)))
     answers = {answer.id: answer async for answer in stream.rest()}
     assert await stream.call.code() is grpc.StatusCode.OK
     assert doubled(answers["1"].response) == [2.0]

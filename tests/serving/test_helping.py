@@ -143,6 +143,39 @@ def test_what_comes_as_the_executor_goes_to_sleep_is_not_left_there(
     assert answer.thread == EXECUTORS
 
 
+class Unfair:
+    """A lock that whoever waits for it gets last."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.waited_for, self.granted = threading.Event(), threading.Event()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking:
+            self.waited_for.set()
+            assert self.granted.wait(PATIENCE_S)
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def test_nobody_helps_once_the_executor_is_about_to_work(helped: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper that is always the quicker one would keep it from its jobs for good."""
+    batcher, executor = helped.serve(quick()), helped.executor
+    wait_for(lambda: asleep(executor))
+    lock = Unfair(executor._awake)
+    monkeypatch.setattr(executor, "_awake", lock)
+    job = executor.run(lambda: current_thread().name)
+    assert lock.waited_for.wait(PATIENCE_S)
+    rows, answer = submit(batcher)
+    assert not executor.help()
+    lock.granted.set()
+    assert job.result(PATIENCE_S) == EXECUTORS
+    assert_right(rows, answer)
+    assert answer.thread == EXECUTORS
+
+
 def test_a_device_is_looked_at_by_the_executor() -> None:
     core, compiled = Core(), quick()
     lost: list[tuple[str, str]] = []

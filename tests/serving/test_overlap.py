@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,18 @@ from opara_server.engine.spec import TensorSpec
 from opara_server.serving.batcher import Batcher, Rows
 from opara_server.serving.errors import InternalError, ModelUnavailable
 from opara_server.serving.lanes import DIRECT_BYTES
-from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, X, doubled, rows_of, wait_for
+from tests.serving.fakes import (
+    PATIENCE_S,
+    Answer,
+    Clock,
+    Core,
+    FakeCompiled,
+    FakeDevice,
+    X,
+    doubled,
+    rows_of,
+    wait_for,
+)
 from tests.serving.queued import QueuedDevice
 
 
@@ -83,6 +95,22 @@ def test_one_lane_begins_a_batch_after_the_last_is_answered(core: Core, device: 
     device.gate.set()
     assert wrong(asked) == 0
     assert {answer.thread for _, answer in asked} == {"opara-executor"}
+
+
+def test_a_model_is_charged_for_what_its_batches_took_whatever_was_expected_of_them(core: Core) -> None:
+    clock, seconds = Clock(), iter((0.25, 0.5, 0.125, 1.0))  # the least seen is expected
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        clock.now += next(seconds)
+        return (x * 2,)
+
+    worker = core.worker(FakeCompiled(device=FakeDevice(clock), forward=forward), lanes=2)
+    core.executor.run(lambda: core.executor.attach(worker)).result(PATIENCE_S)
+    charged = []
+    for _ in range(4):
+        assert wrong([submit(worker.batcher, 1)]) == 0
+        charged.append(core.executor.run(lambda: worker.share.start).result(PATIENCE_S))
+    assert charged == [0.25, 0.75, 0.875, 1.875]
 
 
 def test_models_take_turns_in_the_air(core: Core, device: QueuedDevice) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opara_server.engine.spec import TensorSpec
 from opara_server.rpc.turn import Turn
 from opara_server.serving.batcher import Rows
 from opara_server.serving.errors import (
@@ -23,11 +24,11 @@ from opara_server.serving.errors import (
     Overloaded,
 )
 from opara_server.serving.models import Cancellable
-from opara_server.workers.caller import Caller
+from opara_server.workers.caller import Caller, RemoteQueue
 from opara_server.workers.desk import Desk
 from opara_server.workers.link import End, link
 from opara_server.workers.mirror import Mirror, RemoteModel
-from opara_server.workers.records import SUBMISSION
+from opara_server.workers.records import CANCEL, SUBMISSION, read
 from opara_server.workers.region import attach
 from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, doubled, rows_of, wait_for
 from tests.serving.registries import MODEL, Server, repository, serving
@@ -262,6 +263,42 @@ def test_requests_for_a_model_that_was_loaded_anew_go_to_the_new_one(way: Way) -
     assert way.compiled.device.replays[-1] == 4
     way.update(way.caller)
     assert way.model.batcher.number != old.batcher.number
+
+
+def test_requests_that_do_not_fit_the_model_that_was_loaded_anew_never_reach_it(way: Way) -> None:
+    """Its rows would be read from where nobody has written any."""
+    old, larger = way.model, TensorSpec("x", "float32", (4,))
+    way.compiled = FakeCompiled(NAME, (1, 4), inputs=(larger,), outputs=(larger,))
+    way.server.registry.load(NAME).result(PATIENCE_S)
+    answer = Answer()
+    old.batcher.submit(rows_of(2), None, answer)
+    assert isinstance(answer.error(), ModelUnavailable)
+    way.update(way.caller)
+    rows = Rows((np.ones((2, 4), np.float32).tobytes(),), 2)
+    assert np.array_equal(way.ask(rows).array(), np.full((2, 4), 2.0))
+
+
+def test_of_an_engine_that_is_gone_nobody_says_that_it_does_not_have_a_model(way: Way) -> None:
+    way.mirror.lose()
+    with pytest.raises(ModelUnavailable, match="restarting its engine"):
+        way.mirror.get("nobody")
+
+
+def test_however_often_a_request_is_cancelled_the_engine_is_told_once() -> None:
+    """So much the pipe has room for."""
+    engine, worker = link()
+    caller = Caller(attach(worker.memory).places, worker.submissions, worker.completions, Turn())
+    queue = RemoteQueue(caller, 0, 8, (8,), 8)
+    answer = Answer()
+    call = queue.submit(rows_of(1), None, answer)
+    for _ in range(3):
+        call.cancel()
+    told = list(SUBMISSION.iter_unpack(read(engine.submissions, SUBMISSION) or b""))
+    assert [model for _, model, *_ in told] == [0, CANCEL]
+    engine.close()
+    assert isinstance(answer.error(), ModelUnavailable)
+    os.close(worker.messages)
+    os.close(worker.memory)
 
 
 def test_a_model_that_is_unloaded_is_told_of(way: Way) -> None:

@@ -107,6 +107,22 @@ async def test_a_child_that_has_begun_ends_as_it_is_told(tmp_path: Path) -> None
     assert await ended == 0
 
 
+async def test_an_engine_says_that_it_lives_when_it_is_asked(tmp_path: Path) -> None:
+    said = asyncio.Queue[Mapping[str, Any]]()
+    engine = await Process.start(ENGINE, config(write_model(tmp_path / "models", toml=TOML)), said.put_nowait)
+
+    async def says(what: str) -> None:
+        async with asyncio.timeout(LONG_S):
+            while what not in await said.get():
+                pass
+
+    await says("ready")
+    engine.tell({"do": "answer"})
+    await says("answer")
+    engine.tell({"do": "stop"})
+    assert await engine.ended() == 0
+
+
 async def test_an_engine_that_does_not_answer_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = config(write_model(tmp_path / "models", toml=TOML), workers=1)
     supervisor = Supervisor(settings, 0, lambda _what, _share: None, ask_every_s=0.1, answer_within_s=3.0)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opara_server.observe.tracing import SpanContext
@@ -80,6 +80,7 @@ def test_every_error_arrives_as_what_it_was() -> None:
     st.builds(SpanContext, st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.text("ab=,@é", max_size=600)),
     st.integers(0, 64),
 )
+@example(SpanContext(1, 1, "a" * (TEXT_BYTES - 26)), 3)  # the longest state
 def test_a_span_is_read_as_it_was_written(span: SpanContext, at: int) -> None:
     places = memoryview(bytearray(b"x" * (at + TEXT_BYTES)))
     write_span(places, at, span)

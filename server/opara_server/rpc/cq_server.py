@@ -58,7 +58,7 @@ class CqServer:
         self._thread = threading.Thread(target=self._serve, name="opara-grpc", daemon=True)
         self._accepting = self._shut = False
         self._arming = threading.Lock()  # calls are accepted or it shuts down
-        self._armed = 0  # calls that may arrive; the thread's own, once it runs, as is
+        self._armed = 0  # calls that may arrive; the thread's own, as is
         self._late = 0  # of LATE, those that may arrive; the thread's own, too, once they are armed
         self._in_a_row = 0  # events since it slept
         self._calls_ended = asyncio.Event()
@@ -79,7 +79,6 @@ class CqServer:
     async def start(self) -> None:
         self._core.start()
         self._accepting = True
-        self._arm()
         self._thread.start()
 
     def close_streams(self) -> None:
