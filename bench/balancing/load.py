@@ -18,33 +18,43 @@ from opara_client.channel import DEFAULT_MAX_MESSAGE_BYTES, Options, channel_opt
 from opara_protos.v1 import inference_pb2 as pb
 
 METHOD = "/opara.v1.InferenceService/Infer"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
 RETRIES_OFF: Options = (("grpc.enable_retries", 0),)
 Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A request without an answer. Times on the monotonic clock, in seconds."""
+    """A request without an answer. ``number``: how many were sent before it."""
 
-    begun: float
-    ended: float
+    number: int
     code: str
     details: str
 
 
 @dataclass
 class Outcome:
-    """Of a load. ``latencies``: seconds of those that were answered, by when they were sent."""
+    """Of a load. ``open``: numbers of the requests that have no answer yet. ``latencies``: seconds of those that were
+    answered, by when they were."""
 
     sent: int = 0
     wrong: int = 0
+    open: set[int] = field(default_factory=set)
     latencies: list[float] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     @property
     def answered(self) -> int:
         return len(self.latencies)
+
+    def over(self, begin: int, end: int) -> bool:
+        """Whether the requests ``begin`` to ``end`` have been sent and have ended, one way or the other."""
+        return self.sent >= end and self.open.isdisjoint(range(begin, end))
+
+    def overtaken(self, by: int) -> int:
+        """How many have no answer, though so many that were sent later have ended."""
+        waiting = sorted(self.open, reverse=True)
+        return sum(self.sent - number - 1 - later >= by for later, number in enumerate(waiting))
 
     def codes(self) -> Counter[str]:
         """How many failed, by what they were told."""
@@ -55,12 +65,14 @@ class Outcome:
 
 
 class Load:
-    """``rate`` requests/s, evenly, whatever becomes of them, on the connections in turns."""
+    """``rate`` requests/s, evenly, on the connections in turns; whatever becomes of them, as long as ``at_most`` are
+    open."""
 
-    def __init__(self, calls: Sequence[Call], rate: float) -> None:
+    def __init__(self, calls: Sequence[Call], rate: float, at_most: int) -> None:
         self.outcome = Outcome()
         self._calls = calls
         self._rate = rate
+        self._room = asyncio.Semaphore(at_most)
         self._stopped = False
 
     async def run(self) -> None:
@@ -70,6 +82,8 @@ class Load:
             while not self._stopped:
                 due = begin + self.outcome.sent / self._rate
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
+                await self._room.acquire()
+                self.outcome.open.add(self.outcome.sent)
                 tasks.create_task(self._request(self.outcome.sent))
                 self.outcome.sent += 1
 
@@ -82,9 +96,11 @@ class Load:
         try:
             answer = await self._calls[number % len(self._calls)](_message(data), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            failure = Failure(begun, time.monotonic(), error.code().name, _first_words(error.details()))
-            outcome.failures.append(failure)
+            outcome.failures.append(Failure(number, error.code().name, _first_words(error.details())))
             return
+        finally:
+            outcome.open.discard(number)
+            self._room.release()
         outcome.latencies.append(time.monotonic() - begun)
         outcome.wrong += pb.InferResponse.FromString(answer).outputs[0].data != data
 
@@ -102,10 +118,12 @@ async def connected(target: str, connections: int, options: Options = ()) -> Asy
 
 
 @asynccontextmanager
-async def offered(target: str, rate: float, connections: int, options: Options = ()) -> AsyncIterator[Outcome]:
+async def offered(
+    target: str, rate: float, connections: int, options: Options = (), at_most: int = 1 << 20
+) -> AsyncIterator[Outcome]:
     """A load while the block runs; its outcome is complete after it."""
     async with connected(target, connections, options) as calls:
-        load = Load(calls, rate)
+        load = Load(calls, rate, at_most)
         running = asyncio.create_task(load.run())
         try:
             yield load.outcome

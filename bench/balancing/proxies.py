@@ -19,6 +19,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "deploy" / "proxies"
 _SERVER = re.compile(r"127\.0\.0\.1(?P<between>:|, port_value: )5005(?P<number>\d)\b")
 _LISTEN = re.compile(r"\b8080\b")
 PATIENCE_S = 60.0
+# Of health checks: Envoy's, and HAProxy's, which know that a server is not well by waiting in vain for it to say so.
+_PATIENT = {" timeout: 1s\n": " timeout: 60s\n", " fall 1 ": " fall 3 "}
 
 
 class ProxyError(Exception):
@@ -90,6 +92,14 @@ def configured(proxy: Proxy, listen: int, servers: Sequence[str]) -> str:
     return "".join(lines)
 
 
+def patient(text: str) -> str:
+    """A proxy's file in which a server may take longer to say that it is well: on a machine that does other things, one
+    that is not given the processor for a second is none that is gone."""
+    for impatient, lasting in _PATIENT.items():
+        text = text.replace(impatient, lasting)
+    return text
+
+
 def _server_line(line: str, number: int, server: str) -> str:
     """From that of the first one."""
     host, _, port = server.rpartition(":")
@@ -97,13 +107,15 @@ def _server_line(line: str, number: int, server: str) -> str:
 
 
 @asynccontextmanager
-async def running(proxy: Proxy, listen: int, servers: Sequence[str], folder: Path) -> AsyncIterator[str]:
-    """Its address, once it accepts connections. Raises ProxyError."""
+async def running(
+    proxy: Proxy, listen: int, servers: Sequence[str], folder: Path, change: Callable[[str], str] = str
+) -> AsyncIterator[str]:
+    """Its address, once it accepts connections. ``change``: of its file, if ``patient``. Raises ProxyError."""
     program = proxy.program()
     if program is None:
         raise ProxyError(f"{proxy.name} is not installed")
     config, log = folder / proxy.config, folder / f"{proxy.config}.log"
-    config.write_text(configured(proxy, listen, servers))
+    config.write_text(change(configured(proxy, listen, servers)))
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *proxy.command(program, config, folder), stdin=DEVNULL, stdout=output, stderr=STDOUT

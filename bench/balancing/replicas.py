@@ -30,7 +30,7 @@ shape = [16]
 [batching]
 max_queue_delay_us = {delay_us}
 """
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 _ANSWERED = re.compile(r'opara_requests_total\{(?=[^}]*model="tiny")(?=[^}]*code="OK")[^}]*\} (\S+)')
 
 
@@ -142,10 +142,9 @@ async def replicas(
         yield made
 
 
-async def shares(servers: Sequence[Replica], before: Sequence[int]) -> list[float]:
-    """Of what they have answered since they had answered ``before``."""
-    since = [await server.answered() - earlier for server, earlier in zip(servers, before, strict=True)]
-    return [count / sum(since) for count in since]
+async def answered(servers: Sequence[Replica]) -> list[int]:
+    """By each, as nearly at the same time as can be."""
+    return await asyncio.gather(*(server.answered() for server in servers))
 
 
 async def start_all(servers: Sequence[Replica]) -> None:

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bench.balancing.load import RETRIES_OFF, offered
 from bench.balancing.names import named
 from bench.balancing.proxies import HAPROXY_TCP
 from bench.balancing.replicas import Replica
-from tests.balancing_live.balanced import THIRD, behind, spread, spread_as, three_servers
+from opara_client.channel import Options
+from tests.balancing_live.balanced import THIRD, behind, calls, spread, spread_as, three_servers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 AGE_S = 2.0
-RESOLVE_OFTEN = (("grpc.dns_min_time_between_resolutions_ms", 200),)
+# Calls are not tried again, but for those that never left the client: gRPC gives some to a connection that has just
+# been told that it has reached its age.
+NO_POLICY: Options = (("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),)
+RESOLVE_OFTEN: Options = (("grpc.dns_min_time_between_resolutions_ms", 200),)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -31,8 +34,8 @@ async def test_a_client_of_a_name_finds_new_addresses_when_its_connections_reach
 ) -> None:
     hosts, port = [server.address.split(":")[0] for server in servers], servers[0].address.split(":")[1]
     async with named(hosts[:2]) as names:
-        target, options = f"dns://{names.address}/servers.test:{port}", (*RETRIES_OFF, *RESOLVE_OFTEN)
-        async with offered(target, rate=300, connections=2, options=options) as outcome:
+        target, options = f"dns://{names.address}/servers.test:{port}", (*NO_POLICY, *RESOLVE_OFTEN)
+        async with calls(target, rate=300, connections=2, options=options) as outcome:
             await spread_as(servers, [0.5, 0.5, 0])
             names.addresses = hosts
             await spread_as(servers, [THIRD] * 3)
@@ -45,7 +48,7 @@ async def test_connections_through_a_tcp_balancer_reach_a_new_server_when_they_r
     await servers[2].stop()
     async with (
         behind(HAPROXY_TCP, servers, tmp_path) as target,
-        offered(target, rate=300, connections=12, options=RETRIES_OFF) as outcome,
+        calls(target, rate=300, connections=12, options=NO_POLICY) as outcome,
     ):
         await servers[2].start()
         # Of 12 connections 3 to 5, and some that are being replaced.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hpack import Decoder
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame
 
-from bench.balancing.load import Failure, Outcome
+from bench.balancing.load import Call, Failure, Load, Outcome
 from bench.balancing.names import answer
-from bench.balancing.proxies import CONFIGS, PROXIES, Proxy, configured
+from bench.balancing.proxies import CONFIGS, PROXIES, Proxy, configured, patient
 from bench.rolling_restart import page
+from opara_protos.v1 import inference_pb2 as pb
 
 QUERY = bytes.fromhex("abcd01000001000000000000") + b"\x07servers\x04test\x00"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -38,6 +40,13 @@ def test_a_proxy_runs_with_its_file_but_for_addresses(proxy: Proxy) -> None:
     assert len(own) == 1
     servers = [line for line in different if line not in own]
     assert all(f"10.0.0.{number}" in line for number, line in enumerate(servers, 1))
+
+
+@pytest.mark.parametrize("name", ["envoy.yaml", "haproxy.cfg", "haproxy-tcp.cfg"])
+def test_proxies_that_ask_for_health_can_be_made_patient(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    different = sum(new != old for new, old in zip(patient(text).splitlines(), text.splitlines(), strict=True))
+    assert different == (1 if name == "envoy.yaml" else 3)
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "haproxy-tcp.cfg"])
@@ -68,11 +77,37 @@ def test_haproxy_asks_for_health_as_grpc_does(name: str) -> None:
 
 def test_failures_are_counted_by_what_they_were_told() -> None:
     failures = [
-        Failure(0.0, 1.0, "UNAVAILABLE", "gone"),
-        Failure(0.0, 1.0, "CANCELLED", ""),
-        Failure(2.0, 3.0, "UNAVAILABLE", "gone"),
+        Failure(0, "UNAVAILABLE", "gone"),
+        Failure(1, "CANCELLED", ""),
+        Failure(2, "UNAVAILABLE", "gone"),
     ]
     assert Outcome(3, failures=failures).codes() == {"UNAVAILABLE: gone": 2, "CANCELLED: ": 1}
+
+
+def test_a_request_is_overtaken_by_what_was_sent_later_and_has_ended() -> None:
+    outcome = Outcome(sent=10, open={1, 4, 9})
+    assert [outcome.overtaken(by) for by in (1, 4, 5, 6, 7)] == [2, 2, 1, 1, 0]
+    assert [outcome.over(5, end) for end in (9, 10, 11)] == [True, False, False]
+
+
+async def test_no_more_requests_are_open_than_may_be() -> None:
+    gate = asyncio.Event()
+
+    async def echo(message: bytes, timeout: float) -> bytes:
+        await gate.wait()
+        return pb.InferResponse(outputs=pb.InferRequest.FromString(message).inputs).SerializeToString()
+
+    load = Load([cast("Call", echo)], rate=1e6, at_most=3)
+    running = asyncio.create_task(load.run())
+    while load.outcome.sent < 3:
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (load.outcome.sent, load.outcome.open) == (3, {0, 1, 2})
+    load.stop()
+    gate.set()
+    await running
+    assert (load.outcome.answered, load.outcome.wrong, load.outcome.open) == (load.outcome.sent, 0, set())
 
 
 def test_the_page_says_what_failed_behind_what() -> None:
