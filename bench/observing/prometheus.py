@@ -22,7 +22,7 @@ from bench.serving.starting import free_ports
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 PROMETHEUS, ALERTMANAGER, PROMTOOL = "prometheus", "prometheus-alertmanager", "promtool"  # as Debian calls them
 TOOLS = (PROMETHEUS, ALERTMANAGER, PROMTOOL)
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 INTERVAL = "1s"  # of scrapes and rules, instead of deploy's
 
 

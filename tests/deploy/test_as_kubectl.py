@@ -22,7 +22,7 @@ def by_identity(resources: Iterable[Resource]) -> Mapping[tuple[str, str, str], 
 
 def kubectl(folder: Path) -> list[Resource]:
     command = ["kubectl", "kustomize", str(folder)]
-    given = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    given = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return list(yaml.safe_load_all(given))
 
 

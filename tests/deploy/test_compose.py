@@ -32,7 +32,7 @@ def services() -> Mapping[str, Any]:
 def checked(path: Path) -> int:
     """The exit status of the schema that Compose publishes, as check-jsonschema has it."""
     program = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
-    return subprocess.run(program, check=False, capture_output=True, timeout=60).returncode
+    return subprocess.run(program, check=False, capture_output=True).returncode
 
 
 FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
@@ -47,7 +47,7 @@ def test_it_is_valid(name: str) -> None:
 @pytest.mark.parametrize("files", [FILES[:1], FILES])
 def test_compose_itself_has_nothing_to_say(files: tuple[str, ...]) -> None:
     command = ["docker-compose", *(f"--file={ROOT / name}" for name in files), "config"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
     assert said.stderr == ""
     server = yaml.safe_load(said.stdout)["services"]["server"]
     devices = server.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])

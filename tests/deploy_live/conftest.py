@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.otlp import grpc_receiver
 SETTLED_S = 8.0  # of load, a scrape each second: rates over five of them have all that they need
 PATIENCE_S = 120.0
 NAMESPACE = "elsewhere"  # of the second server; the others have none
+T = TypeVar("T")
 GPU_EXPOSITION = Path(__file__).parent / "gpu_exposition.json.gz"
 
 
@@ -56,7 +58,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]:
 
 def settle(seen: Monitoring, targets: int) -> None:
     """Until every target has been scraped under load for SETTLED_S."""
+    scraped = f"count_over_time(opara_build_info[60s]) >= {SETTLED_S}"
+    eventually(lambda: seen.query(scraped), lambda found: len(found) == targets)
+
+
+def eventually(ask: Callable[[], Sequence[T]], right: Callable[[Sequence[T]], object] = bool) -> Sequence[T]:
+    """What is told, as soon as it is ``right``: a scrape that a busy machine has missed leaves a hole, for a while.
+    Fails when that takes longer than PATIENCE_S."""
     end = time.monotonic() + PATIENCE_S
-    while len(seen.query(f"count_over_time(opara_build_info[60s]) >= {SETTLED_S}")) < targets:
-        assert time.monotonic() < end, seen.query("up")
+    while not right(found := ask()):
+        assert time.monotonic() < end, found
         time.sleep(0.2)
+    return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 import pytest
 
 from bench.observing.panels import NAMES, Asked, queries
-from bench.observing.prometheus import Monitoring, QueryError
-from tests.deploy_live.conftest import GPU_EXPOSITION, NAMESPACE
+from bench.observing.prometheus import Monitoring, QueryError, Series
+from tests.deploy_live.conftest import GPU_EXPOSITION, NAMESPACE, eventually
 
 ASKED = [query for name in NAMES for query in queries(name)]
 RATE_INTERVAL = "5s"
@@ -18,18 +19,21 @@ def name(query: Asked) -> str:
     return f"{query.dashboard}: {query.panel}"
 
 
+def has_data(found: Sequence[Series]) -> bool:
+    return any(isfinite(series.points[-1][1]) for series in found)
+
+
 @pytest.mark.parametrize("query", [q for q in ASKED if not q.of_a_gpu], ids=name)
 def test_a_panel_has_data(query: Asked, watched: Monitoring) -> None:
-    found = watched.query(query.filled(RATE_INTERVAL))
-    assert any(isfinite(series.points[-1][1]) for series in found), found
+    eventually(lambda: watched.query(query.filled(RATE_INTERVAL)), has_data)
 
 
 @pytest.mark.parametrize("query", [q for q in ASKED if q.of_a_gpu], ids=name)
 def test_a_panel_of_gpus_has_data(query: Asked, watched: Monitoring) -> None:
-    found = watched.query(query.filled(RATE_INTERVAL))  # refused where it is no PromQL
+    watched.query(query.filled(RATE_INTERVAL))  # refused where it is no PromQL
     if not GPU_EXPOSITION.exists():
         pytest.skip("nothing was recorded on a GPU yet (python -m bench.observing.record): the query only parses")
-    assert any(isfinite(series.points[-1][1]) for series in found), found
+    eventually(lambda: watched.query(query.filled(RATE_INTERVAL)), has_data)
 
 
 @pytest.mark.parametrize("query", ASKED, ids=name)
@@ -55,13 +59,12 @@ def test_what_is_no_promql_is_refused(watched: Monitoring) -> None:
 
 
 def test_variables_of_dashboards_have_values(watched: Monitoring) -> None:
-    models = {series.labels["model"] for series in watched.query("opara_model_ready")}
-    assert {"branches", "small", "broken"} <= models
-    assert len({series.labels["pod"] for series in watched.query("opara_build_info")}) >= 2
+    models = {"branches", "small", "broken"}
+    eventually(lambda: watched.query("opara_model_ready"), lambda found: models <= {s.labels["model"] for s in found})
+    eventually(lambda: watched.query("opara_build_info"), lambda found: len({s.labels["pod"] for s in found}) >= 2)
 
 
 def test_latencies_are_marked_with_traces(watched: Monitoring) -> None:
     (query,) = [query for query in ASKED if query.panel == "Latency p99" and "model" in query.legend]
-    found = watched.exemplars(query.filled(RATE_INTERVAL))
-    assert found
+    found = eventually(lambda: watched.exemplars(query.filled(RATE_INTERVAL)))
     assert all(len(exemplar["labels"]["trace_id"]) == 32 for exemplar in found)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from typing import Any
 
 import pytest
 import yaml
 
-from bench.observing.prometheus import DEPLOY, PATIENCE_S, PROMTOOL, Monitoring
+from bench.observing.prometheus import DEPLOY, PROMTOOL, Monitoring
+from tests.deploy_live.conftest import eventually
 
+NOT_READY = "OparaModelNotReady"
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"] for rule in group["rules"]
 ]
@@ -31,13 +32,10 @@ def test_alertmanager_takes_its_configuration() -> None:
 
 @pytest.mark.parametrize("rule", [rule["record"] for rule in RULES if "record" in rule])
 def test_what_is_recorded_has_values(rule: str, watched: Monitoring) -> None:
-    assert watched.query(rule)
+    eventually(lambda: watched.query(rule))
 
 
 def test_an_alert_gets_to_alertmanager(watched: Monitoring) -> None:
     """The model that cannot be loaded; not those that serve."""
-    end = time.monotonic() + PATIENCE_S
-    while not (told := [a["labels"] for a in watched.alerts() if a["labels"]["alertname"] == "OparaModelNotReady"]):
-        assert time.monotonic() < end, watched.alerts()
-        time.sleep(0.2)
+    told = eventually(lambda: [a["labels"] for a in watched.alerts() if a["labels"]["alertname"] == NOT_READY])
     assert [(labels["model"], labels["severity"]) for labels in told] == [("broken", "critical")]
