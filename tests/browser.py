@@ -19,7 +19,7 @@ import pytest
 PROGRAMS = "chromium", "chromedriver"
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"needs Debian's chromium and chromium-driver: no {MISSING}")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 _OPTIONS = "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,1000"
 
 
@@ -72,7 +72,7 @@ class Browser:
     def _do(self, what: str, how: Mapping[str, Any]) -> Any:
         url = f"{self._driver}/session" + (f"/{self._session}{what}" if self._session else "")
         request = Request(url, json.dumps(how).encode(), {"Content-Type": "application/json"})
-        with urlopen(request, timeout=PATIENCE_S * 2) as answer:
+        with urlopen(request, timeout=PATIENCE_S) as answer:
             return json.load(answer)["value"]
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 READY = re.compile(r"READY grpc=(127\.0\.0\.1:\d+) metrics=(127\.0\.0\.1:\d+)\n")
 
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,10 +29,17 @@ SERVING, NOT_SERVING = 1, 2
 ROWS = 32
 
 
-def request(value: float) -> pb.InferRequest:
-    data = np.full((ROWS, 4), value, np.float32).tobytes()
-    tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(ROWS, 4), data=data)
+def request(value: float, rows: int = ROWS) -> pb.InferRequest:
+    data = np.full((rows, 4), value, np.float32).tobytes()
+    tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(rows, 4), data=data)
     return pb.InferRequest(model="small", inputs=[tensor])
+
+
+def limits(models: Path, batch_size: int, **batching: int) -> None:
+    """Others than SMALL_TOML's. ``batch_size``: the largest."""
+    toml, lines = models / "small" / "model.toml", "\n".join(f"{key} = {value}" for key, value in batching.items())
+    text = toml.read_text().replace("[1, 4]", f"[1, {batch_size}]").replace("max_queue_rows = 4096", lines)
+    toml.write_text(text)
 
 
 def answered(response: pb.InferResponse) -> float:
@@ -47,20 +53,17 @@ def answered(response: pb.InferResponse) -> float:
     ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 2), (signal.SIGINT, 1)]
 )
 def test_a_signal_drains_what_is_in_flight_and_ends_with_0(small: Path, number: signal.Signals, workers: int) -> None:
+    """All of it waits in the queue as the signal comes, and still does after the drain delay."""
+    limits(small, 8192, max_rows=ROWS, max_queue_rows=4096, max_queue_delay_us=3_000_000)
     with (
-        running(small, "--drain-delay=3", f"--workers={workers}") as server,
+        running(small, "--drain-delay=0.5", "--grace=100", f"--workers={workers}") as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         stub = InferenceServiceStub(channel)
-        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
-        assert next(watching).status == SERVING
         calls = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(100)]
-        assert answered(calls[0].result()) == 1.0
+        server.wait_for('opara_received_total{model="small"}', 100)
         server.process.send_signal(number)
-        assert next(watching).status == NOT_SERVING
-        late = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(10)]
         assert [answered(call.result()) for call in calls] == [value + 1.0 for value in range(100)]
-        assert [answered(call.result()) for call in late] == [value + 1.0 for value in range(10)]
         assert server.process.wait(PATIENCE_S) == 0
 
 
@@ -82,37 +85,44 @@ def test_a_port_that_opens_late_is_served_from_its_first_connection_on(small: Pa
 
 
 def test_a_full_queue_refuses_at_once_and_answers_what_it_took(small: Path) -> None:
-    """The batch waits two seconds for more than the queue can hold, so exactly the queue's rows are answered."""
-    limits = f"max_rows = {ROWS}\nmax_queue_rows = {4 * ROWS}\nmax_queue_delay_us = 2_000_000"
-    toml = small / "small" / "model.toml"
-    toml.write_text(toml.read_text().replace("[1, 4]", f"[1, {8 * ROWS}]").replace("max_queue_rows = 4096", limits))
+    """What waits does so until the queue is full to the last row, however long that takes: a batch is that large."""
+    limits(small, 4 * ROWS, max_rows=2 * ROWS, max_queue_rows=4 * ROWS, max_queue_delay_us=3_600_000_000)
     with running(small) as server, grpc.insecure_channel(server.grpc) as channel:
         stub = InferenceServiceStub(channel)
-        calls = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(20)]
-        codes = Counter(call.code() for call in calls)
-        assert codes == {grpc.StatusCode.OK: 4, grpc.StatusCode.RESOURCE_EXHAUSTED: 16}
-        for value, call in enumerate(calls):
-            if call.code() is grpc.StatusCode.OK:
-                assert answered(call.result()) == value + 1.0
-        assert answered(stub.Infer(request(7.0), timeout=PATIENCE_S)) == 8.0
-        assert server.sample('opara_rejected_total{model="small",reason="queue_full"}') == 16
+
+        def ask(value: float, rows: int = ROWS) -> Any:
+            """Without a deadline, for which it would not wait."""
+            return stub.Infer.future(request(value, rows))
+
+        for refused in (16, 32):
+            waiting = [ask(float(value)) for value in range(3)]
+            server.wait_for('opara_queue_depth_rows{model="small"}', 3 * ROWS)
+            calls = [ask(0.0, 2 * ROWS) for _ in range(16)]
+            assert {call.code() for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert server.sample('opara_rejected_total{model="small",reason="queue_full"}') == refused
+            assert not any(call.done() for call in waiting)
+            waiting.append(ask(3.0))
+            assert [answered(call.result()) for call in waiting] == [1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path, workers: int) -> None:
-    with running(small, "--grace=100", f"--workers={workers}") as server, grpc.insecure_channel(server.grpc) as channel:
+    with (
+        running(small, "--grace=1000", f"--workers={workers}") as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watching).status == SERVING
         enough = threading.Event()
 
         def requests() -> Iterator[pb.InferStreamRequest]:
             yield pb.InferStreamRequest(request=request(1.0))
-            enough.wait(PATIENCE_S)  # the client keeps its stream open
+            enough.wait(2 * PATIENCE_S)  # the client keeps its stream open
 
         stream: Any = InferenceServiceStub(channel).InferStream(requests())
         assert answered(next(stream).response) == 2.0
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(50) == 0  # half the grace
+        assert server.process.wait(PATIENCE_S) == 0  # much less than the grace
         with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
             next(stream)
         enough.set()
@@ -120,16 +130,19 @@ def test_watchers_and_idle_streams_do_not_hold_the_end_up(small: Path, workers: 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_second_signal_ends_the_process_unless_it_is_the_first_come_twice(small: Path, workers: int) -> None:
+    """Until then it drains: calls that come late are answered."""
     with (
         running(small, "--drain-delay=1000", f"--workers={workers}") as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert next(watching).status == SERVING
-        server.process.send_signal(signal.SIGTERM)
-        server.process.send_signal(signal.SIGINT)
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):  # it hears of both together
+            server.process.send_signal(number)
         assert next(watching).status == NOT_SERVING
-        assert answered(InferenceServiceStub(channel).Infer(request(1.0), timeout=PATIENCE_S)) == 2.0
+        stub = InferenceServiceStub(channel)
+        late = [stub.Infer.future(request(float(value)), timeout=PATIENCE_S) for value in range(10)]
+        assert [answered(call.result()) for call in late] == [value + 1.0 for value in range(10)]
         for _ in range(round(PATIENCE_S / 0.1)):
             server.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):

@@ -42,6 +42,11 @@ def alive(server: ServerProcess, timeout_s: float = PROBE["timeoutSeconds"]) -> 
             return False
 
 
+def lives(server: ServerProcess) -> bool:
+    """What a kubelet finds, who asks as often as the manifests say."""
+    return any(alive(server) for _ in range(PROBE["failureThreshold"]))
+
+
 def infers(server: ServerProcess, timeout_s: float) -> bool:
     tensor = pb.Tensor(name="x", data_type=pb.DATA_TYPE_FLOAT32, shape=(1, 4), data=bytes(16))
     with connection(server) as channel:
@@ -73,7 +78,7 @@ def loading(server: ServerProcess, folder: Path, source: str, release: Callable[
 def test_python_threads_that_compute_do_not_starve_the_probe(small: Path) -> None:
     with running(small, "--admin") as server:
         with loading(server, small.parent, "computes_in_python", (small.parent / "release").touch):
-            assert any(alive(server) for _ in range(PROBE["failureThreshold"]))
+            assert lives(server)
         assert infers(server, PATIENCE_S)
 
 
@@ -87,7 +92,7 @@ def test_workers_answer_the_probe_while_somebody_keeps_the_interpreter_to_himsel
 
     with running(small, "--admin", f"--workers={workers}") as server:
         with loading(server, small.parent, "holds_the_interpreter", release):
-            assert alive(server) if workers else not alive(server, 1.0)
+            assert lives(server) if workers else not alive(server, 1.0)
             assert not infers(server, 0.5)
-        assert alive(server)
+        assert lives(server)
         assert infers(server, PATIENCE_S)

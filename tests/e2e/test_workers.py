@@ -122,6 +122,22 @@ def counted(server: ServerProcess, model: str) -> tuple[int, Counter[str]]:
     )
 
 
+def settled(counts: tuple[int, Counter[str]]) -> bool:
+    """Whether all that have come are answered."""
+    received, codes = counts
+    return received == codes.total()
+
+
+@contextmanager
+def still(pid: int) -> Iterator[None]:
+    """The process does nothing in the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def health(channel: grpc.Channel) -> int:
     try:
         asked = health_pb2.HealthCheckRequest()
@@ -144,7 +160,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def test_both_take_calls_and_the_engine_counts_them_all(server: ServerProcess) -> None:
     before = server.sample('opara_requests_total{code="OK",model="small"}')
     with channels(server, 8) as connections, Load(connections) as load:
-        eventually(lambda: load.answered >= 2000)
+        eventually(lambda: load.answered >= 500)
     assert (load.wrong, set(load.codes)) == (0, {grpc.StatusCode.OK})
     assert server.sample('opara_requests_total{code="OK",model="small"}') - before == load.answered
     assert server.sample('opara_request_seconds_count{model="small"}') >= load.answered
@@ -177,14 +193,14 @@ def test_neither_memory_nor_descriptors_grow(server: ServerProcess) -> None:
         eventually(lambda: len(held()) == 4)
         return held(), shared()
 
-    some(1000)
-    descriptors, kib = some(1000)
+    some(300)
+    descriptors, kib = some(300)
     for _ in range(3):
-        _, kib_after = some(1500)
+        _, kib_after = some(500)
     eventually(
         lambda: all(now <= then + 2 for now, then in zip(held(), descriptors, strict=True))
     )  # sockets close late
-    assert kib_after <= kib + 64
+    assert kib_after <= kib + 1024  # places of 2 KiB: one kept for each request would be more
 
 
 def descriptors(pid: int) -> dict[Path, str]:
@@ -237,15 +253,14 @@ def test_a_killed_worker_takes_only_its_own_requests_along(server: ServerProcess
         os.kill(victim, signal.SIGKILL)
         answered = load.answered
         eventually(lambda: load.answered >= answered + 300)
-        eventually(lambda: len(children(server, "worker")) == 2)
-        assert victim not in children(server, "worker")
+        eventually(lambda: len({*children(server, "worker")} - {victim}) == 2)
         assert other in children(server, "worker")
-        assert health(connections[0]) == SERVING
+        eventually(lambda: health(connections[0]) == SERVING)
     assert load.wrong == 0
     assert load.codes.keys() - {grpc.StatusCode.OK} <= GONE
     gone = sum(load.codes[code] for code in GONE)
     assert gone <= 2 * len(connections)  # each had one in flight, and may have sent another one before it was told
-    server.wait_for('opara_queue_depth_rows{model="small"}', 0)
+    eventually(lambda: settled(counted(server, "small")))  # once the engine has seen the worker's end
     now, codes = counted(server, "small")
     received, new = now - before, codes - codes_before
     assert received == new.total()
@@ -293,8 +308,11 @@ def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerP
         assert next(watching).status == SERVING
         (engine,) = children(server, "engine")
         workers = children(server, "worker")
-        os.kill(engine, signal.SIGKILL)
-        assert next(watching).status == NOT_SERVING
+        with still(server.process.pid):  # so that there is no other engine yet
+            os.kill(engine, signal.SIGKILL)
+            assert next(watching).status == NOT_SERVING
+            refused = load.codes[grpc.StatusCode.UNAVAILABLE]
+            eventually(lambda: load.codes[grpc.StatusCode.UNAVAILABLE] > refused + 2 * len(connections))
         assert next(watching).status == SERVING
         answered = load.answered
         eventually(lambda: load.answered >= answered + 100)
@@ -302,27 +320,28 @@ def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerP
         assert children(server, "engine") != [engine]
     assert load.wrong == 0
     assert set(load.codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
-    received, codes = counted(server, "small")  # in the new engine's time
-    assert received == codes.total()
+    assert settled(counted(server, "small"))  # in the new engine's time
     assert server.sample('opara_rejected_total{model="small",reason="unavailable"}') > 0
 
 
 @needs_browser
 def test_the_status_page_shows_what_all_workers_do_and_goes_on_with_the_next_engine(server: ServerProcess) -> None:
     rate = "Number(document.querySelector('#models tbody tr:nth-child(2)').cells[2].innerText)"
-    answered = "readings.at(-1)[1].get('small').answered"  # as the page has read them
-    with channels(server, 6) as connections, Load(connections) as load, open_browser() as browser:
-        browser.open(f"http://{server.metrics}/#small%2F4")
-        browser.wait_for("document.body.innerText.includes('2 of 2 models ready')")
-        browser.wait_for(f"{rate} > 0")
-        browser.wait_for("document.querySelector('details[open] figure > svg rect.k0')")
+    answered = "readings.at(-1)?.[1].get('small')?.answered"  # as the page has read them
+    with open_browser() as browser, channels(server, 6) as connections:
+        with Load(connections) as load:
+            browser.open(f"http://{server.metrics}/#small%2F4")
+            browser.wait_for("document.body.innerText.includes('2 of 2 models ready')")
+            browser.wait_for(f"{rate} > 0")
+            browser.wait_for("document.querySelector('details[open] figure > svg rect.k0')")
+            browser.wait_for(f"{answered} > 0")
         assert browser.log() == []
-        seen = browser.run(f"return {answered}")
         (engine,) = children(server, "engine")
         os.kill(engine, signal.SIGKILL)
-        browser.wait_for(f"{answered} < {seen}")  # the next one counts from 0
-        browser.wait_for(f"{rate} > 0 && document.body.innerText.includes('2 of 2 models ready')")
-    assert load.wrong == 0
+        browser.wait_for(f"{answered} === 0")  # the next one's count, as long as nobody calls
+        with Load(connections) as again:
+            browser.wait_for(f"{rate} > 0 && document.body.innerText.includes('2 of 2 models ready')")
+    assert (load.wrong, again.wrong) == (0, 0)
 
 
 def test_children_end_with_the_process_that_started_them(small: Path) -> None:

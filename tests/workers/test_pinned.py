@@ -17,7 +17,7 @@ from opara_server.serving.errors import Cancelled
 from opara_server.serving.lanes import DIRECT_BYTES
 from opara_server.workers.link import End, link
 from opara_server.workers.region import PINNED_BYTES
-from tests.serving.fakes import Answer, FakeCompiled, wait_for
+from tests.serving.fakes import PATIENCE_S, Answer, FakeCompiled, wait_for
 from tests.serving.queued import QueuedDevice
 from tests.workers.test_line import NAME, TOML, Way
 
@@ -35,8 +35,8 @@ class FakePin:
         return begin >= 0 and begin + tensor.nbytes <= self.memory.nbytes
 
     def close(self) -> None:
-        self._device.live.remove(self)
         self._device.closed.append(self._device.begun - len(self._device.copied))
+        self._device.live.remove(self)  # last: tests wait for it
 
 
 class PinningDevice(QueuedDevice):
@@ -107,7 +107,7 @@ def test_memory_is_pinned_as_soon_as_a_model_gains_by_it(tmp_path: Path) -> None
     way = Way(tmp_path)
     way.compiled = FakeCompiled(NAME, (1, 4), inputs=(WIDE,), outputs=(WIDE,), device=device)
     assert not device.live
-    way.server.registry.load(NAME).result(20)
+    way.server.registry.load(NAME).result(PATIENCE_S)
     assert len(device.live) == 1
     way.close()
     assert (device.live, len(device.closed)) == ([], 1)
@@ -185,6 +185,6 @@ def test_of_a_cancelled_request_the_place_is_kept_until_it_has_been_copied(way: 
 def test_the_end_unpins_what_is_left(tmp_path: Path, device: PinningDevice) -> None:
     way = Way(tmp_path, FakeCompiled(NAME, (1, 4), inputs=(WIDE,), outputs=(WIDE,), device=device), LANES)
     wait_for(lambda: len(device.live) == 1)
-    assert way.server.executor.stop(20)
+    assert way.server.executor.stop(PATIENCE_S)
     assert (device.live, device.closed) == ([], [0])
     way.close()
