@@ -160,6 +160,32 @@ async def test_health_is_checked_and_watched(served: Served) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+async def test_bytes_that_probes_and_tools_do_not_send_are_invalid(
+    served: Served, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    call: Any = served.channel.stream_stream(f"/{method}", None, None)
+    code, text = await refused(call([b"\xff"], timeout=PATIENCE_S).read())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert re.fullmatch(r"the bytes are not a grpc\.[\w.]+Request", text)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_name_of_any_length_has_no_health(served: Served) -> None:
+    """Uncut it would be larger than the headers that a client takes."""
+    assert await refused(served.health("n" * 20_000)) == (
+        grpc.StatusCode.NOT_FOUND,
+        f"no model or service '{'n' * 45}...'",
+    )
+
+
 async def test_reflection_lists_the_services(served: Served) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
     asked = [reflection_pb2.ServerReflectionRequest(list_services="")]

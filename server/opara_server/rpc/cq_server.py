@@ -66,9 +66,6 @@ class CqServer:
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
         self._handlers += handlers
 
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """What generated code calls beside the other."""
-
     def listen(self, address: str) -> int:
         """The port. Raises RuntimeError where the address is taken."""
         port = self._core.listen(address, self._credentials)

@@ -7,22 +7,20 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.config import ServerConfig
-from opara_server.rpc.descriptors import OIP_SERVICE, reflection_pool
+from opara_server.rpc.descriptors import OIP_SERVICE
 from opara_server.rpc.edge import Edge
-from opara_server.rpc.health import Health
+from opara_server.rpc.health import HEALTH_SERVICE, Health
 from opara_server.rpc.inference import Inference
+from opara_server.rpc.reflecting import Reflection
 from opara_server.rpc.transports import open_transport
 from opara_server.rpc.turn import Turn
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 SERVER_NAMES = ("", SERVICE, OIP_SERVICE)  # that health knows the server by, beside its models
 STREAM_IN_FLIGHT = 64  # requests of one stream that are worked on at a time
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class StartError(Exception):
@@ -65,10 +63,7 @@ class LocalFront:
         self._server.add_generic_rpc_handlers(handlers)
 
     async def listen(self) -> str:
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        services = (SERVICE, OIP_SERVICE, _HEALTH, reflection.SERVICE_NAME)
-        reflector = reflection.aio.ReflectionServicer(services, reflection_pool())  # type: ignore[attr-defined]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)
+        self.add((self.health.handler(), Reflection((SERVICE, OIP_SERVICE, HEALTH_SERVICE)).handler()))
         if not self._shared:
             usable_address(self._host, self._port)
         try:

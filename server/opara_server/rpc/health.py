@@ -5,19 +5,23 @@ waiting for as long as anybody watches."""
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
+from opara_server.rpc.errors import Context, answered
+from opara_server.rpc.wire import parse, shown
+from opara_server.serving.errors import ModelNotFound
+
+HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
-    """One status per name: "" for the server, a service's full name, a model's name. Not thread-safe."""
+class Health:
+    """One status per name: "" for the server, a service's full name, a model's name. Not thread-safe. The methods take
+    raw bytes, because grpc answers what its deserializers cannot read with the exception's text."""
 
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
@@ -44,23 +48,34 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._closed = True
         self._tell()
 
-    async def Check(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
-        status = self._status(request.service)
-        if status == _UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model or service {request.service!r}")
-        return health_pb2.HealthCheckResponse(status=status)
+    def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.check),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
+        }
+        return grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
-        last = None
+    @answered
+    async def check(self, message: bytes, _context: Context) -> bytes:
+        name = parse(health_pb2.HealthCheckRequest, message).service
+        status = self._status(name)
+        if status == _UNKNOWN:
+            raise ModelNotFound(f"no model or service {shown(name)}")
+        return _written(status)
+
+    @answered
+    async def watch(self, message: bytes, context: Context) -> None:
+        name, last = parse(health_pb2.HealthCheckRequest, message).service, None
         while not self._closed:
-            changed, status = self._changed, self._status(request.service)
+            changed, status = self._changed, self._status(name)
             if status == last:
                 await changed.wait()
-            else:
-                await context.write(health_pb2.HealthCheckResponse(status=status))
-                last = status
+                continue
+            try:
+                await context.write(_written(status))
+            except grpc.aio.BaseError:  # what gRPC says of a call that has ended
+                return
+            last = status
 
     def _status(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         if name not in self._serving:
@@ -70,3 +85,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _written(status: health_pb2.HealthCheckResponse.ServingStatus) -> bytes:
+    written: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+    return written

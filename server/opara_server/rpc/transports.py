@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -28,7 +28,6 @@ class Transport(Protocol):
     """As much of grpc.aio.Server as is used, and the end of streams."""
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None: ...
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None: ...
     def listen(self, address: str) -> int: ...
     async def start(self) -> None: ...
     def close_streams(self) -> None: ...
@@ -50,9 +49,6 @@ class AioTransport:
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
         self._server.add_generic_rpc_handlers(tuple(handlers))
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """What generated code calls beside the other. Not passed on: these would be found ahead of the gate."""
 
     def listen(self, address: str) -> int:
         """The port. Raises RuntimeError where the address is taken."""
