@@ -35,7 +35,7 @@ def helped(core: Core) -> Iterator[Core]:
 
 def asleep(executor: Executor) -> bool:
     """With nothing to wake it: what comes now is left to the helper."""
-    return not executor._wakes_up and executor._wakes.empty()
+    return not executor._wakes_up and not executor._awake.locked() and executor._wakes.empty()
 
 
 def quick(name: str = "double", *, anywhere: bool = True) -> FakeCompiled:

@@ -51,8 +51,11 @@ def test_an_echo_is_measured_and_nothing_is_left(tmp_path: Path, same_cores: tup
     broken = Contestant("broken", "broken", "Broken", echo.protocol, lambda _: Launch(("false",)))
     told: list[str] = []
     before = children()
-    settings = Settings(rounds=1, seconds=0.2, warm_up_s=0.1, samples=1)
-    entrants, rounds = run(layout, [echo, broken], [1, 8], settings, tmp_path, told.append)
+    for seconds in (0.2, 2.0, 20.0):  # in which a busy machine may not answer a single request
+        settings = Settings(rounds=1, seconds=seconds, warm_up_s=0.1, samples=1)
+        entrants, rounds = run(layout, [echo, broken], [1, 8], settings, tmp_path, told.append)
+        if not any(found.problems for [found] in rounds.values()):
+            break
     assert list(rounds) == [Cell(layout.name, "tiny", callers, "echo-1") for callers in (1, 8)]
     for [found] in rounds.values():
         assert found.problems == ()
