@@ -72,7 +72,7 @@ def test_where_nothing_differs_nothing_more_is_run() -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 32])
 def test_another_answer_is_wrong(rows: int) -> None:
-    with pytest.raises(VerificationError, match="values are (neither eager's nor float64's|never right)"):
+    with pytest.raises(VerificationError, match=r"values are (neither eager's nor float64's|never right)"):
         verify(worst, rows)
 
 
