@@ -45,12 +45,12 @@ async def test_a_fault_names_the_call(
 
 
 async def test_a_fault_of_a_call_about_models_does_too(
-    models: Path, transport: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serve(models, transport=transport) as served:
-        monkeypatch.setattr(served.app._registry, "models", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(served.app._registry, "models", None)
         _, text = await refused(served.stub.ListModels(pb.ListModelsRequest(), metadata=THEIRS, timeout=PATIENCE_S))
-        monkeypatch.undo()
     (fault,) = (vars(record) for record in caplog.records if record.levelno == logging.ERROR)
     assert text.endswith(fault["reference"])
     assert fault["request_id"] == "theirs"
+    assert "'NoneType' object is not callable" in str(fault["exc_info"][1])

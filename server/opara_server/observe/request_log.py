@@ -9,7 +9,7 @@ from opara_server.observe.tracing import Call, SpanContext
 log = logging.getLogger(__name__)
 
 MOST_SHOWN = 128  # characters of what a client chose: it may be megabytes long
-_HEADER = "x-request-id"  # what proxies name requests by
+ID_HEADER = "x-request-id"  # what proxies name requests by
 
 
 def shown_id(own: bytes, call: Call) -> str:
@@ -17,7 +17,7 @@ def shown_id(own: bytes, call: Call) -> str:
     if own:
         return own.decode(errors="replace")[:MOST_SHOWN]
     metadata = call.invocation_metadata() or ()
-    return next((value[:MOST_SHOWN] for name, value in metadata if name == _HEADER and isinstance(value, str)), "")
+    return next((value[:MOST_SHOWN] for name, value in metadata if name == ID_HEADER and isinstance(value, str)), "")
 
 
 def log_request(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 
 from opara_server.observe.metrics import Metrics
+from opara_server.observe.request_log import ID_HEADER
+from opara_server.observe.tracing import Metadata
 from opara_server.rpc.errors import Failure, failure
 from opara_server.serving.registry import Registry
 from opara_server.workers.desk import Desk
@@ -79,25 +81,25 @@ class Fronts:
 
     async def _hear(self, worker: Messages) -> None:
         async for said, message in worker.received():
-            self._begin(self._answer(worker, said["call"], said["method"], message))
+            self._begin(self._answer(worker, said, message))
         self._workers.discard(worker)
         worker.close()
 
-    async def _answer(self, worker: Messages, call: int, method: str, message: bytes) -> None:
-        outcome = await self._called(method, message)
+    async def _answer(self, worker: Messages, said: Mapping[str, Any], message: bytes) -> None:
+        outcome = await self._called(said["method"], message, _Context(said["request_id"]))
         if isinstance(outcome, Failure):
-            worker.send({"reply": call, "code": outcome.code.name, "text": outcome.text})
+            worker.send({"reply": said["call"], "code": outcome.code.name, "text": outcome.text})
         else:
-            worker.send({"reply": call}, outcome)
+            worker.send({"reply": said["call"]}, outcome)
 
-    async def _called(self, method: str, message: bytes) -> bytes | Failure:
+    async def _called(self, method: str, message: bytes, context: _Context) -> bytes | Failure:
         details: Any = _Details(method)
         handler = next((found for h in self._handlers if (found := h.service(details)) is not None), None)
         if handler is None or handler.unary_unary is None:
             return _NO_METHOD
         called: Any = handler.unary_unary
         try:
-            answer: bytes = await called(message, _Context())
+            answer: bytes = await called(message, context)
         except _FailedError as error:
             return error.failure
         except Exception as error:  # noqa: BLE001 - the edge: a client must hear of whatever it is
@@ -117,7 +119,13 @@ class _Details:
 
 
 class _Context:
-    """As much of a call as methods that are passed on use."""
+    """As much of a call as methods that are passed on use, and the log. ``request_id``: empty where it has none."""
+
+    def __init__(self, request_id: str) -> None:
+        self._metadata = ((ID_HEADER, request_id),) if request_id else ()
+
+    def invocation_metadata(self) -> Metadata:
+        return self._metadata
 
     async def abort(self, code: grpc.StatusCode, text: str) -> NoReturn:
         raise _FailedError(Failure(code, text))

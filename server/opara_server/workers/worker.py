@@ -13,6 +13,7 @@ import grpc
 
 from opara_server.config import ServerConfig
 from opara_server.observe.metrics import UNKNOWN_MODEL
+from opara_server.observe.request_log import shown_id
 from opara_server.observe.tracing import Tracer
 from opara_server.rpc.descriptors import OIP_SERVICE
 from opara_server.rpc.edge import make_edge
@@ -118,14 +119,14 @@ class Worker:
         if asked is not None and not asked.done():  # its client is there
             asked.set_result(Failure(grpc.StatusCode[said["code"]], said["text"]) if "code" in said else payload)
 
-    async def _ask(self, method: str, message: bytes) -> bytes | Failure:
-        """The engine's answer."""
+    async def _ask(self, method: str, message: bytes, request_id: str) -> bytes | Failure:
+        """The engine's answer. ``request_id``: the call's, by which the engine's log names it."""
         if self._engine is None:
             return _GONE
         number = self._number = self._number + 1
         asked: asyncio.Future[bytes | Failure] = asyncio.get_running_loop().create_future()
         self._asked[number] = asked
-        self._engine.send({"call": number, "method": method}, message)
+        self._engine.send({"call": number, "method": method, "request_id": request_id}, message)
         try:
             return await asked
         finally:
@@ -135,7 +136,7 @@ class Worker:
 class PassedOn(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
     """The methods of both services that are not served here, whatever they are."""
 
-    def __init__(self, ask: Callable[[str, bytes], Awaitable[bytes | Failure]]) -> None:
+    def __init__(self, ask: Callable[[str, bytes, str], Awaitable[bytes | Failure]]) -> None:
         self._ask = ask
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
@@ -144,7 +145,7 @@ class PassedOn(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
         return grpc.unary_unary_rpc_method_handler(partial(self._call, details.method))
 
     async def _call(self, method: str, message: bytes, context: Context) -> bytes:
-        outcome = await self._ask(method, message)
+        outcome = await self._ask(method, message, shown_id(b"", context))
         if isinstance(outcome, Failure):
             await context.abort(outcome.code, outcome.text)
         return outcome
