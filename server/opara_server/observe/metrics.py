@@ -31,7 +31,7 @@ REASONS = {
     "PERMISSION_DENIED": "credentials",
 }
 Answers = tuple[Count, Count | None, Distribution]
-"""Per model and code: requests, those rejected (None: they were executed), and the latency of those that were not."""
+"""Per model and code: requests, those rejected (None: they were not), and the latency of those that were not."""
 
 REQUEST_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _DEVICE_SECONDS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -55,7 +55,7 @@ class Metrics:
         self._exposition: Exposition | None = None
         model, bucket = ["model"], ["model", "bucket"]
         self.request_seconds = self._histogram(
-            "request_seconds", "Latency of executed requests, within the server.", model, REQUEST_SECONDS
+            "request_seconds", "Latency within the server of requests that were not rejected.", model, REQUEST_SECONDS
         )
         self.queue_seconds = self._histogram("queue_seconds", "From submit to a batch.", model, REQUEST_SECONDS)
         self.copy_in_seconds = self._histogram(
