@@ -192,11 +192,13 @@ def test_a_batch_that_fails_is_told_with_its_reference(way: Way) -> None:
     assert way.counts() == (1, 0, 1, 0, 0)
 
 
-def test_more_than_there_is_memory_for_is_refused_at_once(way: Way) -> None:
+def test_more_than_may_be_in_flight_is_refused_at_once(way: Way) -> None:
     way.caller._most = 2
     held, _ = way.hold()
     waiting = way.ask(rows_of(1))
-    assert isinstance(way.ask(rows_of(1)).error(), Overloaded)
+    refusal = way.ask(rows_of(1)).error()
+    assert isinstance(refusal, Overloaded)
+    assert str(refusal) == "too many requests are in flight: a worker may have 2"
     way.compiled.device.gate.set()
     assert held.array().shape == waiting.array().shape
 

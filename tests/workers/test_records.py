@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -48,6 +50,33 @@ def test_a_pipe_has_room_for_all_that_may_be_in_it(made: Pipe, chunk: int) -> No
     while len(places) < records:
         places += [record[0] for record in SUBMISSION.iter_unpack(read(made.reads, SUBMISSION) or b"")]
     assert places == list(range(len(places)))
+
+
+def test_the_smallest_of_several_pipes_counts(made: Pipe) -> None:
+    small = pipe()
+    fcntl.fcntl(small.writes, fcntl.F_SETPIPE_SZ, 4096)
+    fewest = most_at_once(small.writes)
+    assert most_at_once(made.writes, small.reads) == most_at_once(small.reads, made.writes) == fewest
+    for descriptor in small:
+        os.close(descriptor)
+
+
+def test_a_pipe_that_may_not_be_large_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = fcntl.fcntl
+
+    def unprivileged(fd: int, command: int, *argument: Any) -> Any:
+        if command == fcntl.F_SETPIPE_SZ:
+            raise PermissionError
+        return real(fd, command, *argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", unprivileged)
+    made = pipe()
+    (told,) = caplog.records
+    assert vars(told)["most_requests"] == most_at_once(made.writes) > 0
+    for descriptor in made:
+        os.close(descriptor)
 
 
 def test_a_pipe_has_room_for_completions_in_whatever_chunks(made: Pipe) -> None:

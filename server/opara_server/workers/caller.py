@@ -51,7 +51,7 @@ class Caller:
         self._submissions = submissions
         finalize(self, os.close, submissions)  # not before the last who may write is gone
         self._slots = Slots(PLACES_BYTES, near=PINNED_BYTES)
-        self._most = most_at_once(submissions)
+        self._most = most_at_once(submissions, completions)
         self._pending: dict[int, _Call] = {}
         self._up = True
         self._turn = turn
@@ -79,9 +79,9 @@ class Caller:
             return call.refused(InvalidInput(f"the request does not have the bytes of {count} rows"))
         if not self._up:
             return call.refused(ModelUnavailable(ENGINE_GONE))
-        place = None
-        if self._slots.taken < self._most:
-            place = self._slots.take(count * queue.bytes_each + TEXT_BYTES)
+        if self._slots.taken >= self._most:
+            return call.refused(Overloaded(f"too many requests are in flight: a worker may have {self._most}"))
+        place = self._slots.take(count * queue.bytes_each + TEXT_BYTES)
         if place is None:
             return call.refused(Overloaded("the memory that requests share with the engine is full"))
         call.place = at = place

@@ -9,8 +9,8 @@ worked on it is its name, too.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
-from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ SAMPLED in it, the request's span lies behind the tensors, where an error's text
 COMPLETION = Struct("<QII")
 """place, status, bytes of the error's text behind the tensors. ``status``: 0, or that of an error, plus HELD where the
 place may not be used again before another record says RELEASED."""
+
+log = logging.getLogger(__name__)
 
 CANCEL = 2**32 - 1
 SAMPLED = 1 << 31
@@ -63,19 +65,21 @@ class Pipe(NamedTuple):
 
 
 def pipe() -> Pipe:
-    """As large as may be."""
+    """As large as may be: Linux counts the pages of all pipes of a user (fs.pipe-user-pages-soft)."""
     made = Pipe(*os.pipe())
-    with suppress(PermissionError):  # then it is as large as any
+    try:
         fcntl.fcntl(made.writes, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except PermissionError:
+        log.warning("a pipe to a worker is small", extra={"most_requests": most_at_once(made.writes)})
     return made
 
 
-def most_at_once(fd: int) -> int:
-    """How many requests a worker may have open, so that neither of its pipes, which are as large as this one, is ever
-    full: of each request there are three submissions in it at most (its cancellation, the next one at its place, that
-    one's cancellation) and one completion. What is written at once is not parted: of two pages that follow each other
-    only half may be used, but for a record."""
-    return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // (7 * SUBMISSION.size)
+def most_at_once(*pipes: int) -> int:
+    """How many requests a worker may have open, so that none of its ``pipes`` is ever full: of each request there are
+    three submissions at most (its cancellation, the next one at its place, that one's cancellation), or two smaller
+    completions. What is written at once is not parted: of two pages that follow each other only half may be used, but
+    for a record."""
+    return min(fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in pipes) // (7 * SUBMISSION.size)
 
 
 def read(fd: int, record: Struct) -> bytes | None:
