@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 from opara_server.serving.batcher import Batcher, Rows
-from opara_server.serving.errors import ModelUnavailable
-from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, rows_of, wait_for
+from opara_server.serving.errors import InternalError, ModelUnavailable
+from tests.serving.fakes import PATIENCE_S, Answer, Core, FakeCompiled, FakeDevice, rows_of, wait_for
 
 
 def submit(batcher: Batcher, count: int = 1) -> Answer:
@@ -51,6 +54,33 @@ def test_a_model_that_finishes_has_no_longer_than_the_server(core: Core) -> None
     assert isinstance(running.outcome(), Rows)
     assert all(isinstance(answer.error(), ModelUnavailable) for answer in waiting)
     assert model.device.replays == [1]
+
+
+class Stuck(FakeDevice):
+    """Once it is lost it cannot be left, for a reason of its own."""
+
+    @contextmanager
+    def bind(self) -> Iterator[None]:
+        try:
+            with super().bind():
+                yield
+        except RuntimeError:
+            raise RuntimeError("it holds on") from None
+
+
+def test_a_lost_device_that_cannot_be_left_is_told_with_the_reason_for_that(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    core, device = Core(), Stuck()
+    core.executor.on_lost(core.executor.detach)
+    batcher = core.serve(FakeCompiled(device=device))
+    submit(batcher).array()
+    device.error, device.lost = RuntimeError("a replay failed"), True
+    assert isinstance(submit(batcher).error(), InternalError)
+    core.executor.run(lambda: None).result(PATIENCE_S)
+    (told,) = [record for record in caplog.records if record.getMessage() == "cannot leave a lost device"]
+    assert told.exc_info
+    assert str(told.exc_info[1]) == "it holds on"
+    assert core.executor.stop(PATIENCE_S)
 
 
 def test_an_error_of_its_own_ends_it_and_everybody_is_told(

@@ -246,6 +246,33 @@ def test_of_a_worker_that_sends_nonsense_all_requests_are_cancelled_and_somebody
         os.close(end.memory)
 
 
+@pytest.mark.parametrize("failing", ["counting", "unpinning"])
+def test_a_line_that_cannot_be_closed_as_it_should_be_takes_no_other_along(
+    way: Way, failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("an error of ours")
+
+    other = way.connect(others := link())
+    way.update(way.caller)
+    way.hold()
+    waiting = way.ask(rows_of(1))
+    wait_for(lambda: way.counts()[0] == 2)
+    where, name = (way.desk.catalogue, "rows") if failing == "counting" else (way.server.registry.pins, "release")
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, fails)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), way.ends[1].submissions)  # as the kernel does when a process ends
+        wait_for(lambda: "a worker's line could not be closed as it should be" in caplog.text)
+        assert isinstance(waiting.error(), Cancelled | ModelUnavailable)
+    assert "an error of ours" in caplog.text
+    way.compiled.device.gate.set()
+    way.update(other)
+    assert np.array_equal(way.ask(rows := rows_of(3)).array(), doubled(rows))
+    for end in others:
+        os.close(end.messages)
+        os.close(end.memory)
+
+
 def test_once_the_engine_is_gone_nobody_waits_for_it(way: Way) -> None:
     held, _ = way.hold()
     way.desk.stop()

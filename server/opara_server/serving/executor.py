@@ -274,13 +274,13 @@ class Executor:
         try:
             self.bind(worker.lanes.device)
             worker.lanes.device.synchronize()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the device has had its second chance
+        except Exception:  # noqa: BLE001 - whatever it is, the device has had its second chance
             if self._lost is not None:
                 self._lost(worker.name)
             try:
                 self.bind(None)
             except Exception:
-                log.debug("cannot leave a lost device", exc_info=error)
+                log.debug("cannot leave a lost device", exc_info=True)
 
     def _run_job(self) -> bool:
         with self._lock:

@@ -74,11 +74,20 @@ class Desk:
                 del line  # its memory goes with the last who has it
 
     def _close(self, line: Line) -> None:
+        """Whatever fails in it, the rest of it is done, and others are served on."""
+        for part in (self._take_out, self._settle, Line.hang_up):
+            try:
+                part(line)
+            except Exception:
+                log.exception("a worker's line could not be closed as it should be")
+
+    def _take_out(self, line: Line) -> None:
         self._epoll.unregister(line.submissions)
+
+    def _settle(self, line: Line) -> None:
         with self._lock:
-            line.settle(self._metrics, self.catalogue)
             self._lines = {descriptor: other for descriptor, other in self._lines.items() if other is not line}
-        line.hang_up()
+            line.settle(self._metrics, self.catalogue)
 
     def _flush(self) -> None:
         """Whenever answers have been given. Any thread."""
