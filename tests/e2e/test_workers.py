@@ -271,6 +271,7 @@ def test_a_killed_worker_takes_only_its_own_requests_along(server: ServerProcess
 def test_a_worker_that_sends_nonsense_is_replaced_and_only_it(server: ServerProcess) -> None:
     victim, other = children(server, "worker")
     (engine,) = children(server, "engine")
+    replaced = server.sample('opara_workers_replaced_total{cause="broken"}')
     with channels(server, 12) as connections, Load(connections) as load:
         eventually(lambda: load.answered >= 100)
         with submissions(server, victim, engine).open("wb", buffering=0) as pipe:
@@ -283,6 +284,7 @@ def test_a_worker_that_sends_nonsense_is_replaced_and_only_it(server: ServerProc
     assert load.codes.keys() - {grpc.StatusCode.OK} <= GONE
     assert other in children(server, "worker")
     assert children(server, "engine") == [engine]
+    server.wait_for('opara_workers_replaced_total{cause="broken"}', replaced + 1)
     eventually(lambda: shared(server) == (2, 2))
 
 
@@ -296,9 +298,13 @@ def submissions(server: ServerProcess, worker: int, engine: int) -> Path:
         flags = Path(f"/proc/{worker}/fdinfo/{fd.name}").read_text().split("flags:")[1].split()[0]
         return int(flags, 8) & os.O_ACCMODE == os.O_WRONLY
 
-    between = pipes(worker).keys() & pipes(engine).keys() - pipes(server.process.pid).keys()
-    (found,) = (fd for pipe, fd in pipes(worker).items() if pipe in between and written(fd))
-    return found
+    def found() -> list[Path]:
+        between = pipes(worker).keys() & pipes(engine).keys() - pipes(server.process.pid).keys()
+        return [fd for pipe, fd in pipes(worker).items() if pipe in between and written(fd)]
+
+    eventually(found)  # a worker that has just been started may not have it yet
+    (only,) = found()
+    return only
 
 
 def test_a_killed_engine_is_replaced_and_meanwhile_nothing_hangs(server: ServerProcess) -> None:

@@ -40,3 +40,16 @@ def test_a_chore_that_fails_keeps_no_other_from_being_done(caplog: pytest.LogCap
     caplog.clear()
     turn.work()
     assert not caplog.records
+
+
+def test_whoever_has_the_turn_goes_on_as_long_as_something_new_is_done() -> None:
+    turn = Turn()
+    assert turn.goes_on()
+    assert turn.goes_on()
+    with turn:
+        assert turn.goes_on()  # it was taken since
+        assert not turn.goes_on()
+        turn.work()
+        assert turn.goes_on()
+        assert not turn.goes_on()
+    assert turn.goes_on()

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import pytest
 
 from opara_server.workers import worker_process
 from opara_server.workers.child import ENGINE, WORKER, Orders
-from opara_server.workers.control import Control
 from opara_server.workers.link import link
 from opara_server.workers.messages import Messages
 from opara_server.workers.process import Process
-from opara_server.workers.supervisor import Supervisor
 from tests.rpc.served import PATIENCE_S, config, eventually, write_model
+from tests.workers.told import Told
 
 LONG_S = 240.0  # a child is killed after that, or imports torch in it
 TOML = """
@@ -42,16 +40,6 @@ def test_a_worker_needs_no_torch() -> None:
     modules = "opara_server.workers.child, opara_server.workers.worker_process, opara_server.workers.supervisor"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-class Told(Control):
-    """What a child says, here."""
-
-    def __init__(self) -> None:
-        self.said: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-
-    def send(self, said: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:  # noqa: ARG002
-        self.said.put_nowait(said)
 
 
 @pytest.mark.parametrize("engine_lives", [True, False])
@@ -118,27 +106,11 @@ async def test_an_engine_says_that_it_lives_when_it_is_asked(tmp_path: Path) -> 
                 pass
 
     await says("ready")
-    engine.tell({"do": "answer"})
-    await says("answer")
+    engine.ask()
+    engine.ask()
+    assert engine.unanswered == 2
+    async with asyncio.timeout(LONG_S):
+        while engine.unanswered:
+            await asyncio.sleep(0.01)
     engine.tell({"do": "stop"})
     assert await engine.ended() == 0
-
-
-async def test_an_engine_that_does_not_answer_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    settings = config(write_model(tmp_path / "models", toml=TOML), workers=1)
-    supervisor, said = Supervisor(settings, 0, lambda _what, _share: None, ask_every_s=0.1, answer_within_s=3.0), []
-
-    def told() -> str:
-        said.append(capfd.readouterr().out)
-        return "".join(said)
-
-    running = asyncio.create_task(supervisor.run())
-    await eventually(lambda: "READY grpc=" in told() and supervisor.ready)  # the worker listens, too
-    assert supervisor.engine is not None
-    first = supervisor.engine.pid
-    with suppress(ProcessLookupError):  # one that was not given the processor for so long has been replaced, too
-        os.kill(first, signal.SIGSTOP)
-    await eventually(lambda: supervisor.ready and supervisor.engine and supervisor.engine.pid != first)
-    supervisor.ask_to_stop()
-    assert await running == 0
-    assert told().count("READY grpc=") == 1

@@ -91,6 +91,7 @@ class Metrics:
         self.stream_sampling_seconds = self._counter(
             "stream_sampling_seconds", "Time that traces took, for which requests waited.", model
         )
+        self.workers_replaced = self._counter("workers_replaced", "Workers that were started again, by why.", ["cause"])
         self.model_ready = self._gauge("model_ready", "1 while the model serves.", model)
         self._of_plans = (self.plan_speedup, self.graph_bytes)
         streams = (self.stream_busy_ratio, self.stream_concurrency, self.streams_busy_seconds, self.stream_sampled)

@@ -18,6 +18,7 @@ LABELS = {
     "policy": "the schedule's policy, `urgent(POLICY)` where its longest path has priority",
     "stream": "a number from 0, below the schedule's number of streams",
     "busy": "a number from 0 up to the schedule's number of streams",
+    "cause": "`ended` by itself or by others, `silent`: it did not answer, `broken`: it sent nonsense",
     "gpu_uuid": "the GPU that the models run on: `GPU-...`, or its MIG slice: `MIG-...`",
     "version": "of opara-serve",
     "torch": "version",

@@ -24,16 +24,25 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._chores: tuple[Chore, ...] = ()
+        self._moves = 0  # how often the turn was taken, or the chores begun
+        self._seen_moves = 0  # of these, when somebody asked last
         self.attended = False  # whether a thread serves that does the chores: set before any is added
 
     def acquire(self) -> None:
         self._lock.acquire()
+        self._moves += 1
 
     def release(self) -> None:
         self._lock.release()
 
+    def goes_on(self) -> bool:
+        """Whether it is nobody's turn, or somebody has begun one, or the chores, since this was asked last. From one
+        thread; without waiting, since who serves all the time hardly ever gives the turn away."""
+        seen, self._seen_moves = self._seen_moves, self._moves
+        return self._seen_moves != seen or not self._lock.locked()
+
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -51,6 +60,7 @@ class Turn:
     def work(self) -> bool:
         """Do the chores. In one's turn."""
         more = False
+        self._moves += 1
         for chore in self._chores:
             try:
                 more |= chore()

@@ -17,6 +17,7 @@ from opara_server.workers.child import Orders
 from opara_server.workers.control import Control
 from opara_server.workers.fronts import Fronts
 from opara_server.workers.link import End
+from opara_server.workers.restarts import Cause
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
     """Until told to stop. The exit status."""
     try:
         app, fronts = _application(config, control)
+        for cause in Cause:
+            app.metrics.workers_replaced.labels(cause)  # 0, from which an increase is seen
         control.send({"limit": largest_message(config)})
         obeying = asyncio.create_task(_obey(orders, control, fronts, app))
         async with app:
@@ -60,5 +63,7 @@ async def _obey(orders: Orders, control: Control, fronts: Fronts, app: Applicati
                 await fronts.attach(End.of(descriptors), partial(control.send, {"broken": said["worker"]}))
             case "answer":
                 control.send({"answer": True})
+            case "count":
+                app.metrics.workers_replaced.labels(said["cause"]).inc()
             case "stop":
                 app.ask_to_stop()

@@ -13,6 +13,7 @@ from typing import Any, Self
 from opara_server.config import ServerConfig
 from opara_server.workers.child import WORKER
 from opara_server.workers.control import Control, pair
+from opara_server.workers.restarts import Cause
 
 # Of workers: glibc otherwise gives large buffers back to the kernel, and faults them in again for every request.
 _ALLOCATOR = {
@@ -33,6 +34,8 @@ class Process:
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, told: Told) -> None:
         self.failure = ""  # why it cannot do its work, where it said so
+        self.cause = Cause.ENDED  # why it ends, once it does
+        self.unanswered = 0  # questions since it has answered one
         self._process = process
         self._told = told
         self._control = Control(connection, self._hear, lambda: None)
@@ -65,10 +68,20 @@ class Process:
     def _hear(self, said: dict[str, Any], _descriptors: Sequence[int]) -> None:
         if "failed" in said:
             self.failure = said["failed"]
+        elif "answer" in said:
+            self.unanswered = 0
         else:
             self._told(said)
 
-    def kill(self) -> None:
+    def ask(self) -> int:
+        """Ask it whether it lives; how many questions were unanswered before this one."""
+        before = self.unanswered
+        self.unanswered += 1
+        self.tell({"do": "answer"})
+        return before
+
+    def kill(self, cause: Cause = Cause.ENDED) -> None:
+        self.cause = cause
         with suppress(ProcessLookupError):
             self._process.kill()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
@@ -16,13 +16,19 @@ from opara_server.stopping import stop_on_signals
 from opara_server.workers.child import ENGINE, WORKER
 from opara_server.workers.link import link
 from opara_server.workers.process import Process
-from opara_server.workers.restarts import Restarts
+from opara_server.workers.restarts import Cause, Restarts
 
 log = logging.getLogger(__name__)
 
 _MARGIN_S = 5.0  # beyond the grace, before a child that should stop is killed
+_ASK_EVERY_S = 10.0
+_MOST_UNANSWERED = 6  # questions in a row: a machine that stands still for long costs one of them
 
 Progress = Callable[[str, float], None]
+
+
+async def _next_time() -> None:
+    await asyncio.sleep(_ASK_EVERY_S)
 
 
 class Supervisor:
@@ -34,13 +40,13 @@ class Supervisor:
         port: int,
         progress: Progress,
         *,
-        ask_every_s: float = 10.0,
-        answer_within_s: float = 60.0,
+        next_time: Callable[[], Awaitable[None]] = _next_time,
     ) -> None:
-        """``port``: one that is kept for the workers. An engine that serves is asked every so often whether it lives;
-        one that does not answer in time is as good as dead."""
+        """``port``: one that is kept for the workers. Whenever ``next_time`` is over, an engine that serves and workers
+        that listen are asked whether they live: who leaves _MOST_UNANSWERED questions in a row without an answer is
+        as good as dead."""
         self._config = config.model_copy(update={"port": port})
-        self._ask_every_s, self._answer_within_s = ask_every_s, answer_within_s
+        self._next_time = next_time
         self._progress = progress
         self.engine: Process | None = None
         self._workers: dict[int, Process] = {}
@@ -49,7 +55,6 @@ class Supervisor:
         self._listening: set[int] = set()
         self._metrics = ""
         self.ready = self._told_ready = False
-        self._answered = asyncio.Event()
         self._stop_asked = asyncio.Event()
 
     def ask_to_stop(self) -> None:
@@ -58,7 +63,7 @@ class Supervisor:
     async def run(self) -> int:
         """Until ``ask_to_stop`` or a signal, or until what dies is given up. The exit status."""
         stop_on_signals(self.ask_to_stop, self._kill)
-        keeping = [asyncio.create_task(self._keep_engine()), asyncio.create_task(self._watch_engine())]
+        keeping = [asyncio.create_task(self._keep_engine()), asyncio.create_task(self._watch())]
         keeping += [asyncio.create_task(self._keep_worker(index)) for index in range(self._config.workers)]
         asked = asyncio.create_task(self._stop_asked.wait())
         done, _ = await asyncio.wait((*keeping, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -108,6 +113,8 @@ class Supervisor:
             status = await worker.ended()
             del self._workers[index]
             self._listening.discard(index)
+            if self.engine is not None:
+                self.engine.tell({"do": "count", "cause": worker.cause})
             await _again(f"worker {index}", worker, status, restarts)
 
     def _engine_told(self, said: dict[str, Any]) -> None:
@@ -130,9 +137,7 @@ class Supervisor:
                 for worker in self._workers.values():
                     if worker.pid == pid:
                         log.error("the engine does not understand a worker: it is killed", extra={"pid": pid})
-                        worker.kill()
-            case {"answer": _}:
-                self._answered.set()
+                        worker.kill(Cause.BROKEN)
 
     def _let_listen(self) -> None:
         """Once and for all: later workers begin with it."""
@@ -148,21 +153,14 @@ class Supervisor:
             log.info("ready", extra={"grpc": address(self._config.host, self._config.port), "metrics": self._metrics})
             print(f"READY grpc={address(self._config.host, self._config.port)} metrics={self._metrics}", flush=True)
 
-    async def _watch_engine(self) -> None:
+    async def _watch(self) -> None:
+        """Questions are counted, not seconds: while the machine stands still nobody asks, nor fails to answer."""
         while True:
-            await asyncio.sleep(self._ask_every_s)
-            engine = self.engine
-            if engine is None or not self.ready:
-                continue
-            self._answered.clear()
-            engine.tell({"do": "answer"})
-            try:
-                await asyncio.wait_for(self._answered.wait(), self._answer_within_s)
-            except TimeoutError:
-                if engine is not self.engine:
-                    continue
-                log.error("the engine does not answer: it is killed", extra={"pid": engine.pid})
-                engine.kill()
+            await self._next_time()
+            if self.engine is not None and self.ready:
+                _ask("the engine", self.engine)
+            for index in self._listening:
+                _ask(f"worker {index}", self._workers[index])
 
     async def _stop(self) -> None:
         """As Application.stop, in this order, too."""
@@ -184,6 +182,12 @@ class Supervisor:
         for process in (self.engine, *self._workers.values()):
             if process is not None:
                 process.kill()
+
+
+def _ask(who: str, process: Process) -> None:
+    if process.ask() >= _MOST_UNANSWERED:
+        log.error("%s does not answer: it is killed", who, extra={"pid": process.pid})
+        process.kill(Cause.SILENT)
 
 
 async def _again(who: str, process: Process, status: int, restarts: Restarts) -> None:

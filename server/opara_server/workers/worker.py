@@ -75,6 +75,10 @@ class Worker:
         """Until the engine that it is attached to has said what there is, or is gone."""
         await self._informed.wait()
 
+    def goes_on(self) -> bool:
+        """Whether calls are handled, as far as the event loop can tell, on which this is asked now and then."""
+        return self._turn.goes_on()
+
     def drain(self) -> None:
         """Everything is NOT_SERVING from now on."""
         self._front.drain()

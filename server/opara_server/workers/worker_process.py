@@ -38,15 +38,24 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
         control.send({"failed": str(error)})
         return 1
     control.send({"listening": True})
+    await _obey(worker, control, orders)
+    if tracer is not None:
+        await asyncio.to_thread(tracer.close)
+    return 0
+
+
+async def _obey(worker: Worker, control: Control, orders: Orders) -> None:
+    """Until it has stopped."""
     while True:
         said, descriptors = await orders.get()
         match said["do"]:
             case "attach":
                 await worker.attach(End.of(descriptors))
+            case "answer":
+                if worker.goes_on():
+                    control.send({"answer": True})
             case "drain":
                 worker.drain()
             case "stop":
                 await worker.stop()
-                if tracer is not None:
-                    await asyncio.to_thread(tracer.close)
-                return 0
+                return
