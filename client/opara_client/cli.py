@@ -33,8 +33,6 @@ from opara_client.perf_options import add_options
 from opara_client.security_options import add_security_options, security
 from opara_client.wording import counted
 
-LOG_SAYS_MORE = "the server's log says more"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
@@ -147,7 +145,7 @@ def _infer(client: OparaClient, args: argparse.Namespace) -> int:
     values = parse_inputs(args.inputs)
     model = client.model(args.model)
     if model.state is not ModelState.READY:  # its inputs may not be known
-        raise Unavailable(f"model {model.name!r} is {model.state}: {LOG_SAYS_MORE}")
+        raise Unavailable(f"model {model.name!r} is {model.state}: {model.why_not_ready}")
     result = client.infer(args.model, make_inputs(values, model.inputs, args.rows))
     if args.output:
         _save(args.output, result)
@@ -168,7 +166,7 @@ def _models(client: OparaClient, args: argparse.Namespace) -> int:
     elif isinstance(answer, ModelInfo):
         print("\n".join(_model_lines(answer)))
     else:
-        print("\n".join(_table([("MODEL", "STATE"), *((status.name, status.state) for status in answer)])))
+        print("\n".join(_table([("MODEL", "STATE", "REASON"), *((s.name, s.state, s.reason) for s in answer)])))
     return 0
 
 
@@ -232,7 +230,7 @@ def _model_lines(model: ModelInfo) -> list[str]:
     if model.state is ModelState.READY:
         where = f"on {model.device} ({model.device_name}), {counted(model.max_rows, 'row')} a request at most"
     else:
-        where = LOG_SAYS_MORE
+        where = model.why_not_ready
     lines = [f"{model.name}  {model.state}  {where}"]
     lines += [f"  input   {_spec(spec)}" for spec in model.inputs]
     lines += [f"  output  {_spec(spec)}" for spec in model.outputs]

@@ -17,6 +17,7 @@ class ModelState(StrEnum):
     UNLOADED = "UNLOADED"
 
 
+LOG_SAYS_MORE = "the server's log says more"
 _STATES: dict[int, ModelState] = {
     pb.MODEL_STATE_LOADING: ModelState.LOADING,
     pb.MODEL_STATE_READY: ModelState.READY,
@@ -27,8 +28,11 @@ _STATES: dict[int, ModelState] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
+    """``reason``: of what kind the failure of a model is that is FAILED; else empty."""
+
     name: str
     state: ModelState
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class ModelInfo:
     """``max_rows``: the most rows one request may carry. ``buckets``: ascending; empty until the model is READY.
 
     ``fallback_reason``: why the model runs as one sequential graph, where its operators could not be had; else empty.
+    ``reason``: as in ModelStatus.
     """
 
     name: str
@@ -110,10 +115,16 @@ class ModelInfo:
     max_rows: int
     buckets: tuple[Bucket, ...]
     fallback_reason: str
+    reason: str = ""
+
+    @property
+    def why_not_ready(self) -> str:
+        """For people, of a model that is not READY."""
+        return f"{self.reason}: {LOG_SAYS_MORE}" if self.reason else LOG_SAYS_MORE
 
 
 def decode_status(status: pb.ModelStatus) -> ModelStatus:
-    return ModelStatus(status.name, _STATES.get(status.state, ModelState.UNSPECIFIED))
+    return ModelStatus(status.name, _STATES.get(status.state, ModelState.UNSPECIFIED), status.reason)
 
 
 def decode_model(response: pb.GetModelResponse) -> ModelInfo:
@@ -128,6 +139,7 @@ def decode_model(response: pb.GetModelResponse) -> ModelInfo:
         max_rows=response.max_rows,
         buckets=tuple(_decode_bucket(bucket) for bucket in response.buckets),
         fallback_reason=response.fallback_reason,
+        reason=status.reason,
     )
 
 

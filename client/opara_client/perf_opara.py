@@ -35,7 +35,7 @@ class OparaProtocol:
             )
         info = decode_model(answer)
         if info.state is not ModelState.READY:  # its inputs may not be known
-            raise Unavailable(f"model {model!r} is {info.state}: the server's log says more")
+            raise Unavailable(f"model {model!r} is {info.state}: {info.why_not_ready}")
         return Signature(info.inputs, info.outputs)
 
     def encode(self, model: str, inputs: Mapping[str, Array], declared: Mapping[str, str]) -> bytes:

@@ -68,13 +68,14 @@ PLAN = pb.Bucket(
 @dataclass
 class Model:
     """Echoes its inputs, doubled if they are float32. ``failures``: how many calls fail with ``code`` before
-    that. ``limits``: the range that it declares for its inputs, none for None."""
+    that. ``limits``: the range that it declares for its inputs, none for None. ``reason``: why it is FAILED."""
 
     inputs: dict[str, pb.DataType.ValueType]
     state: pb.ModelState.ValueType = pb.MODEL_STATE_READY
     failures: int = 0
     code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     limits: tuple[float, float] | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -190,7 +191,7 @@ class FakeServer(rpc.InferenceServiceServicer):
         return pb.ProfileModelResponse(buckets=[_profile(size) for size in sizes])
 
     def _status(self, name: str) -> pb.ModelStatus:
-        return pb.ModelStatus(name=name, state=self.models[name].state)
+        return pb.ModelStatus(name=name, state=self.models[name].state, reason=self.models[name].reason)
 
     def _model(self, name: str, context: grpc.ServicerContext) -> Model:
         if name not in self.models:

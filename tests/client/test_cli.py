@@ -179,6 +179,18 @@ def test_models_is_a_table(server: FakeServer, cli: Cli) -> None:
     assert (rows["double"], rows["loading"]) == ("READY", "LOADING")
 
 
+def test_models_tells_why_one_failed(server: FakeServer, cli: Cli) -> None:
+    server.models["bad"] = Model({}, pb.MODEL_STATE_FAILED, reason="its code fails")
+    table = [line.split(maxsplit=2) for line in cli("models")[1].splitlines()]
+    assert table[0] == ["MODEL", "STATE", "REASON"]
+    assert [row for row in table[1:] if len(row) > 2] == [["bad", "FAILED", "its code fails"]]
+    assert cli("models", "bad") == (0, "bad  FAILED  its code fails: the server's log says more\n", "")
+    said = "opara-client: UNAVAILABLE: model 'bad' is FAILED: its code fails: the server's log says more\n"
+    assert cli("infer", "bad", "--input", "x=random") == (1, "", said)
+    assert {"name": "bad", "state": "FAILED", "reason": "its code fails"} in json.loads(cli("models", "--json")[1])
+    assert json.loads(cli("models", "bad", "--json")[1])["reason"] == "its code fails"
+
+
 def test_one_model_with_its_plan(cli: Cli) -> None:
     code, out, _ = cli("models", "fallback")
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -212,7 +224,7 @@ def test_a_model_that_is_not_ready_has_no_empty_fields(cli: Cli) -> None:
 
 def test_models_as_json(cli: Cli) -> None:
     statuses = json.loads(cli("models", "--json")[1])
-    assert {"name": "double", "state": "READY"} in statuses
+    assert {"name": "double", "state": "READY", "reason": ""} in statuses
     model = json.loads(cli("models", "double", "--json")[1])
     assert model["buckets"][0]["candidates"][1]["policy"] == "opara"
 

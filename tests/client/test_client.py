@@ -19,6 +19,7 @@ from opara_client import (
     Interval,
     InvalidArgument,
     ModelState,
+    ModelStatus,
     NotFound,
     OparaClient,
     OparaError,
@@ -122,8 +123,11 @@ def test_a_profile_of_one_batch_size_or_of_all(client: OparaClient) -> None:
         client.profile("nobody")
 
 
-def test_models_and_model(client: OparaClient) -> None:
+def test_models_and_model(server: FakeServer, client: OparaClient) -> None:
     assert {status.name: status.state for status in client.models()}["loading"] is ModelState.LOADING
+    server.models["bad"] = Model({}, pb.MODEL_STATE_FAILED, reason="it cannot be compiled")
+    assert ModelStatus("bad", ModelState.FAILED, "it cannot be compiled") in client.models()
+    assert client.model("bad").reason == "it cannot be compiled"
     model = client.model("double")
     assert (model.name, model.state, model.device, model.max_rows) == ("double", ModelState.READY, "cpu", 64)
     assert model.inputs == (TensorSpec("x", "float32", (-1, 2)),)

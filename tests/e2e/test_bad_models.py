@@ -41,7 +41,12 @@ def test_the_good_one_serves_and_each_bad_one_is_told_once(small: Path, workers:
             stub = InferenceServiceStub(channel)
             assert stub.Infer(request(1.0), timeout=PATIENCE_S).outputs
             listed = stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S).models
-        assert {model.name for model in listed if model.state == pb.MODEL_STATE_FAILED} == set(BAD)
+            told = {stub.GetModel(pb.GetModelRequest(model=name), timeout=PATIENCE_S).status.reason for name in BAD}
+        assert {model.name: model.reason for model in listed if model.state == pb.MODEL_STATE_FAILED} == {
+            name: told for name, (_, _, told) in BAD.items()
+        }
+        assert [(model.name, model.reason) for model in listed if model.name not in BAD] == [("small", "")]
+        assert told == {SETTINGS, SOURCE}
         ready = [server.sample(f'opara_model_ready{{model="{name}"}}') for name in ("small", *BAD)]
         assert server.stop() == 0
     assert shown == {"small": ("READY", "")} | {name: ("FAILED", told) for name, (_, _, told) in BAD.items()}

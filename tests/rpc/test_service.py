@@ -167,14 +167,17 @@ async def test_models_and_what_they_are(served: Served) -> None:
     assert (model.buckets[0].policy, model.buckets[0].streams, model.buckets[0].measured_us) == ("opara", 2, 10.0)
 
 
-async def test_a_failed_model_is_unavailable_and_the_others_serve(tmp_path: Path) -> None:
+async def test_a_failed_model_is_unavailable_and_the_others_serve(tmp_path: Path, transport: str) -> None:
     models = write_model(tmp_path / "models")
     write_model(models, "broken", 'source = "python:nowhere:at_all"\nspeed = "high"')
-    async with serve(models) as served:
+    async with serve(models, transport=transport) as served:
         assert await served.infer(1.0) == [2.0]
         code, text = await code_of(served.stub.Infer(request(1.0, model="broken")))
         assert code is grpc.StatusCode.UNAVAILABLE
         assert str(models) not in text
         found = await served.stub.GetModel(pb.GetModelRequest(model="broken"))
         assert found.status.state == pb.MODEL_STATE_FAILED
+        assert found.status.reason == "its name or its model.toml cannot be used"
+        listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
+        assert [(model.name, model.reason) for model in listed] == [("broken", found.status.reason), (MODEL, "")]
         assert not found.buckets

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fopara_protos/v1/inference.proto\x12\x08opara.v1\"Z\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\tdata_type\x18\x02 \x01(\x0e\x32\x12.opara.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\\\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12 \n\x06inputs\x18\x03 \x03(\x0b\x32\x10.opara.v1.Tensor\x12\x0f\n\x07outputs\x18\x04 \x03(\t\"M\n\rInferResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12!\n\x07outputs\x18\x03 \x03(\x0b\x32\x10.opara.v1.Tensor\"Q\n\x12InferStreamRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.opara.v1.InferRequest\x12\x12\n\ntimeout_us\x18\x02 \x01(\x03\"z\n\x13InferStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.opara.v1.InferResponseH\x00\x12 \n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.opara.v1.ErrorH\x00\x42\x08\n\x06result\"&\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.opara.v1.ModelStatus\"@\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.opara.v1.ModelState\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xf9\x01\n\x10GetModelResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.opara.v1.ModelStatus\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.opara.v1.TensorSpec\x12%\n\x07outputs\x18\x03 \x03(\x0b\x32\x14.opara.v1.TensorSpec\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x05 \x01(\t\x12\x10\n\x08max_rows\x18\x06 \x01(\x03\x12!\n\x07\x62uckets\x18\x07 \x03(\x0b\x32\x10.opara.v1.Bucket\x12\x17\n\x0f\x66\x61llback_reason\x18\x08 \x01(\t\"\x86\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\tdata_type\x18\x02 \x01(\x0e\x32\x12.opara.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x10\n\x03low\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high\"\x9c\x02\n\x06\x42ucket\x12\x12\n\nbatch_size\x18\x01 \x01(\x03\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x10\n\x08lowering\x18\x03 \x01(\t\x12\x11\n\toperators\x18\x04 \x01(\x05\x12\x0f\n\x07streams\x18\x05 \x01(\x05\x12\x18\n\x10synchronisations\x18\x06 \x01(\x05\x12\x13\n\x0bmeasured_us\x18\x07 \x01(\x01\x12\x15\n\rsequential_us\x18\x08 \x01(\x01\x12\x12\n\npeak_bytes\x18\t \x01(\x03\x12\'\n\ncandidates\x18\n \x03(\x0b\x32\x13.opara.v1.Candidate\x12\x0e\n\x06reused\x18\x0b \x01(\x08\x12\x0f\n\x07\x63ompact\x18\x0c \x01(\x08\x12\x14\n\x0csteady_bytes\x18\r \x01(\x03\"\xcc\x01\n\tCandidate\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07streams\x18\x02 \x01(\x05\x12\x18\n\x10synchronisations\x18\x03 \x01(\x05\x12\x14\n\x0cpredicted_us\x18\x04 \x01(\x01\x12\x13\n\x0bmeasured_us\x18\x05 \x01(\x01\x12\x12\n\npeak_bytes\x18\x06 \x01(\x03\x12\x10\n\x08rejected\x18\x07 \x01(\t\x12\x0f\n\x07\x63ompact\x18\x08 \x01(\x08\x12\x10\n\x08lowering\x18\t \x01(\t\x12\x10\n\x08\x61gain_us\x18\n \x01(\x01\"8\n\x13ProfileModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\x03\"@\n\x14ProfileModelResponse\x12(\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x17.opara.v1.BucketProfile\"\xf8\x02\n\rBucketProfile\x12\x12\n\nbatch_size\x18\x01 \x01(\x03\x12\x0f\n\x07replays\x18\x02 \x01(\x05\x12\x0f\n\x07span_us\x18\x03 \x01(\x01\x12\x13\n\x0b\x63oncurrency\x18\x04 \x01(\x01\x12<\n\x0bstream_busy\x18\x05 \x03(\x0b\x32\'.opara.v1.BucketProfile.StreamBusyEntry\x12\x34\n\x07\x62usy_us\x18\x06 \x03(\x0b\x32#.opara.v1.BucketProfile.BusyUsEntry\x12$\n\x08timeline\x18\x07 \x03(\x0b\x32\x12.opara.v1.Interval\x12\x0f\n\x07omitted\x18\x08 \x01(\x05\x12\x0f\n\x07seconds\x18\t \x01(\x01\x1a\x31\n\x0fStreamBusyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0b\x42usyUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"J\n\x08Interval\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\x05\x12\x10\n\x08start_us\x18\x03 \x01(\x01\x12\x0e\n\x06\x65nd_us\x18\x04 \x01(\x01*\xfe\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x06\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x07\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x08\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\n*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x32\xf7\x02\n\x10InferenceService\x12\x38\n\x05Infer\x12\x16.opara.v1.InferRequest\x1a\x17.opara.v1.InferResponse\x12N\n\x0bInferStream\x12\x1c.opara.v1.InferStreamRequest\x1a\x1d.opara.v1.InferStreamResponse(\x01\x30\x01\x12G\n\nListModels\x12\x1b.opara.v1.ListModelsRequest\x1a\x1c.opara.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.opara.v1.GetModelRequest\x1a\x1a.opara.v1.GetModelResponse\x12M\n\x0cProfileModel\x12\x1d.opara.v1.ProfileModelRequest\x1a\x1e.opara.v1.ProfileModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fopara_protos/v1/inference.proto\x12\x08opara.v1\"Z\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\tdata_type\x18\x02 \x01(\x0e\x32\x12.opara.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\\\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12 \n\x06inputs\x18\x03 \x03(\x0b\x32\x10.opara.v1.Tensor\x12\x0f\n\x07outputs\x18\x04 \x03(\t\"M\n\rInferResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12!\n\x07outputs\x18\x03 \x03(\x0b\x32\x10.opara.v1.Tensor\"Q\n\x12InferStreamRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.opara.v1.InferRequest\x12\x12\n\ntimeout_us\x18\x02 \x01(\x03\"z\n\x13InferStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.opara.v1.InferResponseH\x00\x12 \n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.opara.v1.ErrorH\x00\x42\x08\n\x06result\"&\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.opara.v1.ModelStatus\"P\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.opara.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xf9\x01\n\x10GetModelResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.opara.v1.ModelStatus\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.opara.v1.TensorSpec\x12%\n\x07outputs\x18\x03 \x03(\x0b\x32\x14.opara.v1.TensorSpec\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x05 \x01(\t\x12\x10\n\x08max_rows\x18\x06 \x01(\x03\x12!\n\x07\x62uckets\x18\x07 \x03(\x0b\x32\x10.opara.v1.Bucket\x12\x17\n\x0f\x66\x61llback_reason\x18\x08 \x01(\t\"\x86\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\tdata_type\x18\x02 \x01(\x0e\x32\x12.opara.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x10\n\x03low\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high\"\x9c\x02\n\x06\x42ucket\x12\x12\n\nbatch_size\x18\x01 \x01(\x03\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x10\n\x08lowering\x18\x03 \x01(\t\x12\x11\n\toperators\x18\x04 \x01(\x05\x12\x0f\n\x07streams\x18\x05 \x01(\x05\x12\x18\n\x10synchronisations\x18\x06 \x01(\x05\x12\x13\n\x0bmeasured_us\x18\x07 \x01(\x01\x12\x15\n\rsequential_us\x18\x08 \x01(\x01\x12\x12\n\npeak_bytes\x18\t \x01(\x03\x12\'\n\ncandidates\x18\n \x03(\x0b\x32\x13.opara.v1.Candidate\x12\x0e\n\x06reused\x18\x0b \x01(\x08\x12\x0f\n\x07\x63ompact\x18\x0c \x01(\x08\x12\x14\n\x0csteady_bytes\x18\r \x01(\x03\"\xcc\x01\n\tCandidate\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07streams\x18\x02 \x01(\x05\x12\x18\n\x10synchronisations\x18\x03 \x01(\x05\x12\x14\n\x0cpredicted_us\x18\x04 \x01(\x01\x12\x13\n\x0bmeasured_us\x18\x05 \x01(\x01\x12\x12\n\npeak_bytes\x18\x06 \x01(\x03\x12\x10\n\x08rejected\x18\x07 \x01(\t\x12\x0f\n\x07\x63ompact\x18\x08 \x01(\x08\x12\x10\n\x08lowering\x18\t \x01(\t\x12\x10\n\x08\x61gain_us\x18\n \x01(\x01\"8\n\x13ProfileModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\x03\"@\n\x14ProfileModelResponse\x12(\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x17.opara.v1.BucketProfile\"\xf8\x02\n\rBucketProfile\x12\x12\n\nbatch_size\x18\x01 \x01(\x03\x12\x0f\n\x07replays\x18\x02 \x01(\x05\x12\x0f\n\x07span_us\x18\x03 \x01(\x01\x12\x13\n\x0b\x63oncurrency\x18\x04 \x01(\x01\x12<\n\x0bstream_busy\x18\x05 \x03(\x0b\x32\'.opara.v1.BucketProfile.StreamBusyEntry\x12\x34\n\x07\x62usy_us\x18\x06 \x03(\x0b\x32#.opara.v1.BucketProfile.BusyUsEntry\x12$\n\x08timeline\x18\x07 \x03(\x0b\x32\x12.opara.v1.Interval\x12\x0f\n\x07omitted\x18\x08 \x01(\x05\x12\x0f\n\x07seconds\x18\t \x01(\x01\x1a\x31\n\x0fStreamBusyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0b\x42usyUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"J\n\x08Interval\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\x05\x12\x10\n\x08start_us\x18\x03 \x01(\x01\x12\x0e\n\x06\x65nd_us\x18\x04 \x01(\x01*\xfe\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x06\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x07\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x08\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\n*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x32\xf7\x02\n\x10InferenceService\x12\x38\n\x05Infer\x12\x16.opara.v1.InferRequest\x1a\x17.opara.v1.InferResponse\x12N\n\x0bInferStream\x12\x1c.opara.v1.InferStreamRequest\x1a\x1d.opara.v1.InferStreamResponse(\x01\x30\x01\x12G\n\nListModels\x12\x1b.opara.v1.ListModelsRequest\x1a\x1c.opara.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.opara.v1.GetModelRequest\x1a\x1a.opara.v1.GetModelResponse\x12M\n\x0cProfileModel\x12\x1d.opara.v1.ProfileModelRequest\x1a\x1e.opara.v1.ProfileModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -25,10 +25,10 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_BUCKETPROFILE_STREAMBUSYENTRY']._serialized_options = b'8\001'
   _globals['_BUCKETPROFILE_BUSYUSENTRY']._options = None
   _globals['_BUCKETPROFILE_BUSYUSENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=2202
-  _globals['_DATATYPE']._serialized_end=2456
-  _globals['_MODELSTATE']._serialized_start=2459
-  _globals['_MODELSTATE']._serialized_end=2598
+  _globals['_DATATYPE']._serialized_start=2218
+  _globals['_DATATYPE']._serialized_end=2472
+  _globals['_MODELSTATE']._serialized_start=2475
+  _globals['_MODELSTATE']._serialized_end=2614
   _globals['_TENSOR']._serialized_start=45
   _globals['_TENSOR']._serialized_end=135
   _globals['_INFERREQUEST']._serialized_start=137
@@ -46,29 +46,29 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LISTMODELSRESPONSE']._serialized_start=578
   _globals['_LISTMODELSRESPONSE']._serialized_end=637
   _globals['_MODELSTATUS']._serialized_start=639
-  _globals['_MODELSTATUS']._serialized_end=703
-  _globals['_GETMODELREQUEST']._serialized_start=705
-  _globals['_GETMODELREQUEST']._serialized_end=737
-  _globals['_GETMODELRESPONSE']._serialized_start=740
-  _globals['_GETMODELRESPONSE']._serialized_end=989
-  _globals['_TENSORSPEC']._serialized_start=992
-  _globals['_TENSORSPEC']._serialized_end=1126
-  _globals['_BUCKET']._serialized_start=1129
-  _globals['_BUCKET']._serialized_end=1413
-  _globals['_CANDIDATE']._serialized_start=1416
-  _globals['_CANDIDATE']._serialized_end=1620
-  _globals['_PROFILEMODELREQUEST']._serialized_start=1622
-  _globals['_PROFILEMODELREQUEST']._serialized_end=1678
-  _globals['_PROFILEMODELRESPONSE']._serialized_start=1680
-  _globals['_PROFILEMODELRESPONSE']._serialized_end=1744
-  _globals['_BUCKETPROFILE']._serialized_start=1747
-  _globals['_BUCKETPROFILE']._serialized_end=2123
-  _globals['_BUCKETPROFILE_STREAMBUSYENTRY']._serialized_start=2027
-  _globals['_BUCKETPROFILE_STREAMBUSYENTRY']._serialized_end=2076
-  _globals['_BUCKETPROFILE_BUSYUSENTRY']._serialized_start=2078
-  _globals['_BUCKETPROFILE_BUSYUSENTRY']._serialized_end=2123
-  _globals['_INTERVAL']._serialized_start=2125
-  _globals['_INTERVAL']._serialized_end=2199
-  _globals['_INFERENCESERVICE']._serialized_start=2601
-  _globals['_INFERENCESERVICE']._serialized_end=2976
+  _globals['_MODELSTATUS']._serialized_end=719
+  _globals['_GETMODELREQUEST']._serialized_start=721
+  _globals['_GETMODELREQUEST']._serialized_end=753
+  _globals['_GETMODELRESPONSE']._serialized_start=756
+  _globals['_GETMODELRESPONSE']._serialized_end=1005
+  _globals['_TENSORSPEC']._serialized_start=1008
+  _globals['_TENSORSPEC']._serialized_end=1142
+  _globals['_BUCKET']._serialized_start=1145
+  _globals['_BUCKET']._serialized_end=1429
+  _globals['_CANDIDATE']._serialized_start=1432
+  _globals['_CANDIDATE']._serialized_end=1636
+  _globals['_PROFILEMODELREQUEST']._serialized_start=1638
+  _globals['_PROFILEMODELREQUEST']._serialized_end=1694
+  _globals['_PROFILEMODELRESPONSE']._serialized_start=1696
+  _globals['_PROFILEMODELRESPONSE']._serialized_end=1760
+  _globals['_BUCKETPROFILE']._serialized_start=1763
+  _globals['_BUCKETPROFILE']._serialized_end=2139
+  _globals['_BUCKETPROFILE_STREAMBUSYENTRY']._serialized_start=2043
+  _globals['_BUCKETPROFILE_STREAMBUSYENTRY']._serialized_end=2092
+  _globals['_BUCKETPROFILE_BUSYUSENTRY']._serialized_start=2094
+  _globals['_BUCKETPROFILE_BUSYUSENTRY']._serialized_end=2139
+  _globals['_INTERVAL']._serialized_start=2141
+  _globals['_INTERVAL']._serialized_end=2215
+  _globals['_INFERENCESERVICE']._serialized_start=2617
+  _globals['_INFERENCESERVICE']._serialized_end=2992
 # @@protoc_insertion_point(module_scope)

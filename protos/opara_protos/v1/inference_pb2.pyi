@@ -250,15 +250,19 @@ class ModelStatus(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     name: builtins.str
     state: global___ModelState.ValueType
+    reason: builtins.str
+    """Of what kind the failure is, in a few fixed words, where state is FAILED; else empty. The server's log says more."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         state: global___ModelState.ValueType = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "reason", b"reason", "state", b"state"]) -> None: ...
 
 global___ModelStatus = ModelStatus
 

@@ -9,17 +9,18 @@ from opara_server.engine.plan import BucketPlan, Candidate
 from opara_server.engine.trace import Interval
 from opara_server.observe.occupancy import Sample
 from opara_server.rpc.wire import spec_message
-from opara_server.serving.models import ModelDescription, ModelState
+from opara_server.serving.models import ModelDescription
 
 
-def status_message(name: str, state: ModelState) -> pb.ModelStatus:
-    return pb.ModelStatus(name=name, state=pb.ModelState.Value(f"MODEL_STATE_{state.name}"))
+def status_message(model: ModelDescription) -> pb.ModelStatus:
+    state = pb.ModelState.Value(f"MODEL_STATE_{model.state.name}")
+    return pb.ModelStatus(name=model.name, state=state, reason=model.told)
 
 
 def model_message(model: ModelDescription) -> pb.GetModelResponse:
     """A model that is not ready has no plan and no outputs yet."""
     response = pb.GetModelResponse(
-        status=status_message(model.name, model.state),
+        status=status_message(model),
         inputs=map(spec_message, model.inputs),
         outputs=map(spec_message, model.outputs),
         max_rows=model.max_rows,

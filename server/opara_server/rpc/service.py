@@ -39,7 +39,7 @@ class InferenceService:
     @answered
     async def list_models(self, message: bytes, _context: Context) -> bytes:
         wire.parse(pb.ListModelsRequest, message)
-        models = [status_message(name, state) for name, state in self._registry.models()]
+        models = [status_message(self._registry.describe(name)) for name, _ in self._registry.models()]
         return pb.ListModelsResponse(models=models).SerializeToString()
 
     @answered
