@@ -66,6 +66,15 @@ def fleet() -> Dashboard:
             ),
             graph("Memory", "bytes", Query(ours(f"process_resident_memory_bytes{{{WHERE}}}"), POD)),
             graph("File descriptors", "none", Query(ours(f"process_open_fds{{{WHERE}}}"), POD)),
+            graph(
+                "Workers replaced",
+                "none",
+                Query(
+                    f"sum by (pod, cause) (increase(opara_workers_replaced_total{{{WHERE}}}[$__rate_interval]))",
+                    "{{pod}} {{cause}}",
+                ),
+                text="With --workers: ended, silent when they were asked whether they live, or broken.",
+            ),
             bars("Age", "s", Query(ours(f"(time() - process_start_time_seconds{{{WHERE}}})"), POD)),
             bars("Models that serve", "none", Query(f"sum by (pod) (opara_model_ready{{{WHERE}}})", POD)),
             bars(

@@ -24,7 +24,6 @@ def used() -> Metrics:
     metrics.refuse("m", "UNAVAILABLE", 0.1)
     metrics.occupancy("m", 4, occupancy(Trace(((Interval(0, 0, 100),),))), at=1e9)
     metrics.add_model("m")
-    metrics.workers_replaced.labels("ended")
     metrics.build_info(**dict.fromkeys(BUILD_FACTS, "1"))
     return metrics
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCo
 
 from opara_server.engine.plan import SEQUENTIAL, Plan
 from opara_server.engine.trace import Occupancy
+from opara_server.observe.causes import Cause
 from opara_server.observe.declared import Declared, Kind
 from opara_server.observe.exposition import Exposition, Page
 from opara_server.observe.model_metrics import ModelMetrics
@@ -92,6 +93,8 @@ class Metrics:
             "stream_sampling_seconds", "Time that traces took, for which requests waited.", model
         )
         self.workers_replaced = self._counter("workers_replaced", "Workers that were started again, by why.", ["cause"])
+        for cause in Cause:
+            self.workers_replaced.labels(cause)  # 0, from which an increase is seen
         self.model_ready = self._gauge("model_ready", "1 while the model serves.", model)
         self._of_plans = (self.plan_speedup, self.graph_bytes)
         streams = (self.stream_busy_ratio, self.stream_concurrency, self.streams_busy_seconds, self.stream_sampled)

@@ -17,7 +17,6 @@ from opara_server.workers.child import Orders
 from opara_server.workers.control import Control
 from opara_server.workers.fronts import Fronts
 from opara_server.workers.link import End
-from opara_server.workers.restarts import Cause
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
     """Until told to stop. The exit status."""
     try:
         app, fronts = _application(config, control)
-        for cause in Cause:
-            app.metrics.workers_replaced.labels(cause)  # 0, from which an increase is seen
         control.send({"limit": largest_message(config)})
         obeying = asyncio.create_task(_obey(orders, control, fronts, app))
         async with app:

@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Any, Self
 
 from opara_server.config import ServerConfig
+from opara_server.observe.causes import Cause
 from opara_server.workers.child import WORKER
 from opara_server.workers.control import Control, pair
-from opara_server.workers.restarts import Cause
 
 # Of workers: glibc otherwise gives large buffers back to the kernel, and faults them in again for every request.
 _ALLOCATOR = {

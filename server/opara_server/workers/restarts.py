@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from enum import StrEnum
 
 _FIRST_S, _LONGEST_S = 0.1, 10.0
 _MOST = 6  # in a row
 _GOOD_S = 30.0  # one that ran for so long was no failure
-
-
-class Cause(StrEnum):
-    """Why a worker had to be replaced."""
-
-    ENDED = "ended"  # by itself, or killed by others
-    SILENT = "silent"  # it was asked several times whether it lives, and did not answer
-    BROKEN = "broken"  # the engine did not understand it
 
 
 class Restarts:

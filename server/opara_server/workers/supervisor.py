@@ -10,13 +10,14 @@ from contextlib import closing
 from typing import Any
 
 from opara_server.config import ServerConfig
+from opara_server.observe.causes import Cause
 from opara_server.observe.logs import tell_failure
 from opara_server.rpc.front import StartError, address, usable_address
 from opara_server.stopping import stop_on_signals
 from opara_server.workers.child import ENGINE, WORKER
 from opara_server.workers.link import link
 from opara_server.workers.process import Process
-from opara_server.workers.restarts import Cause, Restarts
+from opara_server.workers.restarts import Restarts
 
 log = logging.getLogger(__name__)
 
