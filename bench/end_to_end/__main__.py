@@ -106,7 +106,8 @@ def _started(
     timeout_s: float,
     stack: ExitStack,
 ) -> dict[str, tuple[Server, Target]]:
-    """By title, one after the other: they share the device while they search and compile. Who cannot start is told."""
+    """By title, one after the other: they share the device while they search and compile. Who cannot start is told of;
+    without one of ours nothing is measured."""
     ready = {}
     for server in everyone:
         port, http_port, metrics_port = free_ports(3)
@@ -117,6 +118,8 @@ def _started(
         try:
             process.wait_for_ready_line(time.monotonic() + timeout_s)
         except ServerError as error:
+            if server.ours:  # there would be nothing to compare
+                sys.exit(f"{server.title} does not start: {error}")
             _tell(f"{server.title} does not take part: {error}")
             continue
         ready[server.title] = server, Target(port, metrics_port if server.ours else 0, generator, place.folder)

@@ -31,7 +31,8 @@ def opara(options: str) -> Server:
     def launch(place: Place, models: Path, cache: Path, _workload: Workload) -> Launch:
         necessary = [f"--models={models}", f"--app-dir={ROOT}", f"--port={place.port}"]
         necessary += [f"--metrics-port={place.metrics_port}", f"--cache-dir={cache}"]
-        return Launch((sys.executable, "-m", "opara_server.cli", "serve", *necessary, *words), ready="READY")
+        command = (sys.executable, "-m", "opara_server.cli", "serve", *necessary, *words)
+        return Launch(command, {"PYTHONPATH": _python_path()}, "READY")
 
     return Server(" ".join(("opara-serve", *words)), launch, ours=True)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +14,16 @@ import pytest
 import torch
 
 from bench.end_to_end import bare, loads
+from bench.end_to_end.__main__ import _started
 from bench.end_to_end.plain import Handler
+from bench.end_to_end.servers import Server, opara
 from bench.end_to_end.tables import report
 from bench.end_to_end.workloads import Workload, make_repository
+from bench.serving.process import Launch, Place
 from opara_client.perf_opara import OparaProtocol
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.serving.repository import Entry
+from opara_server.version import VERSION
 
 DEEPFM = Workload("deepfm", "float32", 2)
 
@@ -47,6 +55,23 @@ def test_a_plain_server_answers_as_the_module_does(models: Path) -> None:
     ids = np.frombuffer(pb.InferRequest.FromString(message).inputs[0].data, np.int64).reshape(2, 26)
     with torch.inference_mode():
         np.testing.assert_allclose(found, module(torch.from_numpy(ids.copy())).numpy(), rtol=1e-6)
+
+
+def test_our_server_is_found_from_wherever_it_is_started(tmp_path: Path) -> None:
+    launch = opara("--workers=2").launch(Place(1, 2, 3, tmp_path), tmp_path, tmp_path, DEEPFM)
+    code = [*launch.argv[:2], "opara_server.cli", "--version"]
+    found = subprocess.run(code, env=dict(launch.environment), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == VERSION
+    assert launch.argv[-1] == "--workers=2"
+
+
+def test_without_one_of_ours_nothing_is_measured(tmp_path: Path) -> None:
+    def failing(*_: object) -> Launch:
+        return Launch((sys.executable, "-c", "raise SystemExit('no such GPU')"), ready="READY")
+
+    others = [Server("another", failing), Server("ours", failing, ours=True)]
+    with ExitStack() as stack, pytest.raises(SystemExit, match=r"(?s)ours does not start.*no such GPU"):
+        _started(others, DEEPFM, tmp_path, tmp_path, sorted(os.sched_getaffinity(0)), (), 60.0, stack)
 
 
 def test_bounds_are_measured(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
