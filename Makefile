@@ -115,7 +115,7 @@ prometheus-rule: setup ## write the Prometheus Operator's resource from deploy/p
 dashboards: setup ## write deploy/grafana/dashboards from the code
 	$(BIN)/python -m deploy.grafana
 
-dashboard-pictures: setup ## draw the dashboards of a server under load for docs/; needs Prometheus and Alertmanager
+dashboard-pictures: setup ## draw the dashboards for docs/, of servers under load and of a recorded one; needs Prometheus and Alertmanager
 	$(BIN)/python -m bench.observing
 
 bench-tracing: setup ## what tracing costs of the throughput at saturation

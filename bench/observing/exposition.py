@@ -12,6 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
+RECORDED = Path(__file__).resolve().parents[2] / "tests" / "deploy_live" / "gpu_exposition.json.gz"
+EVERY_S = 1.0  # from one reading of RECORDED to the next
+
 
 def scraped(target: str, times: int, every_s: float) -> list[str]:
     """``target``: ``host:port``."""

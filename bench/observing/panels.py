@@ -29,10 +29,6 @@ class Asked:
         expr = self.expr.replace("$__rate_interval", rate_interval)
         return re.sub(r"\$(?!__)(\w+)", lambda found: chosen.get(found[1], ".*"), expr)
 
-    @property
-    def of_a_gpu(self) -> bool:
-        return bool(re.search(r"\b(nv_gpu|opara_gpu)_", self.expr))
-
     def metrics(self) -> set[str]:
         return set(_METRIC.findall(self.expr))
 

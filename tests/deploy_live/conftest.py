@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from bench.observing.exposition import replaying
+from bench.observing.exposition import RECORDED, replaying
 from bench.observing.prometheus import Monitoring, missing_tools, monitoring
 from bench.observing.traffic import traffic
 from tests.e2e.conftest import BRANCHES_TOML, SMALL_TOML, write_model
@@ -21,7 +21,6 @@ SETTLED_S = 8.0  # of load, a scrape each second: rates over five of them have a
 PATIENCE_S = 120.0
 NAMESPACE = "elsewhere"  # of the second server; the others have none
 T = TypeVar("T")
-GPU_EXPOSITION = Path(__file__).parent / "gpu_exposition.json.gz"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,9 +45,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]:
             n: stack.enter_context(running(folder / n / "models", "--policy=opara", *options, variables=traced))
             for n, options in (("a", ()), ("b", ("--tracing",)))
         }
-        targets = [server.metrics for server in served.values()]
-        if GPU_EXPOSITION.exists():
-            targets.append(stack.enter_context(replaying(GPU_EXPOSITION)))
+        targets = [*(server.metrics for server in served.values()), stack.enter_context(replaying(RECORDED))]
         stack.enter_context(traffic(served["a"].grpc, ["branches"]))
         stack.enter_context(traffic(served["b"].grpc, ["small"]))
         seen = stack.enter_context(monitoring(folder, targets, hasty=True, namespaces={targets[1]: NAMESPACE}))

@@ -9,7 +9,7 @@ import pytest
 
 from bench.observing.panels import NAMES, Asked, queries
 from bench.observing.prometheus import Monitoring, QueryError, Series
-from tests.deploy_live.conftest import GPU_EXPOSITION, NAMESPACE, eventually
+from tests.deploy_live.conftest import NAMESPACE, eventually
 
 ASKED = [query for name in NAMES for query in queries(name)]
 RATE_INTERVAL = "5s"
@@ -23,16 +23,8 @@ def has_data(found: Sequence[Series]) -> bool:
     return any(isfinite(series.points[-1][1]) for series in found)
 
 
-@pytest.mark.parametrize("query", [q for q in ASKED if not q.of_a_gpu], ids=name)
+@pytest.mark.parametrize("query", ASKED, ids=name)
 def test_a_panel_has_data(query: Asked, watched: Monitoring) -> None:
-    eventually(lambda: watched.query(query.filled(RATE_INTERVAL)), has_data)
-
-
-@pytest.mark.parametrize("query", [q for q in ASKED if q.of_a_gpu], ids=name)
-def test_a_panel_of_gpus_has_data(query: Asked, watched: Monitoring) -> None:
-    watched.query(query.filled(RATE_INTERVAL))  # refused where it is no PromQL
-    if not GPU_EXPOSITION.exists():
-        pytest.skip("nothing was recorded on a GPU yet (python -m bench.observing.record): the query only parses")
     eventually(lambda: watched.query(query.filled(RATE_INTERVAL)), has_data)
 
 

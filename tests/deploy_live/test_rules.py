@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +35,19 @@ def test_alertmanager_takes_its_configuration() -> None:
 @pytest.mark.parametrize("rule", [rule["record"] for rule in RULES if "record" in rule])
 def test_what_is_recorded_has_values(rule: str, watched: Monitoring) -> None:
     eventually(lambda: watched.query(rule))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if "alert" in rule], ids=lambda rule: str(rule["alert"]))
+def test_what_an_alert_looks_at_is_scraped(rule: dict[str, Any], watched: Monitoring) -> None:
+    for series in re.findall(r"\b(?:opara:|opara_|nv_gpu_|process_)[\w:]+|\bup\b", rule["expr"]):
+        eventually(partial(watched.query, series))
+
+
+def test_the_memory_of_a_gpu_is_a_share(watched: Monitoring) -> None:
+    (rule,) = [rule for rule in RULES if rule.get("alert") == "OparaGpuMemory"]
+    share, _ = rule["expr"].split(" > ")
+    (found,) = eventually(lambda: watched.query(share))
+    assert 0 < found.points[-1][1] < 1
 
 
 def test_an_alert_gets_to_alertmanager(watched: Monitoring) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from opara_server.engine.rewrites import cudnn_plans
+from opara_server.engine.rewrites import convolution_plans, cudnn_plans
 from opara_server.engine.rewrites.convolution_layer import Form, Layer
-from opara_server.engine.rewrites.convolution_plans import fastest, run
-from opara_server.engine.rewrites.cudnn_plans import frontend, offered, plan
+from opara_server.engine.rewrites.convolution_plans import Choice, fastest, run
+from opara_server.engine.rewrites.cudnn_plans import COMPILED, frontend, offered, plan
 
 GPU, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 LAYER = Layer(
@@ -30,6 +31,9 @@ LAYER = Layer(
     geometry=((1, 1), (0, 0), (1, 1)),
     relu=True,
 )
+
+
+DENSE = replace(LAYER, out=Form((1, 16, 4, 4), (256, 1, 64, 16)))
 
 
 class Refused(Exception):  # noqa: N818 - cuDNN's own is no RuntimeError either
@@ -130,6 +134,39 @@ def test_a_plan_that_is_written_down_is_of_its_layer_alone() -> None:
     assert (again.scratch, again.index) == (300, None)
     with pytest.raises(RuntimeError, match="another layer"):
         plan(replace(LAYER, relu=False), name)
+
+
+@pytest.fixture
+def _measured(monkeypatch: pytest.MonkeyPatch, _cudnn: None) -> Iterator[None]:
+    """Times by name, alone and with two others; the same of what is ready and what is compiled for the layer."""
+    times = {("good", 1): 4.0, ("other", 1): 3.9, ("good", 3): 2.0, ("other", 3): 2.5}
+    monkeypatch.setattr(convolution_plans, "frontend", SimpleNamespace)
+    monkeypatch.setattr(convolution_plans, "handle", lambda _device: nullcontext())
+    monkeypatch.setattr(convolution_plans, "_example", lambda _layer: {})
+    monkeypatch.setattr(convolution_plans, "_time", lambda found, tensors: times.get((found.name, len(tensors))))
+    caches = (fastest, convolution_plans._candidates)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("_measured")
+@pytest.mark.parametrize(("together", "name", "us"), [(1, "other", 3.9), (3, "good", 4.0), (2, None, 0.0)])
+def test_who_is_fastest_in_company_may_be_another(together: int, name: str | None, us: float) -> None:
+    """Its time is told alone all the same. What does not run so is nobody's choice."""
+    choice = fastest(DENSE, compiled=False, tf32=False, together=together)
+    assert choice == (None if name is None else Choice(name, us))
+
+
+@pytest.mark.usefixtures("_measured")
+def test_what_is_compiled_for_the_layer_is_written_down_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Graph, "get_workspace_size_plan_at_index", lambda *_: 0)
+    choice = fastest(LAYER, compiled=True, tf32=False, together=3)
+    assert choice is not None
+    assert choice.plan.startswith(COMPILED)
+    assert plan(LAYER, choice.plan).graph.built == Graph.names.index("good")
 
 
 def test_without_the_package_there_is_no_plan_which_is_said_once(

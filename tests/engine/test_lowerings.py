@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,42 @@ def test_fused_kernels_are_made_of_a_program_of_fixed_shapes(
     shapes = [[tuple(node.meta["val"].shape) for node in one.graph.find_nodes(op="placeholder")] for one in given]
     assert all(type(size) is int for found in shapes for shape in found for size in shape)
     assert [found[-1] for found in shapes] == [(rows, 8) for rows in buckets for _ in range(2)]
+
+
+class Chosen(nn.Module):
+    """With a convolution that has a plan."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_empty(x.shape[0], 4, 1, 1)
+        image = x[:, :, None, None]
+        torch.ops.opara.convolution(image, self.weight, None, None, [1, 1], [0, 0], [1, 1], 1, False, "", out)
+        return out
+
+
+COMPANY = ("fused_company", "fused_rewritten", "fused_company", "fused_company_combo")
+
+
+@pytest.mark.parametrize(
+    ("module", "made"),
+    [(Chosen(), COMPANY), (nn.Linear(8, 4), ("fused_company", "fused_rewritten", "fused_company_combo"))],
+    ids=["plans", "no plans"],
+)
+def test_nothing_is_made_for_company_where_nothing_chooses_plans_for_it(
+    monkeypatch: pytest.MonkeyPatch, module: nn.Module, made: tuple[str, ...]
+) -> None:
+    """Nobody knows before the other has been made."""
+
+    def lower_fused(exported: ExportedProgram, inputs: list[Tensor], lowering: str, _weights: object) -> Program:
+        return replace(lower(exported, inputs), lowering=lowering)
+
+    monkeypatch.setattr(lowerings, "lower_fused", lower_fused)
+    inputs = {1: [torch.randn(1, 8)]}
+    found = Lowerings("small", export_all(module.eval(), inputs)).fused(1, inputs[1], COMPANY)
+    assert tuple(program.lowering for program in found) == made
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, *errors: LoweringError) -> list[str]:

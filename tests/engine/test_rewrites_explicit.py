@@ -15,6 +15,7 @@ from opara_server.engine.rewrites import Weights, apply, explicit_convolutions, 
 from opara_server.engine.rewrites.convolution_layer import Form, Layer, form
 from opara_server.engine.rewrites.convolution_operator import CONVOLUTION, convolution
 from opara_server.engine.rewrites.convolution_plans import Choice
+from opara_server.engine.rewrites.explicit_convolutions import COMPANY
 from tests.engine.rewriting import (
     CHANNELS_LAST,
     TORCH_WARNS,
@@ -133,7 +134,7 @@ def test_convolutions_are_joined_where_the_last_of_them_is_there_sooner(
     """``slower``: by its taps, by how many µs a convolution takes longer for its result to be among others' channels;
     None where it cannot be. The branch of 3 × 3 takes 5 µs longer than the other."""
 
-    def told(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
+    def told(layer: Layer, *, compiled: bool, tf32: bool, together: int) -> Choice | None:
         more = slower.get(layer.weight.shape[2], 0.0) if layer.sparse else 0.0
         return None if more is None else Choice("", 5.0 + more)
 
@@ -141,6 +142,25 @@ def test_convolutions_are_joined_where_the_last_of_them_is_there_sooner(
     module = settled(Joined(layer(4, 4), nn.Sequential(layer(4, 16), layer(16, 8, 3))))
     found = operators(rewritten(module, (image(4),), *ALL))
     assert (found["convolution"], found["cat"]) == (3, 0 if joined else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "together"), [("explicit_convolutions", 1), ("convolutions_in_company", COMPANY)], ids=str
+)
+def test_plans_are_the_fastest_alone_or_in_company(monkeypatch: pytest.MonkeyPatch, name: str, together: int) -> None:
+    """Of joined convolutions, of those that are not, and of those whose times decide on it."""
+    asked: set[int] = set()
+
+    def told(layer: Layer, *, compiled: bool, tf32: bool, together: int) -> Choice:
+        asked.add(together)
+        return Choice(f"fastest of {together}", 5.0)
+
+    monkeypatch.setattr(explicit_convolutions, "fastest", told)
+    module = settled(nn.Sequential(Joined(layer(4, 4), nn.Sequential(layer(4, 16), layer(16, 8, 3))), layer(12, 4)))
+    graph = rewritten(module, (image(4),), *ALL[:-1], name)
+    plans = [node.args[-2] for node in graph.graph.nodes if node.target is CONVOLUTION]
+    assert plans == [f"fastest of {together}"] * 4
+    assert asked == {together}
 
 
 @pytest.mark.parametrize(("rows", "side"), [(1, 1), (2, 1), (1, 4)])

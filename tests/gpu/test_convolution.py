@@ -71,14 +71,16 @@ def test_the_chosen_plan_is_right(
     out = whole[:, begin : begin + outputs]
     geometry = ((step, step), tuple(padding), (1, 1))
     forms = form(x), form(weight), None if residual is None else form(residual), form(out)
-    choice = fastest(Layer(GPU, dtype, *forms, biased=True, geometry=geometry, relu=True), compiled=True, tf32=False)
-    if choice is None:
-        assert inside
-        pytest.skip("no plan of cuDNN's writes there")
-    convolution(x, weight, bias, residual, *map(list, geometry), 1, True, choice.plan, out)
-    assert error_norm(out, exact) < BOUNDS[dtype]
-    whole[:, begin : begin + outputs] = 7.0
-    assert bool((whole == 7.0).all())
+    told = Layer(GPU, dtype, *forms, biased=True, geometry=geometry, relu=True)
+    for together in (1, 3):
+        choice = fastest(told, compiled=True, tf32=False, together=together)
+        if choice is None:
+            assert inside
+            pytest.skip("no plan of cuDNN's writes there")
+        convolution(x, weight, bias, residual, *map(list, geometry), 1, True, choice.plan, out)
+        assert error_norm(out, exact) < BOUNDS[dtype]
+        whole[:, begin : begin + outputs] = 7.0
+        assert bool((whole == 7.0).all())
 
 
 def lowered(build: Callable[[], nn.Module], rows: int) -> tuple[Program, nn.Module]:

@@ -60,11 +60,12 @@ def test_memory_in_use_is_that_of_the_device(gpu: NvmlGpu) -> None:
 @pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="GPM is Hopper's")
 def test_counters_tell_a_busy_gpu_from_one_that_is_nearly_idle(gpu: NvmlGpu) -> None:
     """One small block at a time leaves most multiprocessors without work; large products leave none."""
-    large, small = multiplications(8192, 300), multiplications(16, 50_000)
-    shares = {}
-    for name, work in (("large", large), ("small", small)):
-        gpu.read()
-        work()
-        shares[name] = gpu.read()[SM_UTILISATION]
-    assert shares["large"] > 0.6
-    assert shares["small"] < 0.3
+    large, small = multiplications(8192, 200), multiplications(16, 30_000)
+    shares: dict[str, list[float]] = {"large": [], "small": []}
+    for _ in range(5):  # a host that stands still between readings makes an idle GPU
+        for name, work in (("large", large), ("small", small)):
+            gpu.read()
+            work()
+            shares[name].append(gpu.read()[SM_UTILISATION])
+    assert max(shares["large"]) > 0.6
+    assert max(shares["small"]) < 0.3

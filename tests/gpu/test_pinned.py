@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,23 +44,22 @@ def test_what_is_pinned_is_copied_from_where_it_lies(device: Device, places: mem
     memory = places[:PART]
     assert device.pinned(memory) is None
     assert device.pinner is not None
-    pin = device.pinner(memory)
-    rows = device.pinned(memory[MIB : 3 * MIB])
-    assert rows is not None
-    assert device.pinned(places[PART - 4096 : PART + 4096]) is None
-    assert device.pinned(places[PART : PART + 4096]) is None
-    values = torch.randint(256, rows.shape, dtype=torch.uint8)
-    rows.copy_(values)
-    queue, target = device.beside(), torch.zeros(rows.shape, dtype=torch.uint8, device="cuda")
-    assert queue is not None
-    torch.cuda.synchronize()
-    with queue.entered():
-        torch.cuda._sleep(LONG)
-        target.copy_(rows, non_blocking=True)
-        assert not torch.cuda.current_stream().query(), "the copy was waited for"
-        device.synchronize()
-    assert torch.equal(target.cpu(), values)
-    pin.close()
+    with closing(device.pinner(memory)):
+        rows = device.pinned(memory[MIB : 3 * MIB])
+        assert rows is not None
+        assert device.pinned(places[PART - 4096 : PART + 4096]) is None
+        assert device.pinned(places[PART : PART + 4096]) is None
+        values = torch.randint(256, rows.shape, dtype=torch.uint8)
+        rows.copy_(values)
+        queue, target = device.beside(), torch.zeros(rows.shape, dtype=torch.uint8, device="cuda")
+        assert queue is not None
+        torch.cuda.synchronize()
+        with queue.entered():
+            torch.cuda._sleep(LONG)
+            target.copy_(rows, non_blocking=True)
+            assert not torch.cuda.current_stream().query(), "the copy was waited for"
+            device.synchronize()
+        assert torch.equal(target.cpu(), values)
     assert device.pinned(memory) is None
     device.pinner(memory).close()
 

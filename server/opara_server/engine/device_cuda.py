@@ -117,8 +117,8 @@ class CudaDevice:
     def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
         if not isinstance(memory, memoryview):
             return None
-        tensor = torch.frombuffer(memory, dtype=torch.uint8)
-        return tensor if tensor.is_pinned() and tensor[-1:].is_pinned() else None  # a pin may end within
+        tensor, end = (torch.frombuffer(part, dtype=torch.uint8) for part in (memory, memory[-1:]))
+        return tensor if tensor.is_pinned() and end.is_pinned() else None  # of a tensor PyTorch asks where it begins
 
     def mapped(self, static: torch.Tensor) -> None:
         """It is the device's own."""

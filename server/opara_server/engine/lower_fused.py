@@ -74,6 +74,7 @@ REWRITTEN = (
     "explicit_convolutions",
     "explicit_kernels",
 )
+COMPANY = (*REWRITTEN[:-2], "convolutions_in_company", REWRITTEN[-1])
 EARLY = {"triton.enable_pdl": True}
 COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}
 VARIANTS = {
@@ -82,6 +83,8 @@ VARIANTS = {
     "fused_epilogues": Variant((*BASIC, "fold_batch_norm", *EPILOGUES)),
     "fused_combo": Variant(BASIC, COMBO),
     "fused_rewritten_combo": Variant(REWRITTEN, {**COMBO, **EARLY}),
+    "fused_company": Variant(COMPANY, EARLY),
+    "fused_company_combo": Variant(COMPANY, {**COMBO, **EARLY}),
     "fused_1x1_as_mm": Variant(BASIC, {"conv_1x1_as_mm": True}),
     "fused_max_autotune": Variant(BASIC, {"max_autotune": True}),
 }

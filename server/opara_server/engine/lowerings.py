@@ -12,8 +12,10 @@ from opara_server.engine.errors import LoweringError
 from opara_server.engine.export import export_static
 from opara_server.engine.lower_aten import lower
 from opara_server.engine.lower_fused import NoVariantError, lower_fused
+from opara_server.engine.options import COMPANY_OF
 from opara_server.engine.program import Program
 from opara_server.engine.rewrites import Weights
+from opara_server.engine.rewrites.convolution_operator import CONVOLUTION
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +35,21 @@ class Lowerings:
         return lower(self._exports[bucket], inputs)
 
     def fused(self, bucket: int, inputs: Sequence[Tensor], names: Sequence[str]) -> Iterator[Program]:
-        """Each is made when it is asked for. Why others cannot be had is said once per reason."""
+        """Each is made when it is asked for, unless it would be another over again. Why others cannot be had is said
+        once per reason."""
         exported = self._exports[bucket]
+        choosing: dict[str, bool] = {}  # whether there are convolutions in it that choose plans
         for lowering in names:
             if self._no_variant:
                 return
+            if not choosing.get(COMPANY_OF.get(lowering, ""), True):
+                continue
             try:
                 if _is_dynamic(exported):
                     exported = export_static(exported.module(), inputs)
-                yield lower_fused(exported, inputs, lowering, self._weights)
+                program = lower_fused(exported, inputs, lowering, self._weights)
+                choosing[lowering] = any(one.target == str(CONVOLUTION) for one in program.graph.operators)
+                yield program
             except LoweringError as error:
                 reason = str(error)
                 if reason not in self._told:

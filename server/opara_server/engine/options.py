@@ -11,7 +11,9 @@ AUTO = "auto"  # as a policy or a lowering: measure them all
 ATEN = "aten"
 FUSED = (  # in the order in which they are tried while the tuning budget lasts
     "fused_rewritten",
+    "fused_company",
     "fused_rewritten_combo",
+    "fused_company_combo",
     "fused",
     "fused_combo",
     "fused_epilogues",
@@ -19,6 +21,7 @@ FUSED = (  # in the order in which they are tried while the tuning budget lasts
     "fused_max_autotune",
 )
 LOWERINGS = (AUTO, ATEN, *FUSED)
+COMPANY_OF = {"fused_company": "fused_rewritten", "fused_company_combo": "fused_rewritten_combo"}
 OPT_IN = {"fused_max_autotune"}  # minutes of compiling: not among AUTO's
 
 

@@ -1,13 +1,18 @@
-"""Which of cuDNN's plans computes a convolution fastest: measured, once per layer and process."""
+"""Which of cuDNN's plans computes a convolution fastest, alone or in company: measured, once per layer and process.
+
+In company are chains of launches of the same layer: where kernels fill the GPU together, one that takes little of it
+is worth more than one that is done first.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -26,16 +31,26 @@ LAUNCHES, REPLAYS = 10, 5  # of a measurement: launches in one graph, and how of
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``plan``: its name, for ``run``; ``us``: how long a launch takes in a chain of them, µs."""
+    """``plan``: its name, for ``run``; ``us``: how long a launch takes in a chain of them that is alone, µs."""
 
     plan: str
     us: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """``made``: compiled for the layer. ``us``: of a launch in a chain of them that is alone."""
+
+    plan: Plan
+    made: bool
+    us: float
+
+
 @cache
-def fastest(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
-    """The plan that takes the least time on the GPU as it is now. None where there is none or no cudnn-frontend; on a
-    CPU, which needs no plan, one without a name. Must not run in a capture.
+def fastest(layer: Layer, *, compiled: bool, tf32: bool, together: int = 1) -> Choice | None:
+    """The plan that takes the least time on the GPU as it is now, with as many chains of launches ``together``. None
+    where there is none or no cudnn-frontend; on a CPU, which needs no plan, one without a name. Must not run in a
+    capture.
 
     ``compiled``: kernels are also compiled for this layer, unless it is a long one. Of a ``sparse`` layer they are the
     only ones: others write its result by way of scratch memory. ``tf32``: float32 may be rounded to that.
@@ -45,32 +60,43 @@ def fastest(layer: Layer, *, compiled: bool, tf32: bool) -> Choice | None:
     if frontend() is None or layer.dtype not in DTYPES:
         return None
     with handle(layer.device):
-        tensors = _example(layer)
-        ready = [] if layer.sparse else [*offered(layer, compiled=False, tf32=tf32)]
-        timed = list(_timed(ready, layer, tensors))
-        wanted = compiled and min((us for us, _ in timed), default=0.0) < LONG_US
-        made = [*offered(layer, compiled=True, tf32=tf32, most=COMPILED)] if wanted else []
-        timed += _timed(made, layer, tensors)
-        for us, candidate in sorted(timed, key=_worth):
+        candidates = _candidates(layer, compiled, tf32)
+        for candidate in _by_worth(candidates, layer, together):
             try:
-                return Choice(candidate.whole(layer) if candidate in made else candidate.name, us)
+                name = candidate.plan.whole(layer) if candidate.made else candidate.plan.name
+                return Choice(name, candidate.us)
             except refusals() as error:
-                log.warning("cuDNN does not write its plan %s down: %s", candidate.name, error)
+                log.warning("cuDNN does not write its plan %s down: %s", candidate.plan.name, error)
     log.info("cuDNN has no plan for %s", layer)
     return None
 
 
-def _timed(plans: Sequence[Plan], layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[tuple[float, Plan]]:
-    """Those that run, and how long a launch takes, µs."""
-    for candidate in plans:
-        us = None if candidate.scratch and layer.sparse else _time(candidate, tensors)
+@cache
+def _candidates(layer: Layer, compiled: bool, tf32: bool) -> tuple[_Candidate, ...]:
+    """Those that run. Within ``handle``."""
+    tensors = [_example(layer)]
+    ready = () if layer.sparse else offered(layer, compiled=False, tf32=tf32)
+    found = list(_timed(ready, layer, tensors, made=False))
+    if compiled and min((candidate.us for candidate in found), default=0.0) < LONG_US:
+        found += _timed(offered(layer, compiled=True, tf32=tf32, most=COMPILED), layer, tensors, made=True)
+    return tuple(found)
+
+
+def _timed(
+    plans: Iterable[Plan], layer: Layer, tensors: Sequence[Mapping[str, Tensor]], *, made: bool
+) -> Iterator[_Candidate]:
+    for one in list(plans):  # all are built first: building would disturb the timing
+        us = None if one.scratch and layer.sparse else _time(one, tensors)
         if us is not None:
-            yield us, candidate
+            yield _Candidate(one, made, us)
 
 
-def _worth(timed: tuple[float, Plan]) -> float:
-    us, candidate = timed
-    return us * (WORTH_SCRATCH if candidate.scratch else 1.0)
+def _by_worth(candidates: Iterable[_Candidate], layer: Layer, together: int) -> Iterator[_Candidate]:
+    """The best first."""
+    tensors = [_example(layer) for _ in range(together)]
+    timed = [(one.us if together == 1 else _time(one.plan, tensors), one) for one in candidates]
+    worths = [(us * (WORTH_SCRATCH if one.plan.scratch else 1.0), one) for us, one in timed if us is not None]
+    return (one for _, one in sorted(worths, key=itemgetter(0)))
 
 
 def run(layer: Layer, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -94,18 +120,28 @@ def _example(layer: Layer) -> dict[str, Tensor]:
     }
 
 
-def _time(candidate: Plan, tensors: Mapping[str, Tensor]) -> float | None:
-    """µs per launch; None where cuDNN refuses to run what it has built."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+def _time(candidate: Plan, tensors: Sequence[Mapping[str, Tensor]]) -> float | None:
+    """µs per launch, of as many chains of them side by side as there are ``tensors``; None where cuDNN refuses to run
+    what it has built."""
+    device = tensors[0]["x"].device
+    graph, streams = torch.cuda.CUDAGraph(), [torch.cuda.Stream() for _ in tensors]
+    first = streams[0]
+    first.wait_stream(torch.cuda.current_stream())
     try:
-        with torch.cuda.stream(stream), handle(tensors["x"].device):
-            candidate.launch(tensors)  # what it loads, it loads now
-            stream.synchronize()
+        with torch.cuda.stream(first):
+            with handle(device):
+                candidate.launch(tensors[0])  # what it loads, it loads now
+            first.synchronize()
             with _captured(graph):
-                for _ in range(LAUNCHES):
-                    candidate.launch(tensors)
-            return min(_replayed(graph.replay) for _ in range(1 + REPLAYS)) / LAUNCHES
+                for stream in streams[1:]:
+                    stream.wait_stream(first)
+                for stream, own in zip(reversed(streams), tensors, strict=True):  # the first last: others wait for it
+                    with torch.cuda.stream(stream), handle(device):
+                        for _ in range(LAUNCHES):
+                            candidate.launch(own)
+                for stream in streams[1:]:
+                    first.wait_stream(stream)
+            return min(_replayed(graph.replay) for _ in range(1 + REPLAYS)) / (LAUNCHES * len(streams))
     except refusals() as error:
         log.debug("%s: %s", candidate.name, error)
         return None

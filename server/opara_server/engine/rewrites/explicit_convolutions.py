@@ -8,7 +8,7 @@ seem to touch all of them, and the convolutions would wait for it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -38,13 +38,17 @@ log = logging.getLogger(__name__)
 CONVOLUTIONS = (CONVOLUTION_RELU, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
 CAT_US = 2.0  # what a concatenation costs at least: a small kernel, and that it waits for its parts
 SMALL_US = 2.0  # what any other kernel in a branch takes
+COMPANY = 3  # in NASNet's graph at batch 1 2.7 kernels run at a time, on average
 ALIGNED = 16  # bytes: where each part of a concatenation begins, as cuDNN wants its tensors to
 CHANNELS_LAST = [0, 2, 3, 1]  # the dimensions from the outermost to the innermost
 
 
 @dataclass(frozen=True)
 class Explicit:
-    """The convolution ``node`` as ``opara::convolution`` computes it: its operands but for plan and result."""
+    """The convolution ``node`` as ``opara::convolution`` computes it: its operands but for plan and result.
+
+    ``together``: its plan is the fastest with as many at once.
+    """
 
     node: Node
     x: Node
@@ -53,6 +57,7 @@ class Explicit:
     residual: Node | None
     geometry: tuple[list[int], list[int], list[int], int]
     relu: bool
+    together: int = 1
 
     def apart(self, *, compiled: bool = True) -> Choice | None:
         """The plan with which it has its result for itself. Without ``compiled``, of those that are ready."""
@@ -75,7 +80,8 @@ class Explicit:
             geometry=tuple(tuple(pair) for pair in self.geometry[:3]),
             relu=self.relu,
         )
-        return fastest(layer, compiled=compiled, tf32=torch.backends.cudnn.allow_tf32)
+        tf32 = torch.backends.cudnn.allow_tf32
+        return fastest(layer, compiled=compiled, tf32=tf32, together=self.together)
 
     def insert(self, module: GraphModule, weights: Weights, plan: str, out: Node) -> None:
         """Before the node that it stands for."""
@@ -85,13 +91,13 @@ class Explicit:
         insert.call(CONVOLUTION, self.x, weight, bias, self.residual, *self.geometry, self.relu, plan, out)
 
 
-def explicit_convolutions(module: GraphModule, weights: Weights) -> int:
+def explicit_convolutions(module: GraphModule, weights: Weights, together: int = 1) -> int:
     """Returns how many convolutions write where they are told. Their weights must be constants and their operands
-    channels_last; on a GPU cuDNN must have a plan for them."""
+    channels_last; on a GPU cuDNN must have a plan for them: the fastest one with as many at once is taken."""
     _flatten(module)
-    count = sum(_join(module, weights, cat) for cat in calls(module, aten.cat.default))
+    count = sum(_join(module, weights, cat, together) for cat in calls(module, aten.cat.default))
     for node in calls(module, *CONVOLUTIONS):
-        found = _explicit(module, node)
+        found = _explicit(module, node, together)
         choice = None if found is None else found.apart()
         if found is None or choice is None:
             continue
@@ -100,6 +106,11 @@ def explicit_convolutions(module: GraphModule, weights: Weights) -> int:
         node.replace_all_uses_with(buffer)
         count += 1
     return count
+
+
+def convolutions_in_company(module: GraphModule, weights: Weights) -> int:
+    """As ``explicit_convolutions``, for graphs in which several convolutions run at most times."""
+    return explicit_convolutions(module, weights, COMPANY)
 
 
 def _flatten(module: GraphModule) -> None:
@@ -117,7 +128,7 @@ def _joins_channels(node: Node) -> bool:
     return node.target is aten.cat.default and value(node).dim() == 4 and arguments(node)["dim"] in {1, -3}
 
 
-def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
+def _join(module: GraphModule, weights: Weights, cat: Node, together: int) -> int:
     """Returns how many convolutions write into what was ``cat``: all of its parts, or none."""
     parts, whole = arguments(cat)["tensors"], value(cat)
     if not _joins_channels(cat) or not is_channels_last(whole):
@@ -127,7 +138,7 @@ def _join(module: GraphModule, weights: Weights, cat: Node) -> int:
     begins = list(accumulate((value(part).shape[1] for part in parts), initial=0))
     if any(begin * whole.element_size() % ALIGNED for begin in begins):
         return 0
-    found = [explicit for part in parts if (explicit := _explicit(module, part)) is not None]
+    found = [explicit for part in parts if (explicit := _explicit(module, part, together)) is not None]
     plans = _plans(module, found, whole) if len(found) == len(parts) else None
     if plans is None:
         return 0
@@ -152,25 +163,25 @@ def _plans(module: GraphModule, parts: list[Explicit], whole: Tensor) -> list[st
     log.info("apart %s, inside %s", *([choice and round(choice.us, 2) for choice in side] for side in (apart, inside)))
     if None in inside:
         return None
-    before = [_chain_us(module, part.x) for part in parts]
+    before = [_chain_us(module, part.x, part.together) for part in parts]
     apart_us, inside_us = (
         max(us + choice.us for us, choice in zip(before, filter(None, side), strict=True)) for side in (apart, inside)
     )
     return [choice.plan for choice in inside if choice] if inside_us <= apart_us + CAT_US else None
 
 
-def _chain_us(module: GraphModule, node: Node) -> float:
+def _chain_us(module: GraphModule, node: Node, together: int) -> float:
     """How long it takes from where the branch begins, a tensor that others read, too, until ``node`` is there."""
     us = 0.0
     while only_user(node) is not None and node.all_input_nodes:
-        explicit = _explicit(module, node)
+        explicit = _explicit(module, node, together)
         choice = None if explicit is None else explicit.apart()
         us += SMALL_US if choice is None else choice.us
         node = node.all_input_nodes[0]
     return us
 
 
-def _explicit(module: GraphModule, node: Node) -> Explicit | None:
+def _explicit(module: GraphModule, node: Node, together: int) -> Explicit | None:
     """``node``, where it is a convolution of constant weights and all of its tensors are channels_last."""
     if node.target is CONVOLUTION_RELU:
         found = _fused(module, node)
@@ -181,7 +192,7 @@ def _explicit(module: GraphModule, node: Node) -> Explicit | None:
     if found is None:
         return None
     images = [node, found.x, *([] if found.residual is None else [found.residual])]
-    return found if all(is_channels_last(value(image)) for image in images) else None
+    return replace(found, together=together) if all(is_channels_last(value(image)) for image in images) else None
 
 
 def _fused(module: GraphModule, node: Node) -> Explicit | None:
