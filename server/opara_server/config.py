@@ -23,6 +23,7 @@ from opara_server.model_config import Policy
 from opara_server.settings import ConfigError, Settings, problems
 
 MESSAGE_LIMIT = 2**31 - 1  # bytes; gRPC keeps the limit in an int32, and no protobuf message is larger
+STREAM_BACKLOG_BYTES = 1 << 28
 _MOST_S = 2_000_000  # gRPC counts milliseconds in an int32
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=_MOST_S)]
@@ -98,6 +99,11 @@ class ServerConfig(Settings):
     )
     max_concurrent_streams: PositiveInt = Field(
         1024, le=2**31 - 1, description="Calls that one connection may have open at a time; a client's others wait."
+    )
+    max_stream_backlog_bytes: PositiveInt = Field(
+        STREAM_BACKLOG_BYTES,
+        description="Bytes of streams' answers that may wait in a process for clients to take those before them; from "
+        "then on a stream has one request in flight.",
     )
     max_connection_idle_s: Seconds = Field(
         3600.0, description="Seconds after which a connection without calls is closed; 0 never."

@@ -9,6 +9,7 @@ from collections import deque
 import grpc
 
 from opara_server.rpc import cq_core as core
+from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.errors import Failure
 from opara_server.rpc.inference import Hot
 from opara_server.serving.models import Cancellable
@@ -109,7 +110,9 @@ class UnaryCall:
 class StreamCall:
     """One call of a hot stream: ``in_flight`` requests at most are worked on, answers leave as they come."""
 
-    def __init__(self, arrival: core.Event, hot: Hot, in_flight: int, open_ones: set[StreamCall]) -> None:
+    def __init__(
+        self, arrival: core.Event, hot: Hot, in_flight: int, backlog: Backlog, open_ones: set[StreamCall]
+    ) -> None:
         """It is among ``open_ones`` until it has ended."""
         self._call = arrival.call
         self._open_ones = open_ones
@@ -118,7 +121,9 @@ class StreamCall:
         self._hot = hot
         self._most = in_flight
         self._lock = threading.Lock()  # of all below
+        self._backlog = backlog
         self._waiting: deque[bytes] = deque()  # answers
+        self._waiting_bytes = self._counted_bytes = 0  # theirs, and as the backlog has them
         self._tickets: dict[int, Cancellable | None] = {}  # of those not answered; None: not known yet
         self._number = 0  # of requests read
         self._open = 0  # of them, those whose answers are not sent
@@ -162,6 +167,7 @@ class StreamCall:
         with self._lock:
             self._tickets.pop(number, None)
             self._waiting.append(outcome)
+            self._waiting_bytes += len(outcome)
         self._go_on()
 
     def _sent(self, event: core.Event) -> None:
@@ -176,14 +182,19 @@ class StreamCall:
         """Whatever may be done next, by whoever comes."""
         with self._lock:
             if self._ended:
+                self._forget()
                 return
             first = not self._first_sent
             message = None
             if not self._sending and self._waiting:
                 message = self._waiting.popleft()
+                self._waiting_bytes -= len(message)
                 self._sending = self._first_sent = True
+            self._count()
             over = not self._open and (self._no_more or self._closing)
-            read = not (self._receiving or self._no_more or self._closing) and self._open < self._most
+            read = not (self._receiving or self._no_more or self._closing) and self._open < self._backlog.in_flight(
+                self._most
+            )
             self._receiving |= read
             self._ended |= over
         if message is not None:
@@ -195,10 +206,23 @@ class StreamCall:
         elif over:
             core.send_status(self._call, _SHUTTING_DOWN.number, _SHUTTING_DOWN.text, _sent, first=first)
 
+    def _forget(self) -> None:
+        """Nobody takes what waits. Under the lock."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._count()
+
+    def _count(self) -> None:
+        """What has left at once was never counted. Under the lock."""
+        if self._waiting_bytes != self._counted_bytes:
+            self._backlog.change(self._waiting_bytes - self._counted_bytes)
+            self._counted_bytes = self._waiting_bytes
+
     def _over(self, _event: core.Event) -> None:
         self._open_ones.discard(self)
         with self._lock:
             self._ended = True
+            self._forget()
             tickets = list(self._tickets.values())
             self._tickets.clear()
         for ticket in tickets:

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 
 from opara_server.rpc import cq_core as core
+from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.cq_calls import StreamCall, UnaryCall, Unwatched
 from opara_server.rpc.cq_context import CqContext
 from opara_server.rpc.edge import Edge
@@ -40,8 +41,9 @@ class CqServer:
         streams: Mapping[str, Hot],
         stream_in_flight: int,
         turn: Turn | None = None,
+        backlog: Backlog | None = None,
     ) -> None:
-        """``unary``, ``streams``: the hot methods, by full path. ``turn``: see open_transport."""
+        """``unary``, ``streams``: the hot methods, by full path. ``turn``, ``backlog``: see open_transport."""
         self._loop = asyncio.get_running_loop()
         self._core = core.Core(edge.options)
         self._credentials = edge.credentials
@@ -49,6 +51,7 @@ class CqServer:
         self._unary = {path.encode(): method for path, method in unary.items()}
         self._hot_streams = {path.encode(): method for path, method in streams.items()}
         self._stream_in_flight = stream_in_flight
+        self._backlog = backlog or Backlog()
         self._turn = turn or Turn()
         self._turn.attended = True
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
@@ -173,7 +176,7 @@ class CqServer:
         if hot := self._unary.get(method):
             UnaryCall(event, hot, self._unwatched)
         elif hot := self._hot_streams.get(method):
-            stream = StreamCall(event, hot, self._stream_in_flight, self._streams)
+            stream = StreamCall(event, hot, self._stream_in_flight, self._backlog, self._streams)
             if self._streams_closed:
                 stream.close()
         else:

@@ -10,6 +10,7 @@ import grpc
 
 from opara_protos.v1 import inference_pb2 as pb
 from opara_server.config import ServerConfig
+from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.descriptors import OIP_SERVICE
 from opara_server.rpc.edge import Edge
 from opara_server.rpc.health import HEALTH_SERVICE, Health
@@ -53,7 +54,8 @@ class LocalFront:
     def __init__(self, config: ServerConfig, edge: Edge, inference: Inference, turn: Turn | None = None) -> None:
         """``turn``: see open_transport."""
         self.health = Health()
-        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn)
+        backlog = Backlog(config.max_stream_backlog_bytes)
+        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn, backlog)
         self._host, self._port = config.host, config.port
         self._shared = config.workers > 0  # the port, which the supervisor keeps
         self._secure = edge.credentials is not None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 
 import grpc
 
+from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.errors import Context, answered
 from opara_server.rpc.inference import Hot, Inference
 from opara_server.rpc.replies import Outcome, Replies
@@ -17,10 +18,11 @@ from opara_server.rpc.stream import Stream
 class HotCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
     """The methods take raw bytes, because grpc answers what its deserializers cannot read with the exception's text.
 
-    ``stream_in_flight``: how many requests of one stream are worked on at a time. On the event loop that serves.
+    ``stream_in_flight``: how many requests of one stream are worked on at a time. ``backlog``: of all streams. On the
+    event loop that serves.
     """
 
-    def __init__(self, inference: Inference, stream_in_flight: int) -> None:
+    def __init__(self, inference: Inference, stream_in_flight: int, backlog: Backlog) -> None:
         self._streams: set[Stream] = set()
         self._streams_closed = False
         replies = Replies()
@@ -28,7 +30,7 @@ class HotCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
         for path, hot in inference.unary.items():
             self._methods[path] = grpc.unary_unary_rpc_method_handler(_Unary(hot, replies).call)
         for path, hot in inference.streams.items():
-            streamed = _Streamed(hot, replies, stream_in_flight, self._serve)
+            streamed = _Streamed(hot, replies, stream_in_flight, backlog, self._serve)
             self._methods[path] = grpc.stream_stream_rpc_method_handler(streamed.call)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
@@ -62,11 +64,17 @@ class _Unary:
 
 class _Streamed:
     def __init__(
-        self, hot: Hot, replies: Replies, in_flight: int, serve: Callable[[Stream], Coroutine[None, None, None]]
+        self,
+        hot: Hot,
+        replies: Replies,
+        in_flight: int,
+        backlog: Backlog,
+        serve: Callable[[Stream], Coroutine[None, None, None]],
     ) -> None:
         self._hot = hot
         self._replies = replies
         self._in_flight = in_flight
+        self._backlog = backlog
         self._serve = serve
 
     @answered
@@ -78,7 +86,7 @@ class _Streamed:
             assert isinstance(outcome, bytes)
             return outcome
 
-        await self._serve(Stream(context, answer, self._in_flight))
+        await self._serve(Stream(context, answer, self._in_flight, self._backlog))
 
 
 async def _ask(hot: Hot, replies: Replies, message: bytes, deadline: float | None, context: Context) -> Outcome:

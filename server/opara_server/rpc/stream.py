@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.errors import Context
 from opara_server.serving.errors import ModelUnavailable
 
@@ -15,11 +16,18 @@ from opara_server.serving.errors import ModelUnavailable
 class Stream:
     """One InferStream call. ``answer`` turns the bytes of a request into those of its response and raises nothing."""
 
-    def __init__(self, context: Context, answer: Callable[[bytes], Awaitable[bytes]], in_flight: int) -> None:
+    def __init__(
+        self, context: Context, answer: Callable[[bytes], Awaitable[bytes]], in_flight: int, backlog: Backlog
+    ) -> None:
+        """``in_flight``: how many requests are worked on at a time."""
         self._context = context
         self._answer = answer
-        self._slots = asyncio.Semaphore(in_flight)
+        self._most = in_flight
+        self._backlog = backlog
+        self._open = 0  # requests that were read and whose answers are not sent
+        self._sent = asyncio.Event()
         self._writing = asyncio.Lock()  # grpc takes one message at a time
+        self._waiting = 0  # answers, for that
         self._reading: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -46,21 +54,40 @@ class Stream:
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         while True:
-            # A slot first, then a message: while all slots are taken, flow control holds the client back.
-            await self._slots.acquire()
+            # First a look, then a message: while too many are in flight, flow control holds the client back.
+            while self._open >= self._backlog.in_flight(self._most):
+                self._sent.clear()
+                await self._sent.wait()
             message: Any = await self._context.read()
             if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in its stubs
                 return
+            self._open += 1
             group.create_task(self._serve_one(message))
 
     async def _serve_one(self, message: bytes) -> None:
         response = await self._answer(message)
-        async with self._writing:
-            try:
-                await self._context.write(response)
-            except grpc.aio.BaseError as error:  # what gRPC says of a call that has ended
-                raise _CallOverError from error
-        self._slots.release()
+        await self._wait_to_write(len(response))
+        try:
+            await self._context.write(response)
+        except grpc.aio.BaseError as error:  # what gRPC says of a call that has ended
+            raise _CallOverError from error
+        finally:
+            self._writing.release()
+        self._open -= 1
+        self._sent.set()
+
+    async def _wait_to_write(self, nbytes: int) -> None:
+        """Until all answers before this one are sent."""
+        if not self._writing.locked() and not self._waiting:
+            await self._writing.acquire()  # at once
+            return
+        self._waiting += 1
+        self._backlog.change(nbytes)
+        try:
+            await self._writing.acquire()
+        finally:
+            self._waiting -= 1
+            self._backlog.change(-nbytes)
 
 
 class _CallOverError(Exception):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import grpc
 
 from opara_server.rpc import cq_core
+from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.cq_server import CqServer
 from opara_server.rpc.edge import Edge
 from opara_server.rpc.gate import Gate
@@ -35,14 +36,21 @@ class Transport(Protocol):
 
 
 class AioTransport:
-    def __init__(self, edge: Edge, inference: Inference, stream_in_flight: int, quiet_s: float = 0.01) -> None:
-        """``quiet_s``: it does not stop before no call was taken for so long."""
+    def __init__(
+        self,
+        edge: Edge,
+        inference: Inference,
+        stream_in_flight: int,
+        backlog: Backlog | None = None,
+        quiet_s: float = 0.01,
+    ) -> None:
+        """``quiet_s``: it does not stop before no call was taken for so long. The others: see open_transport."""
         self._server = grpc.aio.server(options=edge.options)
         self._quiet_s = quiet_s
         self._arrivals = _Arrivals()
         self._server.add_generic_rpc_handlers((self._arrivals,))
         self._credentials = edge.credentials
-        self._hot = HotCalls(inference, stream_in_flight)
+        self._hot = HotCalls(inference, stream_in_flight, backlog or Backlog())
         if edge.access is not None:
             self._server.add_generic_rpc_handlers((Gate(edge.access),))
         self._server.add_generic_rpc_handlers((self._hot,))
@@ -85,17 +93,22 @@ class _Arrivals(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
 
 
 def open_transport(
-    kind: str, edge: Edge, inference: Inference, stream_in_flight: int, turn: Turn | None = None
+    kind: str,
+    edge: Edge,
+    inference: Inference,
+    stream_in_flight: int,
+    turn: Turn | None = None,
+    backlog: Backlog | None = None,
 ) -> Transport:
     """``kind``: AIO, or CQ, which gives way to AIO with a warning where this grpcio has no such layer.
 
     It serves the methods of ``inference``; others may be added. ``stream_in_flight``: how many requests of one stream
     are worked on at a time. ``turn``: that of the thread that serves the completion queue, where others bring answers.
-    On the event loop that is running.
+    ``backlog``: of the streams of this process. On the event loop that is running.
     """
     if kind == CQ:
         reason = cq_core.why_not()
         if not reason:
-            return CqServer(edge, inference.unary, inference.streams, stream_in_flight, turn)
+            return CqServer(edge, inference.unary, inference.streams, stream_in_flight, turn, backlog)
         log.warning("serving with grpc.aio: %s", reason)
-    return AioTransport(edge, inference, stream_in_flight)
+    return AioTransport(edge, inference, stream_in_flight, backlog)
