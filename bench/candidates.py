@@ -31,10 +31,15 @@ def candidate_tables(cells: Cells) -> list[str]:
     return [
         "## What each lowering, policy and priority brought",
         HOW,
-        _table(kept, "lowerings", (ATEN, *FUSED), lambda _own, one: one.lowering),
+        _table(kept, "lowerings", _lowerings(kept), lambda _own, one: one.lowering),
         _table(kept, "policies", POLICIES, lambda own, one: family(one.policy) if one.lowering == own.lowering else ""),
         *([markdown(["variants", "lowering", "µs", "without", "gain", "serves"], variants)] if variants else []),
     ]
+
+
+def _lowerings(kept: dict[CellKey, SystemResult]) -> Sequence[str]:
+    """The engine's, and those that it had when a cell was run."""
+    return tuple(dict.fromkeys((ATEN, *FUSED, *(one.lowering for own in kept.values() for one in own.candidates))))
 
 
 def chosen(cells: Cells) -> str:

@@ -28,6 +28,7 @@ TRIED = (
     candidate("fused_rewritten", "urgent(lean(heft))", 100.0),
     candidate("fused_rewritten", "search(heft:4)", 110.0),
     candidate("fused_rewritten", "ios", 0.0, BEYOND_BUDGET),
+    candidate("of another engine", "heft", 150.0),
 )
 
 
@@ -53,6 +54,7 @@ def test_tables_of_a_search() -> None:
         "aten": "400.0",
         "fused": "120.0",
         "fused_rewritten": "**100.0**",
+        "of another engine": "150.0",
     }
     assert dict(zip(policies["policies"], policies[name], strict=True)) == {
         **dict.fromkeys(policies["policies"], "–"),

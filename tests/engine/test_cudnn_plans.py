@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -167,6 +168,42 @@ def test_what_is_compiled_for_the_layer_is_written_down_whole(monkeypatch: pytes
     assert choice is not None
     assert choice.plan.startswith(COMPILED)
     assert plan(LAYER, choice.plan).graph.built == Graph.names.index("good")
+
+
+class Broken:
+    """A graph whose capture fails at ``what``: its end is an error where other streams are left forked."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.collecting: list[bool] = []
+
+    def capture_begin(self, **_: Any) -> None:
+        self._fail("begin")
+
+    def launch(self) -> None:
+        self._fail("launch")
+
+    def capture_end(self) -> None:
+        self._fail("end")
+
+    def _fail(self, what: str) -> None:
+        self.collecting.append(gc.isenabled())
+        if what == self._what:
+            raise RuntimeError(what)
+
+
+def captured(graph: Any) -> None:
+    with convolution_plans._captured(graph):
+        graph.launch()
+
+
+@pytest.mark.parametrize(("what", "steps"), [("begin", 1), ("launch", 3), ("end", 3), ("nothing", 3)])
+def test_garbage_is_collected_again_after_a_capture_even_if_it_fails(what: str, steps: int) -> None:
+    graph = Broken(what)
+    with nullcontext() if what == "nothing" else pytest.raises(RuntimeError, match=what):
+        captured(graph)
+    assert graph.collecting == [False] * steps
+    assert gc.isenabled()
 
 
 def test_without_the_package_there_is_no_plan_which_is_said_once(

@@ -93,8 +93,8 @@ def _timed(
 
 def _by_worth(candidates: Iterable[_Candidate], layer: Layer, together: int) -> Iterator[_Candidate]:
     """The best first."""
-    tensors = [_example(layer) for _ in range(together)]
-    timed = [(one.us if together == 1 else _time(one.plan, tensors), one) for one in candidates]
+    tensors = [_example(layer) for _ in range(together)] if together > 1 else []
+    timed = [(_time(one.plan, tensors) if tensors else one.us, one) for one in candidates]
     worths = [(us * (WORTH_SCRATCH if one.plan.scratch else 1.0), one) for us, one in timed if us is not None]
     return (one for _, one in sorted(worths, key=itemgetter(0)))
 
@@ -152,11 +152,13 @@ def _captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Meanwhile no garbage is collected: that could destroy another graph, which CUDA forbids there."""
     collects = gc.isenabled()
     gc.disable()
-    graph.capture_begin(capture_error_mode="thread_local")
     try:
-        yield
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
     finally:
-        graph.capture_end()
         if collects:
             gc.enable()
 
