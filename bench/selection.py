@@ -45,7 +45,7 @@ def choose_cells(
     required ones. Without ``dtypes`` and ``batches`` the required sizes, else the product of what is given, all of what
     is not. Without any of these also what else the paper's figures show.
 
-    Raises ValueError on a cell or dtype that cannot be.
+    Raises ValueError on a cell or dtype that cannot be, and on a model that nobody knows.
     """
     if only:
         cells = [_parsed(text) for text in only]
@@ -58,6 +58,10 @@ def choose_cells(
             cells.extend(FIGURES_8_AND_9)
     if bad := [cell for cell in cells if cell.dtype not in DTYPES or cell.batch < 1]:
         raise ValueError(f"{bad[0]}: dtypes are {', '.join(DTYPES)}, batch sizes positive")
+    if unknown := [cell.model for cell in cells if cell.model not in ALL_MODELS and ":" not in cell.model]:
+        raise ValueError(
+            f"unknown model {unknown[0]!r}: {', '.join(ALL_MODELS)}, or package.module:NAME of a BenchModel"
+        )
     return list(dict.fromkeys(cells))
 
 

@@ -1,6 +1,8 @@
-"""What ``opara-server serve --help`` says of each option."""
+"""What ``opara-server serve --help`` says of each option, and what ``plan`` says of a folder that is no model."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -32,3 +34,12 @@ def test_names_of_options_are_whole_on_a_small_terminal() -> None:
     said = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "80"}).output
     assert [name for name in ServerConfig.model_fields if f"  {flag(name)}" not in said] == []
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_plan_is_of_one_model(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.toml").touch()
+    result = CliRunner().invoke(app, ["plan", str(tmp_path)])
+    said = f"opara-server: {tmp_path}: this is a folder of models; what is wanted is one of them: a, b\n"
+    assert (result.exit_code, result.stderr) == (1, said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import grpc
@@ -14,6 +15,7 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 READY_POLL_S = 0.1  # between two health checks of wait_ready
+_BARE_HOST = re.compile(r"[\w.-]+")  # for which gRPC takes port 443
 
 # Each may run twice without harm. InferStream is left out: a stream that broke has answered some of its requests.
 # A server on gRPC's core that stops tells CANCELLED to calls that come after its shutdown, until clients have heard of
@@ -44,8 +46,8 @@ Options = Sequence[tuple[str, str | int]]
 def open_channel(
     target: str, options: Options, tls: Tls | None, credentials: grpc.ChannelCredentials | None = None
 ) -> grpc.Channel:
-    """``tls`` or ``credentials``; without either it talks plain text. Raises ValueError for both and for a URL, and
-    what ``Tls.credentials`` raises."""
+    """``tls`` or ``credentials``; without either it talks plain text. Raises ValueError for both, for a URL, and for a
+    host without a port that would be talked to in plain text, and what ``Tls.credentials`` raises."""
     options, credentials = _secured(target, options, tls, credentials)
     if credentials is None:
         return grpc.insecure_channel(target, options)
@@ -67,6 +69,8 @@ def _secured(
 ) -> tuple[Options, grpc.ChannelCredentials | None]:
     if target.startswith(("http://", "https://")):
         raise ValueError(f"{target}: HOST:PORT is wanted, without http://; TLS is asked for with tls")
+    if tls is None and credentials is None and _BARE_HOST.fullmatch(target):
+        raise ValueError(f"{target}: HOST:PORT is wanted, as {target}:50051")
     if tls is None:
         return options, credentials
     if credentials is not None:

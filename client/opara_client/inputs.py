@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
 from opara_client.models import TensorSpec
 from opara_client.tensors import Array, numpy_dtype
+
+_NPY = b"\x93NUMPY"
+_ZIP = b"PK"
 
 
 class InputError(Exception):
@@ -79,11 +83,15 @@ def load_arrays(path: str) -> dict[str, Array]:
 
 def _load(path: str) -> Array | dict[str, Array]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return dict(loaded)
+        with Path(path).open("rb") as file:
+            if not file.read(len(_NPY)).startswith((_NPY, _ZIP)):  # all else NumPy takes for a pickle
+                raise InputError(f"{path}: neither a .npy nor a .npz file")
+            file.seek(0)
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded:
+                return dict(loaded)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile) as error:

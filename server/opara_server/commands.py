@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from opara_server.config import ServerConfig, flag
+from opara_server.model_config import MODEL_FILE
 from opara_server.observe import logs
 from opara_server.report import print_plan, progress_on
 from opara_server.settings import ConfigError
@@ -121,6 +122,8 @@ def plan(
     from opara_server.serving.repository import Entry, RepositoryError  # noqa: PLC0415
 
     folder = model_dir.resolve()
+    if not (folder / MODEL_FILE).exists() and (models := sorted(f.parent.name for f in folder.glob(f"*/{MODEL_FILE}"))):
+        _fail(f"{model_dir}: this is a folder of models; what is wanted is one of them: {', '.join(models)}")
     entry = Entry(folder.name, folder)
     try:
         ServerConfig.of(models=folder.parent, policy=policy)  # checks the name

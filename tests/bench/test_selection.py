@@ -41,6 +41,14 @@ def test_cells_that_cannot_be(only: str) -> None:
         choose_cells([only])
 
 
+def test_a_model_that_nobody_knows() -> None:
+    said = r"^unknown model 'DeepFM': googlenet, .*, or package\.module:NAME"
+    with pytest.raises(ValueError, match=said):
+        choose_cells(["DeepFM:float16:1"])
+    with pytest.raises(ValueError, match=said):
+        choose_cells(models=["DeepFM"])
+
+
 def test_max_autotune_runs_where_it_must() -> None:
     assert set(MAX_AUTOTUNE) <= set(systems_for(CellKey("bert_base", "float16", 1), (), SYSTEMS))
     elsewhere = systems_for(CellKey("bert_base", "float16", 8), (), SYSTEMS)

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from opara_client import DeadlineExceeded, InvalidArgument, NotFound, OparaClient, ResourceExhausted, Unavailable
+from opara_client import DeadlineExceeded, InvalidArgument, NotFound, OparaClient, ResourceExhausted, Tls, Unavailable
 from opara_client.cli import main
 from tests.client.fake_server import NOT_SERVING, PATIENCE_S, SERVING, FakeServer, default_models
 from tests.ports import reserved_port
@@ -136,6 +136,16 @@ def test_a_url_is_no_target(target: str, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit, match="2"):
         main(["health", "--target", target])
     assert capsys.readouterr().err.startswith(f"opara-client: {target}: HOST:PORT is wanted")
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "models.example"])
+def test_a_host_without_a_port_is_no_target_but_with_tls(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=rf"^{target}: HOST:PORT is wanted, as {target}:50051$"):
+        OparaClient(target)
+    with pytest.raises(SystemExit, match="2"):
+        main(["health", "--target", target])
+    assert capsys.readouterr().err.startswith(f"opara-client: {target}: HOST:PORT is wanted")
+    OparaClient(target, tls=Tls()).close()  # of port 443
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")

@@ -121,7 +121,8 @@ def test_random_inputs_lie_in_the_declared_range(
         ("x=[true]", "echo-int8", "input 'x': the literal does not fit int8"),
         ("x=[1]", "echo-bool", "input 'x': the literal does not fit bool"),
         ("x=@nowhere.npy", "double", ": nowhere.npy: No such file or directory\n"),
-        ("x=@/dev/null", "double", "/dev/null: No data left in file"),
+        ("x=@/dev/null", "double", "/dev/null: neither a .npy nor a .npz file\n"),
+        (f"x=@{__file__}", "double", f"{__file__}: neither a .npy nor a .npz file\n"),
     ],
 )
 def test_inputs_that_cannot_be_are_wrong_usage(cli: Cli, value: str, model: str, message: str) -> None:

@@ -68,8 +68,9 @@ class Entry:
 
     def _weights(self, config: ModelConfig) -> Path | None:
         path = self.folder / (config.weights or DEFAULT_WEIGHTS)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise RepositoryError(f"{path}: weights must be inside the model's folder")
+        real = path.resolve()
+        if not real.is_relative_to(self.folder.resolve()):
+            raise RepositoryError(f"{path}: weights must be inside the model's folder, and this is {real}")
         if path.is_file():
             return path
         if config.weights:
