@@ -13,7 +13,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test test-deploy gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-rolling-restart bench-capacity bench-soak lint format types imports metrics-doc prometheus-rule dashboards dashboard-pictures bench-metrics bench-tracing stubs stubs-check check rehearse-image clean
+.PHONY: help setup demo serve train test test-deploy gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-rolling-restart bench-capacity bench-soak bench-copies lint format types imports metrics-doc prometheus-rule dashboards dashboard-pictures bench-metrics bench-tracing stubs stubs-check check rehearse-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ bench-capacity: setup ## replicas for a load: one server measured, several predi
 
 bench-soak: setup ## a million requests, each with numbers of its own: not one wrong answer, and nothing grows; minutes
 	$(BIN)/python -m bench.soak
+
+bench-copies: setup ## in how many places a large tensor lies on its way, and what requests leave behind; minutes
+	$(BIN)/python -m bench.copies
 
 bench-peers: $(PEERS_READY) ## install the other servers, each into an environment of its own under .opara-cache
 
