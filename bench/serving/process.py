@@ -62,6 +62,10 @@ class ServerProcess:
         """CPU time that all of its processes took so far, user and system."""
         return sum(status.cpu_s for status in self.processes())
 
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
     def wait_for_ready_line(self, deadline: float) -> None:
         """Where it writes one. Raises ServerError as check does."""
         while self._ready and not any(line.startswith(self._ready) for line in self._written().splitlines()):

@@ -35,7 +35,7 @@ class Measurement:
 @dataclass(frozen=True, eq=False)  # hashed by identity: versions is a mapping
 class Entrant:
     """A server that took part, or could not: then ``failed`` says why. ``idle_cores``: how many cores it kept busy
-    while nobody called."""
+    while nobody called. ``restarts``: how often it was started again, since it had ended."""
 
     name: str
     family: str
@@ -44,6 +44,7 @@ class Entrant:
     versions: Mapping[str, str]
     idle_cores: float = 0.0
     failed: str = ""
+    restarts: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,6 +15,7 @@ import grpc
 
 from bench.serving.contestants import ECHO, OPARA, Contestant
 from bench.serving.h2load import H2LoadError
+from bench.serving.keeping import Keeper, Tell
 from bench.serving.measuring import Running, Settings, measure
 from bench.serving.payloads import PAYLOADS, Payload
 from bench.serving.peering import MissingPeerError
@@ -23,7 +24,6 @@ from bench.serving.results import Cell, Entrant, Measurement
 from bench.serving.starting import start, wait_until_right
 
 IDLE_S = 2.0
-Tell = Callable[[str], None]
 Rounds = dict[Cell, list[Measurement]]
 
 
@@ -68,15 +68,20 @@ def run(
     rounds: Rounds = {}
     os.sched_setaffinity(0, layout.generator_cores)  # children inherit it; servers get cores of their own
     with ExitStack() as stack:
+        keeper = Keeper(layout.server_cores, folder / f"{layout.name}-again", stack, tell)
         ready, entrants = _start_all(layout, members, folder, stack, tell)
         stack.callback(_terminate, ready)  # all at once, before the stack waits for one after the other
         for turn, (payload, count) in product(range(settings.rounds), loads):
-            for running in _rotated(ready, turn):
-                found = _measured(running, payload, count, layout, settings)
-                rounds.setdefault(Cell(layout.name, payload.name, count, running.contestant.name), []).append(found)
-                load = f"{layout.name} {payload.name} ×{count}"
-                tell(f"{turn + 1}/{settings.rounds} {load} {running.contestant.name}: {_line(found)}")
-    return entrants, rounds
+            for number in _rotated(len(ready), turn):
+                name = ready[number].contestant.name
+                try:
+                    ready[number] = keeper.standing(ready[number])
+                    found = _measured(ready[number], payload, count, layout, settings)
+                except ServerError as error:
+                    found = _without_figures(str(error))
+                rounds.setdefault(Cell(layout.name, payload.name, count, name), []).append(found)
+                tell(f"{turn + 1}/{settings.rounds} {layout.name} {payload.name} ×{count} {name}: {_line(found)}")
+    return [replace(one, restarts=keeper.restarts[one.name]) for one in entrants], rounds
 
 
 def _start_all(
@@ -133,13 +138,17 @@ def _measured(running: Running, payload: Payload, count: int, layout: Layout, se
         problem = f"a call failed: {error.code().name}: {error.details()}"
     except (H2LoadError, OSError, subprocess.SubprocessError) as error:
         problem = str(error)
+    status = running.server.exit_status()
+    return _without_figures(problem if status is None else f"the server ended with exit status {status}: {problem}")
+
+
+def _without_figures(problem: str) -> Measurement:
     return Measurement(0.0, 0.0, 0.0, 0.0, (problem,))
 
 
-def _rotated(ready: Sequence[Running], turn: int) -> list[Running]:
+def _rotated(count: int, turn: int) -> list[int]:
     """Nobody always comes after the same one."""
-    first = turn % max(len(ready), 1)
-    return [*ready[first:], *ready[:first]]
+    return [(turn + number) % count for number in range(count)]
 
 
 def _line(found: Measurement) -> str:

@@ -31,7 +31,7 @@ def report(results: Results) -> str:
         for payload, callers in loads:
             several = "caller" if callers == 1 else "callers"
             parts += [f"{SHAPES[payload]}, {callers} {several}:", load_table(results, layout, payload, callers)]
-        parts.append(_absent(entrants))
+        parts += [_absent(entrants), _ended(entrants)]
     parts += [_invalid(results), "## Versions", versions(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,6 +90,11 @@ def _order(load: tuple[str, int]) -> tuple[int, int]:
 
 def _absent(entrants: Sequence[Entrant]) -> str:
     return _listed("Did not take part", (f"{one.title}: {one.failed}" for one in entrants if one.failed))
+
+
+def _ended(entrants: Sequence[Entrant]) -> str:
+    ended = (f"{one.title}: {one.restarts}" for one in entrants if one.restarts)
+    return _listed("Ended by themselves and were started again, so many times", ended)
 
 
 def _invalid(results: Results) -> str:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from bench.serving import tables
 from bench.serving.contestants import Contestant, contestants
+from bench.serving.keeping import MOST_RESTARTS, Keeper
 from bench.serving.measuring import Settings
-from bench.serving.process import Launch
+from bench.serving.process import Launch, ServerError
 from bench.serving.processes import all_processes
-from bench.serving.results import Cell
+from bench.serving.results import Cell, Results
 from bench.serving.running import Layout, layouts, run
+from bench.serving.starting import start
 
 
 def test_layouts_take_four_cores_and_share_none() -> None:
@@ -64,6 +70,53 @@ def test_an_echo_is_measured_and_nothing_is_left(tmp_path: Path, same_cores: tup
     assert [bool(one.failed) for one in entrants] == [False, True]
     assert "broken does not take part" in told[0]
     assert children() <= before
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load")
+def test_a_server_that_has_ended_is_started_again_and_the_result_says_so(
+    tmp_path: Path, same_cores: tuple[int, ...]
+) -> None:
+    layout = Layout(same_cores, same_cores, ("tiny",))
+    [echo] = contestants(only=["echo-1"])
+    told: list[str] = []
+    before = children()
+
+    def kill(line: str) -> None:
+        """The server, once it has been measured for the first time."""
+        told.append(line)
+        if line.startswith("1/2"):
+            for pid in children() - before:
+                os.kill(pid, signal.SIGKILL)
+            while children() - before:
+                time.sleep(0.01)
+
+    entrants, rounds = run(layout, [echo], [1], Settings(rounds=2, seconds=0.2, samples=1), tmp_path, kill)
+    assert [one.restarts for one in entrants] == [1]
+    assert told[1] == "echo-1 ended with exit status -9: it is started again"
+    [found] = rounds.values()
+    assert len(found) == 2
+    assert not any("ended" in problem for problem in found[1].problems)
+    report = tables.report(Results({}, {}, {layout.name: entrants}, rounds))
+    assert f"started again, so many times:\n\n- {echo.title}: 1\n" in report
+    assert children() <= before
+
+
+def test_a_server_that_ends_again_and_again_is_given_up(tmp_path: Path, same_cores: tuple[int, ...]) -> None:
+    [echo] = contestants(only=["echo-1"])
+    broken = Contestant("broken", "broken", "Broken", echo.protocol, lambda _: Launch(("false",)))
+    told: list[str] = []
+    with ExitStack() as stack:
+        keeper = Keeper(same_cores, tmp_path / "again", stack, told.append)
+        running = start(broken, same_cores, tmp_path / "first", stack)
+        while running.server.exit_status() is None:
+            time.sleep(0.01)
+        for _ in range(MOST_RESTARTS):
+            with pytest.raises(ServerError, match="ended with exit status 1; it wrote last"):
+                keeper.standing(running)
+        with pytest.raises(ServerError, match=f"and was started {MOST_RESTARTS + 1} times"):
+            keeper.standing(running)
+    assert keeper.restarts == {"broken": MOST_RESTARTS}
+    assert told == ["broken ended with exit status 1: it is started again"] * MOST_RESTARTS
 
 
 def children() -> set[int]:
