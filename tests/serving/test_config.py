@@ -211,6 +211,7 @@ def test_every_server_option_is_described() -> None:
         ({"models": "m", "tls_key": "k"}, "--tls-certificate and --tls-key are only of use together"),
         ({"models": "m", "tls_certificate": "c"}, "--tls-certificate and --tls-key are only of use together"),
         ({"models": "m", "tls_client_ca": "c"}, "--tls-client-ca needs a --tls-certificate and its --tls-key"),
+        ({"models": "m", "transport": "aio", "busy_poll_us": 1}, "--busy-poll-us is only of use with --transport cq"),
         ({"models": "m", "admin_token_file": "t"}, "--admin-token-file is only of use with --admin"),
         ({"models": "m", "keepalive_timeout_s": "0"}, "--keepalive-timeout: input should be greater than 0"),
         ({"models": "m", "max_connection_age_s": "1e9"}, "--max-connection-age: input should be less than or equal"),

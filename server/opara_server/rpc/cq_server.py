@@ -18,6 +18,7 @@ import grpc
 
 from opara_server.rpc import cq_core as core
 from opara_server.rpc.backlog import Backlog
+from opara_server.rpc.busy_poll import BusyPoll
 from opara_server.rpc.cq_calls import StreamCall, UnaryCall, Unwatched
 from opara_server.rpc.cq_context import CqContext
 from opara_server.rpc.edge import Edge
@@ -42,8 +43,9 @@ class CqServer:
         stream_in_flight: int,
         turn: Turn | None = None,
         backlog: Backlog | None = None,
+        busy_poll_s: float = 0.0,
     ) -> None:
-        """``unary``, ``streams``: the hot methods, by full path. ``turn``, ``backlog``: see open_transport."""
+        """``unary``, ``streams``: the hot methods, by full path. The others: see open_transport."""
         self._loop = asyncio.get_running_loop()
         self._core = core.Core(edge.options)
         self._credentials = edge.credentials
@@ -52,6 +54,7 @@ class CqServer:
         self._hot_streams = {path.encode(): method for path, method in streams.items()}
         self._stream_in_flight = stream_in_flight
         self._backlog = backlog or Backlog()
+        self._busy_poll = BusyPoll(busy_poll_s)
         self._turn = turn or Turn()
         self._turn.attended = True
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
@@ -119,6 +122,7 @@ class CqServer:
                 except Exception:
                     log.exception("an event of gRPC's could not be handled")
                 event = tag = None
+                self._busy_poll.begin()
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._calls_ended.set)
 
@@ -138,6 +142,8 @@ class CqServer:
                 continue
             if not self._goes_on:
                 return None
+            if self._busy_poll.goes_on:
+                continue
             self._turn.release()
             try:
                 event = self._core.next_event(wait_s)

@@ -55,7 +55,8 @@ class LocalFront:
         """``turn``: see open_transport."""
         self.health = Health()
         backlog = Backlog(config.max_stream_backlog_bytes)
-        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn, backlog)
+        busy_poll_s = config.busy_poll_us / 1e6
+        self._server = open_transport(config.transport, edge, inference, STREAM_IN_FLIGHT, turn, backlog, busy_poll_s)
         self._host, self._port = config.host, config.port
         self._shared = config.workers > 0  # the port, which the supervisor keeps
         self._secure = edge.credentials is not None

@@ -99,16 +99,18 @@ def open_transport(
     stream_in_flight: int,
     turn: Turn | None = None,
     backlog: Backlog | None = None,
+    busy_poll_s: float = 0.0,
 ) -> Transport:
     """``kind``: AIO, or CQ, which gives way to AIO with a warning where this grpcio has no such layer.
 
     It serves the methods of ``inference``; others may be added. ``stream_in_flight``: how many requests of one stream
     are worked on at a time. ``turn``: that of the thread that serves the completion queue, where others bring answers.
-    ``backlog``: of the streams of this process. On the event loop that is running.
+    ``backlog``: of the streams of this process. ``busy_poll_s``: of CQ, for how long after each event it looks for more
+    before it sleeps. On the event loop that is running.
     """
     if kind == CQ:
         reason = cq_core.why_not()
         if not reason:
-            return CqServer(edge, inference.unary, inference.streams, stream_in_flight, turn, backlog)
+            return CqServer(edge, inference.unary, inference.streams, stream_in_flight, turn, backlog, busy_poll_s)
         log.warning("serving with grpc.aio: %s", reason)
     return AioTransport(edge, inference, stream_in_flight, backlog)
