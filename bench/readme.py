@@ -10,7 +10,7 @@ from statistics import geometric_mean
 from bench import notes
 from bench.cells import Cell, CellKey
 from bench.figures import memory_mib
-from bench.provenance import coverage, sources
+from bench.provenance import coverage
 from bench.selection import REQUIRED_MODELS
 from bench.tables import (
     COMPILED,
@@ -47,8 +47,8 @@ def _between(text: str, begin: str, end: str, new: str) -> str:
 
 
 def facts(cells: Cells) -> str:
-    """Paragraphs: memory, what flatters, means, and of which sources what was run."""
-    parts = [_memories(cells), _baselines(cells), _means(cells), f"{coverage(cells)} {sources(cells)}"]
+    """Paragraphs: memory, what flatters, means, and what was run."""
+    parts = [_memories(cells), _baselines(cells), _means(cells), coverage(cells)]
     return "\n\n".join(part for part in parts if part)
 
 
