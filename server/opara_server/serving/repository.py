@@ -143,7 +143,9 @@ def _load_weights(module: torch.nn.Module, path: Path) -> None:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise RepositoryError(f"{path}: not a readable safetensors file: {error}") from error
+        raise RepositoryError(
+            f"{path}: not a readable safetensors file, which safetensors.torch.save_file writes: {error}"
+        ) from error
     expected = module.state_dict()
     wrong = [
         *(f"no weight {name!r}" for name in expected.keys() - state.keys()),
