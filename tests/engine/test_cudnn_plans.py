@@ -110,6 +110,15 @@ def test_plans_are_offered_once_each_as_far_as_they_can_be_built() -> None:
 
 
 @pytest.mark.usefixtures("_cudnn")
+def test_plans_that_ask_for_much_scratch_memory_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"good": cudnn_plans.SCRATCH + 1, "other": cudnn_plans.SCRATCH}
+    monkeypatch.setattr(
+        Graph, "get_workspace_size_plan_at_index", lambda self, index: sizes[self.get_plan_name_at_index(index)]
+    )
+    assert [p.name for p in offered(LAYER, compiled=False, tf32=False, most=1)] == ["other"]
+
+
+@pytest.mark.usefixtures("_cudnn")
 @pytest.mark.parametrize(("compiled", "order"), [(False, ["residual", "bias"]), (True, ["bias", "residual"])])
 def test_what_is_compiled_is_told_in_another_way(compiled: bool, order: list[str]) -> None:
     told = next(offered(LAYER, compiled=compiled, tf32=False)).graph.told

@@ -83,6 +83,18 @@ def test_the_chosen_plan_is_right(
         assert bool((whole == 7.0).all())
 
 
+def test_choosing_leaves_the_memory_to_others() -> None:
+    """As many plans as NASNet's widest layer has, three chains of each: the memory of one is used for the next."""
+    x, weight = gpu(1, 4032, 11, 11, dtype=torch.float32), gpu(672, 4032, 1, 1, dtype=torch.float32)
+    out = gpu(1, 672, 11, 11, dtype=torch.float32)
+    told = Layer(GPU, torch.float32, form(x), form(weight), None, form(out), False, ((1, 1), (0, 0), (1, 1)), True)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    assert fastest(told, compiled=False, tf32=True, together=3) is not None
+    assert torch.cuda.max_memory_reserved() - before < 1 << 29
+
+
 def lowered(build: Callable[[], nn.Module], rows: int) -> tuple[Program, nn.Module]:
     with torch.inference_mode(False):  # from the first weight on: one made in inference mode has no version counter
         module = settled(build()).cuda().half().to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]

@@ -126,19 +126,20 @@ def _time(candidate: Plan, tensors: Sequence[Mapping[str, Tensor]]) -> float | N
     device = tensors[0]["x"].device
     graph, streams = torch.cuda.CUDAGraph(), [torch.cuda.Stream() for _ in tensors]
     first = streams[0]
-    first.wait_stream(torch.cuda.current_stream())
     try:
+        chains = [(own, candidate.scratch_on(device)) for own in tensors]  # not the graph's: nobody would reuse it
+        first.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(first):
             with handle(device):
-                candidate.launch(tensors[0])  # what it loads, it loads now
+                candidate.launch(*chains[0])  # what it loads, it loads now
             first.synchronize()
             with _captured(graph):
                 for stream in streams[1:]:
                     stream.wait_stream(first)
-                for stream, own in zip(reversed(streams), tensors, strict=True):  # the first last: others wait for it
+                for stream, chain in zip(reversed(streams), chains, strict=True):  # the first last: others wait for it
                     with torch.cuda.stream(stream), handle(device):
                         for _ in range(LAUNCHES):
-                            candidate.launch(own)
+                            candidate.launch(*chain)
                 for stream in streams[1:]:
                     first.wait_stream(stream)
             return min(_replayed(graph.replay) for _ in range(1 + REPLAYS)) / (LAUNCHES * len(streams))

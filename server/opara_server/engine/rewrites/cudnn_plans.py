@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 OPERANDS = {"x": 1, "weight": 2, "bias": 3, "residual": 4, "out": 5}  # as cuDNN knows them
 DTYPES = {torch.float16: "HALF", torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT"}  # as cuDNN calls them
 COMPILED = "compiled"  # what names begin with of plans that are written down whole
+SCRATCH = 1 << 26  # bytes of a plan; with those that take more, choosing for NASNet in float32 filled a GPU of 140 GiB
 
 _CUDNN = RLock()  # of the handles, which belong to one stream at a time, and of the plans
 
@@ -82,10 +83,15 @@ class Plan:
     graph: Any
     index: int | None
 
-    def launch(self, tensors: Mapping[str, Tensor]) -> None:
-        """On the handle's stream. ``tensors``: by the names of OPERANDS."""
+    def scratch_on(self, device: torch.device) -> Tensor:
+        """Memory for a launch, or for several in a row."""
+        return torch.empty(self.scratch, dtype=torch.uint8, device=device)
+
+    def launch(self, tensors: Mapping[str, Tensor], scratch: Tensor | None = None) -> None:
+        """On the handle's stream. ``tensors``: by the names of OPERANDS. ``scratch``: from ``scratch_on``; None: memory
+        of this launch's own."""
         device = tensors["x"].device
-        scratch = torch.empty(self.scratch, dtype=torch.uint8, device=device)
+        scratch = self.scratch_on(device) if scratch is None else scratch
         pointers = {OPERANDS[name]: tensor.data_ptr() for name, tensor in tensors.items()}
         if self.index is None:
             self.graph.execute(pointers, scratch.data_ptr(), handle=_created(device))
@@ -126,7 +132,8 @@ def _loaded(layer: Layer, name: str) -> Plan:
 
 
 def offered(layer: Layer, *, compiled: bool, tf32: bool, most: int | None = None) -> Iterator[Plan]:
-    """The ``most`` plans that cuDNN thinks best of those that it can build and that give the same result on every run.
+    """The ``most`` plans that cuDNN thinks best of those that it can build, that give the same result on every run, and
+    that need no more than SCRATCH.
 
     ``tf32``: float32 may be rounded to that.
     """
@@ -139,7 +146,7 @@ def offered(layer: Layer, *, compiled: bool, tf32: bool, most: int | None = None
     except refusals() as error:
         log.debug("%s: %s", layer, error)
         return
-    yield from islice(_buildable(graph), most)
+    yield from islice((plan for plan in _buildable(graph) if plan.scratch <= SCRATCH), most)
 
 
 def _buildable(graph: Any) -> Iterator[Plan]:
