@@ -63,29 +63,6 @@ def test_linears_of_one_tensor_are_merged() -> None:
     assert_true_metadata(graph, x)
 
 
-class Decoder(nn.Module):
-    """Three layers with keys and values of the same tensor, between which much is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys, self.values = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        query = x
-        for key, value in zip(self.keys, self.values, strict=True):
-            scores = torch.softmax(query @ key(x).transpose(-2, -1), -1)
-            query = scores @ value(x)
-            for _ in range(20):
-                query = torch.tanh(query)
-        return query
-
-
-def test_what_is_needed_at_different_depths_is_not_kept_until_the_last_of_it() -> None:
-    graph = rewritten(settled(Decoder()), (torch.randn(2, 5, 8),), "merge_linears")
-    merged = [node for node in graph.graph.nodes if node.target == torch.ops.aten.linear.default]
-    assert [list(node.meta["val"].shape) for node in merged] == [[2, 5, 16]] * 3
-
-
 class Outputs(nn.Module):
     """Layers that may not be merged: one is an output, one is of another tensor."""
 

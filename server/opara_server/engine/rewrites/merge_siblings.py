@@ -1,8 +1,4 @@
-"""Linear layers that read the same tensor and are needed at about the same time: one with the weights of all, and
-views of its result.
-
-The whole result lives until the last view has been read. The keys and values that all decoder layers compute of an
-encoder's result would live as long as the decoder: those of each layer are merged by themselves.
+"""Linear layers that read the same tensor: one with the weights of all, and views of its result.
 
 Convolutions are left apart: on GoogLeNet and Inception-v3 at batch 1 (H200) wide ones made the longest path longer, and
 the best schedule was no faster.
@@ -11,7 +7,7 @@ the best schedule was no faster.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,61 +16,23 @@ from torch.fx import GraphModule, Node
 from opara_server.engine.rewrites.edit import Insert, arguments, aten, calls, constant, is_result, value
 from opara_server.engine.rewrites.weights import Weights
 
-NEAR = 16  # calls between two needs: a layer of a decoder has more, to rotate queries and keys takes less
-
 Siblings = Sequence[Node]
 
 
 def merge_linears(module: GraphModule, weights: Weights) -> int:
-    """Returns how many linear layers are gone: query, key and value of attention become one, and so do the key and the
-    value that one decoder layer computes of the encoder's result."""
+    """Returns how many linear layers are gone: query, key and value of attention become one, the keys and values that
+    all decoder layers compute of the encoder's result another."""
     groups: dict[tuple[Node, torch.dtype], list[Node]] = defaultdict(list)
     for node in calls(module, aten.linear.default):
         given = arguments(node)
         if value(given["weight"]).dim() == 2 and _mergeable(module, node, given["weight"], given["bias"]):
             groups[given["input"], value(given["weight"]).dtype].append(node)
-    depths = _depths(module)
     count = 0
-    for everyone in groups.values():
-        for siblings in _near(everyone, depths):
-            if len(siblings) > 1:
-                _share(module, siblings, _merged(module, weights, siblings))
-                count += len(siblings) - 1
+    for siblings in groups.values():
+        if len(siblings) > 1:
+            _share(module, siblings, _merged(module, weights, siblings))
+            count += len(siblings) - 1
     return count
-
-
-def _depths(module: GraphModule) -> dict[Node, int]:
-    """Calls on the longest path to each node and through it."""
-    depths: dict[Node, int] = {}
-    for node in module.graph.nodes:
-        before = max((depths[source] for source in node.all_input_nodes), default=0)
-        depths[node] = before + (node.op == "call_function")
-    return depths
-
-
-def _near(siblings: Siblings, depths: Mapping[Node, int]) -> list[Siblings]:
-    """Those whose results wait about as long, each in the order of the graph."""
-    waits = {node: _wait(node, depths) for node in siblings}
-    found: list[list[Node]] = []
-    for node in sorted(siblings, key=waits.__getitem__):
-        if found and waits[node] - waits[found[-1][0]] <= NEAR:
-            found[-1].append(node)
-        else:
-            found.append([node])
-    return [sorted(each, key=siblings.index) for each in found]
-
-
-def _wait(node: Node, depths: Mapping[Node, int], further: int = NEAR) -> int:
-    """How many calls later its last reader has what else it reads. ``further``: through how many calls that read
-    nothing else, as a view does, it is looked for."""
-    waits = [0]
-    for user in node.users:
-        others = [depths[source] for source in user.all_input_nodes if source is not node and source.op != "get_attr"]
-        if others:
-            waits.append(max(others) - depths[node])
-        elif further:
-            waits.append(_wait(user, depths, further - 1))
-    return max(waits)
 
 
 def _mergeable(module: GraphModule, node: Node, weight: Node, bias: Node | None) -> bool:
