@@ -12,6 +12,7 @@ import torch
 
 from opara_server.engine.compiled import Behind
 from opara_server.engine.device import CapturedGraph, Pinner, Queue, Stamp
+from opara_server.engine.intra_op import intra_op_threads
 from opara_server.engine.plan import Plan
 from opara_server.engine.plan_store import SavedPlan
 from opara_server.engine.spec import TensorSpec
@@ -76,11 +77,30 @@ class HostRows:
     def pad(self, start: int, end: int) -> None:
         """Rows ``start`` to ``end`` become the spec's padding."""
         if start < end:
-            self._elements[start * self._row_elements : end * self._row_elements] = self._padding
+            with intra_op_threads(1):  # others would wait for more work for milliseconds, at the cost of all cores
+                self._elements[start * self._row_elements : end * self._row_elements] = self._padding
 
     def take(self, row: int, count: int) -> memoryview:
         """What the memory holds there, until the next batch."""
         return self._view[row * self.row_bytes : (row + count) * self.row_bytes]
+
+
+class OwnRows(HostRows):
+    """Rows in memory that nobody else writes to: padding stays there until requests come to its place."""
+
+    def __init__(self, memory: torch.Tensor, spec: TensorSpec, count: int) -> None:
+        """``count``: of all rows."""
+        super().__init__(memory, spec)
+        self._used = count  # from here on all is padding
+
+    def fill(self, row: int, source: bytes | memoryview, start: int, count: int) -> None:
+        super().fill(row, source, start, count)
+        self._used = max(self._used, row + count)
+
+    def pad(self, start: int, end: int) -> None:
+        super().pad(start, min(end, self._used))
+        if end >= self._used:
+            self._used = min(start, self._used)
 
 
 class HostBuffer:
@@ -91,8 +111,9 @@ class HostBuffer:
         self._device, self._buckets = device, buckets
 
     @cached_property
-    def rows(self) -> HostRows:
-        return HostRows(self._device.host_buffer(self.spec.row_bytes * self._buckets[-1]), self.spec)
+    def rows(self) -> OwnRows:
+        most = self._buckets[-1]
+        return OwnRows(self._device.host_buffer(self.spec.row_bytes * most), self.spec, most)
 
     @cached_property
     def tensors(self) -> dict[int, torch.Tensor]:
