@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 PATIENCE, LEAST_PATIENCE_S = 3, 0.1
+WORTH = 0.85  # of the time with one: what several, on cores that others may need, must not exceed
 
 
 @contextmanager
@@ -41,8 +42,8 @@ class Patience:
 
 
 def faster(threads: int, seconds_with: Callable[[int, Patience | None], Sequence[float]]) -> int:
-    """``threads``, or 1 where that is as fast. ``seconds_with``: of a few runs, each with so many; the first is to warm
-    up, and Patience ends them."""
+    """``threads``, or 1 where that is about as fast. ``seconds_with``: of a few runs, each with so many; the first is to
+    warm up, and Patience ends them."""
     if threads == 1:
         return 1
     alone = seconds_with(1, None)
@@ -50,4 +51,5 @@ def faster(threads: int, seconds_with: Callable[[int, Patience | None], Sequence
         together = seconds_with(threads, Patience(sum(alone)))
     except TooSlow:
         return 1
-    return threads if statistics.median(together[1:]) < statistics.median(alone[1:]) else 1
+    better = (usual(together[1:]) <= WORTH * usual(alone[1:]) for usual in (statistics.median, min))  # not by chance
+    return threads if all(better) else 1
