@@ -42,8 +42,8 @@ class Patience:
 
 
 def faster(threads: int, seconds_with: Callable[[int, Patience | None], Sequence[float]]) -> int:
-    """``threads``, or 1 where that is about as fast. ``seconds_with``: of a few runs, each with so many; the first is to
-    warm up, and Patience ends them."""
+    """``threads``, or 1 where that is about as fast. ``seconds_with``: of a few runs, each with so many; the first is
+    to warm up, and Patience ends them."""
     if threads == 1:
         return 1
     alone = seconds_with(1, None)
