@@ -122,7 +122,8 @@ def _started(
                 sys.exit(f"{server.title} does not start: {error}")
             _tell(f"{server.title} does not take part: {error}")
             continue
-        ready[server.title] = server, Target(port, metrics_port if server.ours else 0, generator, place.folder)
+        told = metrics_port if server.ours else 0
+        ready[server.title] = server, Target(port, told, generator, place.folder, process.processes)
     return ready
 
 

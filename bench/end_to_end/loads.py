@@ -7,7 +7,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -19,6 +20,7 @@ from bench.serving import h2load
 from bench.serving.caller import TIMEOUT_S, connected
 from bench.serving.checking import loaded
 from bench.serving.contestants import ROOT
+from bench.serving.processes import Status
 from opara_client.perf_opara import OparaProtocol
 from opara_client.tensors import Array
 
@@ -32,12 +34,14 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """``metrics_port``: 0 of a server that has none. ``cores``: the generator's. ``scratch``: a folder."""
+    """``metrics_port``: 0 of a server that has none. ``cores``: the generator's. ``scratch``: a folder. ``processes``:
+    of the server, as they are at the time."""
 
     port: int
     metrics_port: int
     cores: tuple[int, ...]
     scratch: Path
+    processes: Callable[[], Sequence[Status]]
 
     @property
     def address(self) -> str:
@@ -70,8 +74,8 @@ def one_caller(target: Target, workload: Workload, seconds: float) -> dict[str, 
 
 
 def saturated(target: Target, workload: Workload, callers: int, seconds: float) -> dict[str, float]:
-    """Requests and rows a second with ``callers`` in flight at all times; of ours also how long the device was idle, as
-    a share of the time in replays."""
+    """Requests and rows a second with ``callers`` in flight at all times, and how many cores that kept busy, of all
+    processes and of the busiest; of ours also how long the device was idle, as a share of the time in replays."""
     message = workload.request(0)
     body = target.scratch / "body.bin"
     body.write_bytes(h2load.framed(message))
@@ -80,13 +84,17 @@ def saturated(target: Target, workload: Workload, callers: int, seconds: float) 
     asked = h2load.Load(target.port, METHOD, body, callers, seconds, len(target.cores))
     log = target.scratch / "h2load.log"
     log.unlink(missing_ok=True)
-    before = _replayed_s(target)
+    before, used, begin = _replayed_s(target), _cpu_s(target), time.perf_counter()
     report = h2load.parse(_run(h2load.command(h2load.find(), asked, target.cores, log), target.cores, seconds))
+    cores = [
+        (cpu_s - used.get(process, 0.0)) / (time.perf_counter() - begin) for process, cpu_s in _cpu_s(target).items()
+    ]
     replayed = _replayed_s(target) - before
     if problems := loaded(report, answer_bytes, callers):
         raise LoadError("; ".join(problems))
     rows = report.requests_per_s * workload.rows
     found = {"requests_per_s": round(report.requests_per_s, 1), "rows_per_s": round(rows, 1)}
+    found |= {"cores": round(sum(cores), 2), "cores_of_busiest": round(max(cores), 2)}
     return found | ({"idle_over_replay": round(seconds / replayed - 1, 4)} if replayed else {})
 
 
@@ -119,6 +127,11 @@ def _run(command: Sequence[str], cores: Sequence[int], seconds: float) -> str:
     if done.returncode != 0:
         raise LoadError(f"{command[1:4]} ended with exit status {done.returncode}: {done.stderr[-500:]}")
     return done.stdout
+
+
+def _cpu_s(target: Target) -> dict[tuple[int, int], float]:
+    """By process."""
+    return {process.identity: process.cpu_s for process in target.processes()}
 
 
 def _replayed_s(target: Target) -> float:

@@ -37,7 +37,8 @@ def report(found: Found) -> str:
         "most. *No model*: a bare server of gRPC's completion queue that takes the same requests and answers as many "
         "zeros; *over both*: p50 less the bare batch's and less that of *no model*; *of the lesser*: rows a second "
         "over those of the graph or of the fastest *no model*, whichever are fewer. *Idle*: the device's time outside "
-        "of replays, as a share of that in them. *Error*: the largest distance of sampled answers from the eager "
+        "of replays, as a share of that in them. *Cores*: that the server kept busy meanwhile, all its processes and "
+        "the busiest of them. *Error*: the largest distance of sampled answers from the eager "
         "server's, over these answers' own norm.",
     ]
     parts = [_workload(name, one) for name, one in found["workloads"].items()]
@@ -54,7 +55,7 @@ def _workload(name: str, found: Found) -> str:
     limits = Limits(fitting["alone_us"], network_us, most, lesser)
     compared = [_server(title, found, limits) for title in found["one caller"]]
     columns = ["server", "one caller p50 µs", "p99 µs", "p50 over bare µs", "over both µs"]
-    columns += ["requests/s", "rows/s", "of bare", "of the lesser", "idle", "error"]
+    columns += ["requests/s", "rows/s", "of bare", "of the lesser", "idle", "cores", "error"]
     sections = [
         f"## {name}",
         f"Bare: {fitting['alone_us']:.0f} µs (copy in {fitting['copy_in_us']:.0f}, replay {fitting['replay_us']:.0f}, "
@@ -96,9 +97,10 @@ def _shared(buckets: Found) -> str:
 def _server(title: str, found: Found, limits: Limits) -> tuple[str, ...]:
     latency, rates = found["one caller"][title], found["saturated"][title]
     if not latency or not rates:
-        return (title, *("–",) * 10)
+        return (title, *("–",) * 11)
     p50, rows = _p50(found, title), _rows_per_s(found, title)
     idle = [one["idle_over_replay"] for one in rates if "idle_over_replay" in one]
+    cores = [(one["cores"], one["cores_of_busiest"]) for one in rates if "cores" in one]
     error = found["error"].get(title)
     alone = title.startswith(NETWORK)
     return (
@@ -112,6 +114,7 @@ def _server(title: str, found: Found, limits: Limits) -> tuple[str, ...]:
         f"{rows / limits.bare_rows:.0%}",
         f"{rows / limits.lesser_rows:.0%}",
         f"{median(idle):.0%}" if idle else "–",
+        f"{median(whole for whole, _ in cores):.1f}, {median(most for _, most in cores):.1f}" if cores else "–",
         "–" if error is None else f"{error:.0e}",
     )
 
