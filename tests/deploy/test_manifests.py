@@ -204,9 +204,10 @@ def test_the_route_leads_from_the_gateway_to_the_service(tmp_path: Path) -> None
         assert package == "grpc.health.v1" or (f"package {package};" in protos and f"service {service} {{" in protos)
 
 
-def test_the_secure_component_mounts_what_the_server_is_told_and_probes_with_tls(tmp_path: Path) -> None:
+@overlays
+def test_the_secure_component_mounts_what_the_server_is_told_and_probes_with_tls(overlay: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    resources = component(tmp_path, "secure")
+    resources = component(tmp_path, "secure", overlay=overlay)
     pod = pod_of(one(resources, "Deployment"))
     (container,) = pod["containers"]
     config = server_config(container["args"])
@@ -221,6 +222,8 @@ def test_the_secure_component_mounts_what_the_server_is_told_and_probes_with_tls
         here = [argument.replace(str(config.tls_certificate), str(authority.file)) for argument in arguments]
         assert main([*here, "--target=127.0.0.1:1", "--timeout=0.1"]) == 1  # wrong usage would be 2
         assert "grpc" not in container[probe]
+        waits = {key: value for key, value in server(overlay)[probe].items() if key not in ("grpc", "timeoutSeconds")}
+        assert waits.items() <= container[probe].items()
     drains_in_time(container, pod)
     assert one(resources, "Service")["spec"]["ports"][0]["appProtocol"] == "https"
 
