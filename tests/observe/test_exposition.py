@@ -80,6 +80,16 @@ def test_a_head_is_an_answer_without_its_body(port: int) -> None:
     assert (status, headers["Content-Length"], text) == (200, "3", "")
 
 
+def test_versions_that_nobody_knows_are_no_crash(
+    port: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for accepted in ("text/plain; version=x.y", "application/openmetrics-text; version=latest"):
+        assert ask(port, "/metrics", Accept=accepted)[::2] == (500, "Internal Server Error\n")
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    assert "Traceback" not in capfd.readouterr().err  # what the log does not write
+    assert ask(port, "/metrics", Accept=";;,=")[0] == 200
+
+
 def test_what_fails_inside_stays_inside(port: int, caplog: pytest.LogCaptureFixture) -> None:
     assert ask(port, "/echo?fail=1")[::2] == (500, "Internal Server Error\n")
     assert [record.levelname for record in caplog.records] == ["ERROR"]
