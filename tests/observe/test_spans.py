@@ -121,6 +121,15 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         open_tracer()
 
 
+def test_a_propagator_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_PROPAGATORS", "tracecontext,pigeons")
+    for module in ("opara_server.observe.spans", "opentelemetry.propagate"):  # it looks for them once
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("opentelemetry.propagate")
+    with pytest.raises(ConfigError, match="OTEL_PROPAGATORS: Propagator pigeons not found"):
+        open_tracer()
+
+
 def test_a_collector_that_is_not_there_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")

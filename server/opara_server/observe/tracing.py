@@ -93,4 +93,6 @@ def open_tracer() -> Tracer | None:
         from opara_server.observe.spans import tracer_of_environment  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigError(f"tracing needs: pip install 'opara-serve[tracing]' ({error})") from None
+    except ValueError as error:  # OpenTelemetry looks for propagators as it is imported
+        raise ConfigError(f"OTEL_PROPAGATORS: {error}") from None
     return tracer_of_environment()
