@@ -13,7 +13,7 @@ TORCH_CPU := 2.13.0
 TORCH_GPU := 2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train test test-deploy gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-rolling-restart bench-capacity bench-soak bench-copies lint format types imports metrics-doc prometheus-rule dashboards dashboard-pictures bench-metrics bench-tracing stubs stubs-check check rehearse-image clean
+.PHONY: help setup demo serve train test test-deploy gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-rolling-restart bench-spread bench-capacity bench-soak bench-copies lint format types imports metrics-doc prometheus-rule dashboards dashboard-pictures bench-metrics bench-tracing stubs stubs-check check rehearse-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -71,6 +71,9 @@ bench-end-to-end: setup ## from a call to its answer on a GPU, beside plain serv
 
 bench-rolling-restart: setup ## servers behind proxies, restarted and killed under load: which requests fail; ten minutes, needs the proxies
 	$(BIN)/python -m bench.rolling_restart
+
+bench-spread: setup ## how evenly calls are spread over three servers behind proxies, and by a name; two minutes, needs the proxies
+	$(BIN)/python -m bench.spread
 
 bench-capacity: setup ## replicas for a load: one server measured, several predicted from it and measured, fleets simulated; ten minutes, needs the proxies
 	$(BIN)/python -m bench.capacity

@@ -65,7 +65,7 @@ async def _measure(proxy: Proxy | None, rate: float, cycles: int, folder: Path) 
     pages = [f"127.0.0.1:{page}" for page in metrics]
     async with replicas(addresses, pages, folder, OPTIONS, delay_us=QUEUE_DELAY_US) as servers:
         await start_all(servers)
-        async with _target(proxy, addresses, folder) as target:
+        async with entrance(proxy, addresses, folder) as target:
             restarts = await _under_load(target, rate, _restart(servers, cycles))
             kill = await _under_load(target, rate, _kill(servers[0]))
     return {
@@ -77,7 +77,8 @@ async def _measure(proxy: Proxy | None, rate: float, cycles: int, folder: Path) 
 
 
 @asynccontextmanager
-async def _target(proxy: Proxy | None, addresses: Sequence[str], folder: Path) -> AsyncIterator[str]:
+async def entrance(proxy: Proxy | None, addresses: Sequence[str], folder: Path) -> AsyncIterator[str]:
+    """The target by which clients reach all of the servers: a proxy's, or, without one, a name's."""
     if proxy is not None:
         async with running(proxy, free_ports(1)[0], addresses, folder) as target:
             yield target

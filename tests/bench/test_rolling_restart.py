@@ -14,6 +14,7 @@ from bench.balancing.load import Call, Failure, Load, Outcome
 from bench.balancing.names import answer
 from bench.balancing.proxies import CONFIGS, PROXIES, Proxy, configured, patient
 from bench.rolling_restart import page
+from bench.spread import told
 from opara_protos.v1 import inference_pb2 as pb
 
 QUERY = bytes.fromhex("abcd01000001000000000000") + b"\x07servers\x04test\x00"
@@ -108,6 +109,11 @@ async def test_no_more_requests_are_open_than_may_be() -> None:
     gate.set()
     await running
     assert (load.outcome.answered, load.outcome.wrong, load.outcome.open) == (load.outcome.sent, 0, set())
+
+
+def test_a_share_is_compared_with_the_mean() -> None:
+    assert told([90, 100, 110]) == {"answered": [90, 100, 110], "farthest": 0.1}
+    assert told([200, 220, 120])["farthest"] == pytest.approx(1 / 3, abs=1e-4)
 
 
 def test_the_page_says_what_failed_behind_what() -> None:
