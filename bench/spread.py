@@ -53,12 +53,14 @@ async def _measure(
     async with replicas(addresses, pages, folder, ("--listen-when-ready",), delay_us=QUEUE_DELAY_US) as servers:
         await start_all(servers)
         for proxy in targets:
-            async with entrance(proxy, addresses, folder) as target:
-                async with offered(target, rate, 1, RETRIES_OFF) as outcome:
-                    await asyncio.sleep(SETTLE_S)
-                    before = await answered(servers)
-                    await asyncio.sleep(seconds)
-                    after = await answered(servers)
+            async with (
+                entrance(proxy, addresses, folder) as target,
+                offered(target, rate, 1, RETRIES_OFF) as outcome,
+            ):
+                await asyncio.sleep(SETTLE_S)
+                before = await answered(servers)
+                await asyncio.sleep(seconds)
+                after = await answered(servers)
             name = NAME if proxy is None else f"{proxy.name} {version(proxy)}"
             counts = [now - then for now, then in zip(after, before, strict=True)]
             found[name] = told(counts) | {"failed": len(outcome.failures)}
