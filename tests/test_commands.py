@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -43,3 +44,16 @@ def test_a_plan_is_of_one_model(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(tmp_path)])
     said = f"opara-server: {tmp_path}: this is a folder of models; what is wanted is one of them: a, b\n"
     assert (result.exit_code, result.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("command", [["plan"], ["serve", "--models"]])
+def test_a_folder_of_sources_must_be_there(command: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*command, str(tmp_path), f"--app-dir={tmp_path / 'none'}"])
+    assert (result.exit_code, result.stderr) == (1, f"opara-server: --app-dir: {tmp_path / 'none'}: no such folder\n")
+
+
+def test_a_plan_that_could_not_be_kept_is_not_searched_for(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    result = CliRunner().invoke(app, ["plan", str(tmp_path), f"--cache-dir={taken}"])
+    assert (result.exit_code, result.stderr) == (1, f"opara-server: --cache-dir: {taken}: File exists\n")

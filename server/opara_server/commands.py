@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from inspect import Parameter, Signature
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Literal, NoReturn, get_args, get_origin
 
 import typer
@@ -73,7 +74,7 @@ def _options_of_config() -> list[Parameter]:
 
 def serve(*, app_dir: Path, **options: object) -> None:
     """Serve every model in a folder over gRPC, until SIGTERM."""
-    sys.path.insert(0, str(app_dir.resolve()))
+    _import_from(app_dir)
     try:
         config = ServerConfig.of(**{name: value for name, value in options.items() if value is not None})
     except ConfigError as error:
@@ -116,7 +117,9 @@ def plan(
     app_dir: AppDir = Path(),
 ) -> None:
     """Compile a model without serving it, and print what was measured."""
-    sys.path.insert(0, str(app_dir.resolve()))
+    _import_from(app_dir)
+    if cache_dir:
+        _can_be_written(cache_dir)
     from opara_server.engine.build import compile_model  # noqa: PLC0415 - imports torch
     from opara_server.engine.errors import EngineError  # noqa: PLC0415
     from opara_server.serving.repository import Entry, RepositoryError  # noqa: PLC0415
@@ -139,6 +142,22 @@ def plan(
         print(json.dumps(compiled.plan.to_json(), indent=2))
     else:
         print_plan(Console(), compiled.plan)
+
+
+def _import_from(app_dir: Path) -> None:
+    if not app_dir.is_dir():
+        _fail(f"--app-dir: {app_dir}: no such folder")
+    sys.path.insert(0, str(app_dir.resolve()))
+
+
+def _can_be_written(cache_dir: Path) -> None:
+    """Ends the command otherwise: whoever names a folder wants the plan in it, after a search that may take minutes."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=cache_dir):
+            pass
+    except OSError as error:
+        _fail(f"--cache-dir: {cache_dir}: {error.strerror}")
 
 
 def _fail(message: str) -> NoReturn:
