@@ -51,10 +51,12 @@ def from_metrics(expositions: Sequence[str], model: str) -> ReplicaModel:
     if len(expositions) == 2:
         found = between(samples(expositions[0], model), found)
     copies = sum(_mean(found, f"opara_copy_{way}_seconds", "") for way in ("in", "out"))
-    buckets = {int(bucket) for name, bucket in found if name == "opara_replay_seconds_count" and found[name, bucket]}
+    batches = {bucket: count for (name, bucket), count in found.items() if name == "opara_replay_seconds_count"}
+    buckets = {int(bucket) for bucket, count in batches.items() if count > 0}
     requests = found.get(("opara_requests_total", ""), 0.0)
-    if not buckets or not requests:
-        raise InputError(f"--metrics: no batch of a model {model!r} was counted")
+    if not buckets or requests <= 0:
+        between_them = " in between: the file from before the load comes first" if len(expositions) == 2 else ""
+        raise InputError(f"--metrics: no batch of a model {model!r} was counted{between_them}")
     return ReplicaModel(
         batch_s={bucket: copies + _mean(found, "opara_replay_seconds", str(bucket)) for bucket in buckets},
         front_s=found[("process_cpu_seconds_total", "")] / requests if len(expositions) == 2 else 0.0,

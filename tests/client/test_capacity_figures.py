@@ -69,6 +69,12 @@ def test_a_model_that_ran_nothing_is_told() -> None:
         from_metrics([AFTER], "n")
 
 
+@pytest.mark.parametrize("swapped", [[AFTER, BEFORE], [AFTER, AFTER]])
+def test_nothing_between_two_scrapes_is_told_with_their_order(swapped: list[str]) -> None:
+    with pytest.raises(InputError, match=r"no batch of a model 'm' was counted in between: .* comes first"):
+        from_metrics(swapped, "m")
+
+
 def test_values_may_hold_what_labels_are_made_of() -> None:
     found = samples('opara_rows_total{model="a\\"},b",x="1"} 5\n', 'a\\"},b')
     assert found[("opara_rows_total", "")] == 5
