@@ -48,10 +48,13 @@ class Workload:
         return OparaProtocol().encode(self.model, inputs, {spec.name: spec.dtype for spec in self.specs})
 
 
-# An image with much to copy, alone and several at once; a text with next to nothing.
+# An image with much to copy, alone and several at once, and in twice as many bytes; a text with next to nothing, and
+# next to nothing or a hidden state to answer.
 WORKLOADS = (
     Workload("googlenet", "float16", 1),
     Workload("googlenet", "float16", 8),
+    Workload("googlenet", "float32", 1),
+    Workload("bert_embedding", "float16", 1),
     Workload("bert_base", "float16", 1),
 )
 
