@@ -10,7 +10,7 @@ import yaml
 
 from bench.observing.panels import NAMES, load
 from opara_server.observe.gpu import GPU_METRICS
-from opara_server.observe.metrics import REASONS, Metrics
+from opara_server.observe.metrics import FORESEEN, REASONS, Metrics
 from opara_server.serving.errors import Status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,7 @@ def test_rules_ask_for_what_is_there() -> None:
         assert metrics <= SERIES
         for codes in re.findall(r'code=~"([^"]+)"', rule["expr"]):
             assert {*codes.split("|")} < {*Status}
+            assert {*codes.split("|")} < {*FORESEEN}  # or the first failures would not be seen
         assert {*re.findall(r'reason="([^"]+)"', rule["expr"])} <= {*REASONS.values()}
 
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from opara_server.engine.plan import BucketPlan, Candidate, Plan
 from opara_server.engine.trace import Interval, Trace, occupancy
-from opara_server.observe.metrics import UNKNOWN_MODEL, Metrics
+from opara_server.observe.metrics import FORESEEN, UNKNOWN_MODEL, Metrics
 from tests.ports import reserved_port
 
 Labels = tuple[tuple[str, str], ...]
@@ -91,6 +91,15 @@ def test_every_metric_has_its_name_and_labels(metrics: Metrics) -> None:
         ("opara_build_info", (("grpc", "1.85"), ("torch", "2.13"), ("version", "1.2.3"))): 1,
     }
     assert {key: seen.get(key) for key in expected} == pytest.approx(expected)
+
+
+def test_what_is_counted_begins_at_0_where_failures_are_the_servers(metrics: Metrics) -> None:
+    seen, m = scrape(metrics), ("model", "m")
+    assert {code: seen["opara_requests_total", (("code", code), m)] for code in FORESEEN} == dict.fromkeys(FORESEEN, 0)
+    for reason in ("queue_full", "deadline", "unavailable"):
+        assert seen["opara_rejected_total", (m, ("reason", reason))] == 0
+    assert seen["opara_request_seconds_count", (m,)] == 0
+    assert not any(name == "opara_requests_total" and ("model", UNKNOWN_MODEL) in labels for name, labels in seen)
 
 
 def test_clients_cannot_make_labels(metrics: Metrics) -> None:

@@ -31,6 +31,8 @@ REASONS = {
     "UNAUTHENTICATED": "credentials",
     "PERMISSION_DENIED": "credentials",
 }
+# Told as 0 before there are any: a counter that begins at 1 has not increased, says Prometheus.
+FORESEEN = ("OK", "INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 Answers = tuple[Count, Count | None, Distribution]
 """Per model and code: requests, those rejected (None: they were not), and the latency of those that were not."""
 
@@ -130,6 +132,9 @@ class Metrics:
         """From now on ``name`` is a label; it is not ready yet."""
         self._known.add(name)
         self._coming[name] = self.received.labels(name)
+        with self._counting:
+            for code in FORESEEN:
+                self._bind_answers(name, code)
         self.set_ready(name, ready=False)
 
     def set_ready(self, name: str, *, ready: bool) -> None:

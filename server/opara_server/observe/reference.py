@@ -8,12 +8,12 @@ from pathlib import Path
 
 from opara_server.observe.declared import Declared
 from opara_server.observe.gpu import GPU_METRICS
-from opara_server.observe.metrics import REASONS, UNKNOWN_MODEL, Metrics
+from opara_server.observe.metrics import FORESEEN, REASONS, UNKNOWN_MODEL, Metrics
 
 LABELS = {
     "model": f"a folder of the repository; whatever else clients name counts as `{UNKNOWN_MODEL}`",
     "bucket": "a captured batch size of the model: `batch_sizes` in its model.toml",
-    "code": "the name of a gRPC status code",
+    "code": f"the name of a gRPC status code; as 0 from the start: {', '.join(f'`{code}`' for code in FORESEEN)}",
     "reason": ", ".join(f"`{reason}`" for reason in dict.fromkeys(REASONS.values())),
     "policy": "the schedule's policy, `urgent(POLICY)` where its longest path has priority",
     "stream": "a number from 0, below the schedule's number of streams",
