@@ -16,7 +16,7 @@ TORCH_GPU := 2.11.0
 .PHONY: help setup demo serve train test test-deploy gpu-test bench-engine bench-engine-aten bench-simulator bench-warm-start bench-allocation bench-serving bench-peers bench-end-to-end bench-rolling-restart bench-spread bench-capacity bench-soak bench-copies lint format types imports metrics-doc prometheus-rule dashboards dashboard-pictures bench-metrics bench-tracing stubs stubs-check check rehearse-image clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv and install everything into it
 
