@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import OURS, Query, Row, assembled, bars, choice, figure, graph, quantile, rate
+from deploy.grafana.panels import OURS, Query, Row, assembled, bars, choice, figure, graph, happened, quantile, rate
 
 WHERE = f'{OURS}, pod=~"$pod"'
 POD = "{{pod}}"
@@ -46,7 +46,7 @@ def fleet() -> Dashboard:
             graph(
                 "Not OK",
                 "reqps",
-                Query(rate("opara_requests_total", f'{WHERE}, code!="OK"', "pod, code"), "{{pod}} {{code}}"),
+                Query(happened("opara_requests_total", f'{WHERE}, code!="OK"', "pod, code"), "{{pod}} {{code}}"),
             ),
             graph("Latency p99", "s", Query(quantile(0.99, "opara_request_seconds", WHERE, "pod"), POD)),
             graph("Rows", "ops", Query(rate("opara_rows_total", WHERE, "pod"), POD)),

@@ -14,6 +14,7 @@ from deploy.grafana.panels import (
     choice,
     figure,
     graph,
+    happened,
     mean,
     quantile,
     rate,
@@ -49,12 +50,12 @@ def overview() -> Dashboard:
             graph(
                 "Not OK, by code",
                 "reqps",
-                Query(rate("opara_requests_total", NOT_OK, "model, code"), "{{model}} {{code}}"),
+                Query(happened("opara_requests_total", NOT_OK, "model, code"), "{{model}} {{code}}"),
             ),
             graph(
                 "Refused, by reason",
                 "reqps",
-                Query(rate("opara_rejected_total", WHERE, "model, reason"), "{{model}} {{reason}}"),
+                Query(happened("opara_rejected_total", WHERE, "model, reason"), "{{model}} {{reason}}"),
             ),
             *(_latency(share, name) for share, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))),
         ),

@@ -42,6 +42,11 @@ def rate(metric: str, where: str, by: str) -> str:
     return f"sum by ({by}) (rate({metric}{{{where}}}[$__rate_interval]))"
 
 
+def happened(metric: str, where: str, by: str) -> str:
+    """Its rate where there is one: what is counted from 0 on is no line of its own before it happens."""
+    return f"{rate(metric, where, by)} > 0"
+
+
 def quantile(share: float, histogram: str, where: str, by: str = "") -> str:
     """Of a histogram, by what its buckets tell."""
     labels = f"{by}, le" if by else "le"
