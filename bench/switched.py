@@ -100,8 +100,8 @@ def load(module: str, *, callers: int, cores: int, seconds: float, environment: 
 
 
 def compared(slices: Sequence[Slice]) -> dict[str, object]:
-    """Of neighbouring slices under load. Shares are of what there is without, each the median of pairs with the
-    standard error of the mean beside."""
+    """Of neighbouring slices under load. Shares are of what there is without, each the median of pairs with its
+    standard error beside."""
     pairs = [(a, b) if a.on else (b, a) for a, b in zip(slices[::2], slices[1::2], strict=False)]
     pairs = [pair for pair in pairs if min(one.requests for one in pair) >= LEAST_REQUESTS]
     lost = [1 - on.requests / on.wall_s / (off.requests / off.wall_s) for on, off in pairs]
@@ -115,5 +115,9 @@ def compared(slices: Sequence[Slice]) -> dict[str, object]:
 
 
 def _share(values: Sequence[float]) -> dict[str, float]:
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return {"median": round(float(np.median(values)), 4), "standard error": round(error, 4)}
+    """The error is the median's own: half of what lies between the ranks that a binomial's standard deviation, half of
+    the root of their number, is away from the middle. A slice in which the machine stood still is far off, and counts
+    as any other."""
+    rank = 0.5 / len(values) ** 0.5
+    low, median, high = np.quantile(values, [0.5 - rank, 0.5, 0.5 + rank])
+    return {"median": round(float(median), 4), "standard error": round(float(high - low) / 2, 4)}

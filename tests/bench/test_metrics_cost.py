@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from bench.metrics_cost import summary
@@ -20,3 +22,13 @@ def test_neighbours_are_compared_and_idle_slices_are_not() -> None:
     }
     assert found["requests/s without"] == 20_000
     assert found["of a core's time, a scrape every 5 s"] == 0.0004
+
+
+def test_slices_in_which_the_machine_stood_still_say_no_more_than_others() -> None:
+    def lost(rates: Sequence[int]) -> object:
+        pairs = [(Slice(True, rate, 1.0, 1.0), Slice(False, 1000, 1.0, 1.0)) for rate in rates]
+        return summary([one for pair in pairs for one in pair], scrape_s=0.0)["throughput lost"]
+
+    steady = lost(range(960, 1040))
+    assert steady == {"median": pytest.approx(0.0005), "standard error": pytest.approx(0.0044, abs=2e-4)}
+    assert lost([60] * 4 + [*range(964, 1040)]) == steady
