@@ -30,6 +30,7 @@ from opara_server.rpc.oip import ModelCalls, ServerCalls
 from opara_server.rpc.service import InferenceService
 from opara_server.rpc.turn import Turn
 from opara_server.serving.executor import Executor
+from opara_server.serving.models import ModelDescription
 from opara_server.serving.registry import Compile, LoadError, ModelState, Progress, Registry
 from opara_server.serving.repository import scan
 from opara_server.serving.sampling import sample_regularly
@@ -79,7 +80,9 @@ class Application:
         self._executor = Executor()
         self._executor.on_failed(self._executor_failed)
         self._registry = Registry(config, self._executor, self.metrics, compile_with, self._tracer)
-        open_front = open_front or partial(_open_front, executor=self._executor, tracer=self._tracer)
+        self.message_limit = largest_message(config)
+        local = partial(_open_front, limit=self.message_limit, executor=self._executor, tracer=self._tracer)
+        open_front = open_front or local
         self._front = open_front(config, self._registry, self.metrics)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
@@ -190,7 +193,22 @@ class Application:
 
     def _model_changed(self, name: str, state: ModelState) -> None:
         """On the executor's thread."""
+        if state is ModelState.READY:
+            self._compare_with_limit(self._registry.describe(name))
         self._on_loop(self._set_model, name, state)
+
+    def _compare_with_limit(self, model: ModelDescription) -> None:
+        """Of a model that came later, or with a limit that is set, requests may be larger than what is taken."""
+        row_bytes = sum(spec.row_bytes for spec in model.inputs)
+        if model.max_rows * row_bytes > self.message_limit:
+            log.warning(
+                "a request's %d rows may have %d bytes, but larger messages than %d are refused until the server is "
+                "started again, with this model or with --max-message-bytes",
+                model.max_rows,
+                model.max_rows * row_bytes,
+                self.message_limit,
+                extra={"model": model.name},
+            )
 
     def _on_loop(self, function: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody asks any more
@@ -233,9 +251,9 @@ def model_handlers(registry: Registry, metrics: Metrics, *, admin: bool) -> list
 
 
 def _open_front(
-    config: ServerConfig, registry: Registry, metrics: Metrics, executor: Executor, tracer: Tracer | None
+    config: ServerConfig, registry: Registry, metrics: Metrics, limit: int, executor: Executor, tracer: Tracer | None
 ) -> LocalFront:
-    edge = make_edge(config, largest_message(config), lambda code: metrics.refuse(UNKNOWN_MODEL, code, 0.0))
+    edge = make_edge(config, limit, lambda code: metrics.refuse(UNKNOWN_MODEL, code, 0.0))
     turn = Turn()
     if not torch.cuda.is_available():  # there every batch is the executor's, which is woken at once
         turn.add(executor.help)
@@ -252,19 +270,12 @@ def _gpu_uuid() -> str | None:
 
 def largest_message(config: ServerConfig) -> int:
     """Bytes of it that are taken. Models whose settings are wrong fail when they are loaded."""
-    largest, name = 0, ""
+    largest = 0
     for entry in scan(config.models):
         with suppress(ConfigError):
             model = entry.config()
-            largest, name = max(
-                (largest, name), (model.max_rows * sum(i.spec.row_bytes for i in model.inputs), entry.name)
-            )
-    limit = message_limit(config, largest)
-    if largest > limit:
-        log.warning(
-            "max_rows rows are %d bytes, but no message over %d is taken", largest, limit, extra={"model": name}
-        )
-    return limit
+            largest = max(largest, model.max_rows * sum(i.spec.row_bytes for i in model.inputs))
+    return message_limit(config, largest)
 
 
 def _forget(loading: asyncio.Future[None]) -> None:

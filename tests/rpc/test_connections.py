@@ -176,8 +176,12 @@ async def test_more_calls_than_a_connection_may_have_are_refused_and_clients_wai
         assert await held == [2.0]
 
 
-async def test_a_message_limit_that_is_set_holds(models: Path, transport: str) -> None:
+async def test_a_message_limit_that_is_set_holds(
+    models: Path, transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(models, transport=transport, max_message_bytes=100) as served:
+        (told,) = [record.getMessage() for record in caplog.records if "--max-message-bytes" in record.getMessage()]
+        assert "larger messages than 100 are refused" in told
         assert await served.infer(1.0) == [2.0]
         code, _ = await refused(served.infer(*[1.0] * 16))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

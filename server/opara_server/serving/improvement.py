@@ -56,7 +56,8 @@ class Improvement:
         name = self._worker.name
         if self._served.device == "cpu":
             log.warning(
-                "tune_behind is meant for GPUs: here requests wait for seconds while it switches", extra={"model": name}
+                "it serves while its schedules are searched for: on a CPU requests wait for seconds as it switches",
+                extra={"model": name},
             )
         threading.Thread(target=self._run, name=f"opara-search-{self._worker.name}", daemon=True).start()
 

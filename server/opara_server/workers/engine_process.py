@@ -6,7 +6,7 @@ import asyncio
 import logging
 from functools import partial
 
-from opara_server.app import Application, largest_message, model_handlers
+from opara_server.app import Application, model_handlers
 from opara_server.config import ServerConfig
 from opara_server.observe.logs import news_only
 from opara_server.observe.metrics import Metrics
@@ -27,7 +27,7 @@ async def serve(config: ServerConfig, control: Control, orders: Orders) -> int:
     """Until told to stop. The exit status."""
     try:
         app, fronts = _application(config, control)
-        control.send({"limit": largest_message(config)})
+        control.send({"limit": app.message_limit})
         obeying = asyncio.create_task(_obey(orders, control, fronts, app))
         async with app:
             if app.serving:
