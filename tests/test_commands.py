@@ -1,7 +1,11 @@
-"""What ``opara-server serve --help`` says of each option, and what ``plan`` says of a folder that is no model."""
+"""What ``opara-server serve --help`` says of each option, what gRPC is told, and what ``plan`` says of a folder that is
+no model."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +61,29 @@ def test_a_plan_that_could_not_be_kept_is_not_searched_for(tmp_path: Path) -> No
     taken.touch()
     result = CliRunner().invoke(app, ["plan", str(tmp_path), f"--cache-dir={taken}"])
     assert (result.exit_code, result.stderr) == (1, f"opara-server: --cache-dir: {taken}: File exists\n")
+
+
+_SERVE = """
+import os, sys
+from pathlib import Path
+from opara_server import app, commands
+def run(config, progress):
+    print(os.environ.get("GRPC_EXPERIMENTS"))
+    return 0
+app.run = run
+commands.serve(app_dir=Path(), models=Path(), busy_poll_us=int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("busy_poll_us", "set_before", "told"),
+    [("0", None, "None"), ("100", None, "-event_engine_listener"), ("100", "tcp", "tcp")],
+)
+def test_a_thread_that_looks_for_calls_itself_is_not_woken_by_grpc_s(
+    busy_poll_us: str, set_before: str | None, told: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
+    environment |= {"GRPC_EXPERIMENTS": set_before} if set_before else {}
+    command = [sys.executable, "-c", _SERVE, busy_poll_us]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [told]

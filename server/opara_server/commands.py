@@ -20,6 +20,7 @@ from opara_server.config import ServerConfig, flag
 from opara_server.model_config import MODEL_FILE
 from opara_server.observe import logs
 from opara_server.report import print_plan, progress_on
+from opara_server.rpc.busy_poll import NO_THREADS
 from opara_server.settings import ConfigError
 from opara_server.version import VERSION
 
@@ -81,8 +82,8 @@ def serve(*, app_dir: Path, **options: object) -> None:
         _fail(str(error))
     logs.set_up(config.log_format, config.log_level)
     logs.take_over()
-    if config.log_format == "json":
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it writes to stderr itself, in a form of its own
+    for name, value in _of_grpc(config).items():
+        os.environ.setdefault(name, value)
     log.info("starting", extra={"version": VERSION, "models": str(config.models), "workers": config.workers})
     if config.workers:
         from opara_server.workers.supervisor import run as supervise  # noqa: PLC0415 - imports gRPC
@@ -97,6 +98,12 @@ def serve(*, app_dir: Path, **options: object) -> None:
     with progress_on(Console(stderr=True)) as progress:
         status = run(config, progress)
     sys.exit(status)
+
+
+def _of_grpc(config: ServerConfig) -> dict[str, str]:
+    """What gRPC reads in the environment as it is imported."""
+    quiet = {"GRPC_VERBOSITY": "NONE"} if config.log_format == "json" else {}  # it writes lines of a form of its own
+    return quiet | (NO_THREADS if config.busy_poll_us else {})
 
 
 _APP_DIR = Parameter("app_dir", Parameter.KEYWORD_ONLY, default=Path(), annotation=AppDir)

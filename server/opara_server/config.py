@@ -66,8 +66,8 @@ class ServerConfig(Settings):
     )
     busy_poll_us: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0,
-        description="Microseconds for which the thread that takes calls looks for more before it sleeps: a lone "
-        "caller's answers come sooner, for processor time.",
+        description="Microseconds for which the thread that takes calls looks for more, and reads them itself, before "
+        "it sleeps: a lone caller's answers come sooner, for processor time and fewer requests a second of many.",
     )
     workers: NonNegativeInt = Field(
         0, description="Processes that take calls, beside one that owns the device; 0: one process does both."

@@ -2,12 +2,18 @@
 
 To be woken takes it as long as a small request does, and so does running with caches that others have filled meanwhile.
 A caller that sends its next request soon is spared both, at the price of a processor that is busy until then.
+
+Nor should it be woken by threads of gRPC's own, which otherwise wait for connections and read them. Without them that
+thread does so itself: sooner for a lone caller, later for many, since reading does not go on beside the rest.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+
+NO_THREADS = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
+"""In the environment, before gRPC is imported: no threads of gRPC's for connections."""
 
 
 class BusyPoll:
