@@ -8,6 +8,7 @@ Prints JSON. Run after a server has saved the plan: the graphs are the same then
 from __future__ import annotations
 
 import json
+import mmap
 import statistics
 import threading
 import time
@@ -29,7 +30,7 @@ from opara_server.serving.executor import Executor, Worker
 from opara_server.serving.lanes import Lane, Lanes
 from opara_server.serving.limits import Limits
 from opara_server.serving.repository import Entry
-from opara_server.serving.staging import Compiled
+from opara_server.serving.staging import Compiled, LaneDevice
 
 RUNS = 400
 
@@ -47,7 +48,7 @@ def main(
     specs = [one.spec for one in config.inputs]
     compiled = compile_model(model, entry.module(config), specs, config.device, config.build_options(cache))
     payload = Rows(tuple(_bytes(spec, rows) for spec in specs), rows)
-    pinned = Rows(tuple(_pinned(compiled, tensor) for tensor in payload.tensors), rows)
+    pinned = Rows(tuple(_pinned(compiled.device, tensor) for tensor in payload.tensors), rows)
     report = {
         "buckets": {str(bucket): _bucket(compiled, bucket, payload, seconds) for bucket in compiled.buckets},
         "lanes": {str(count): _saturated(compiled, count, payload, seconds) for count in lanes or (1, 2, 3)},
@@ -177,11 +178,13 @@ def _bytes(spec: TensorSpec, rows: int) -> bytes:
     return tensor.view(torch.uint8).numpy().tobytes()
 
 
-def _pinned(compiled: Compiled, tensor: bytes | memoryview) -> memoryview:
-    """The same in memory that the device can copy from, as that of front-end workers is."""
-    buffer = compiled.device.host_buffer(len(tensor)).numpy().data
+def _pinned(device: LaneDevice, tensor: bytes | memoryview) -> memoryview:
+    """The same in memory that the device can copy from, if there is such, as that of front-end workers is. For good."""
+    buffer = memoryview(mmap.mmap(-1, len(tensor)))
     buffer[:] = tensor
-    return buffer.toreadonly()
+    if device.pinner is not None:
+        device.pinner(buffer)
+    return buffer
 
 
 def _replayed_s(metrics: Metrics, model: str) -> float:

@@ -41,7 +41,7 @@ class FakePin:
 
 class PinningDevice(QueuedDevice):
     """``live``: what is pinned. ``closed``: of each that was, how many copies were pending then. ``direct``: requests
-    that were copied from where they lay."""
+    that were copied from where they lay, and answers that were copied to where they belong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,42 @@ def test_large_requests_are_copied_from_where_they_lie(way: Way, device: Pinning
     assert device.live[0].memory.nbytes == PINNED_BYTES
     asked = [(value, way.ask(wide(value, 1 + value % 4))) for value in range(1, 21)]
     assert all(answered(answer, value) for value, answer in asked)
-    assert device.direct == len(asked)
+    assert device.direct == 2 * len(asked)
+
+
+def test_of_a_request_that_is_split_answers_are_joined(way: Way, device: PinningDevice) -> None:
+    """The answer to its first rows would come to the place of the others."""
+    wait_for(lambda: len(device.live) == 1)
+    rows = Rows((np.repeat(np.arange(1.0, 14.0, dtype=np.float32), WIDE.shape[0]).tobytes(),), 13)
+    assert (way.ask(rows).array()[:, 0] == 2 * np.arange(1, 14)).all()
+    assert device.direct == 4, "of its four pieces, which are copied from where they lie"
+
+
+def test_small_answers_to_large_requests_are_copied_by_the_processor(tmp_path: Path, device: PinningDevice) -> None:
+    compiled = FakeCompiled(NAME, (1, 4), inputs=(WIDE,), device=device, forward=lambda x: (x[:, :2] * 2,))
+    way = Way(tmp_path, compiled, LANES)
+    wait_for(lambda: len(device.live) == 1)
+    assert answered(way.ask(wide(3.0)), 3.0)
+    assert device.direct == 1
+    way.close()
+
+
+def test_neighbours_with_large_and_small_answers(tmp_path: Path, device: PinningDevice) -> None:
+    """Two outputs: what is written by the device itself, and what goes through the lane's own memory."""
+    half = TensorSpec("half", "float32", (DIRECT_BYTES // 8,))
+    compiled = FakeCompiled(
+        NAME, (1, 4), inputs=(WIDE,), outputs=(half, WIDE), device=device, forward=lambda x: (x[:, ::2] * 3, x * 2)
+    )
+    way = Way(tmp_path, compiled, LANES)
+    wait_for(lambda: len(device.live) == 1)
+    asked = [(value, 1 + value % 2, way.ask(wide(value, 1 + value % 2))) for value in range(1, 13)]
+    for value, count, answer in asked:
+        assert (answer.array(0) == 3 * value).all()
+        assert (answer.array(1) == 2 * value).all()
+        assert len(answer.array(0)) == count
+    whole, both = (sum(count == n for _, count, _ in asked) for n in (1, 2))
+    assert device.direct == 2 * whole + 3 * both, "two rows of the first output are large enough, one is not"
+    way.close()
 
 
 def test_memory_is_pinned_as_soon_as_a_model_gains_by_it(tmp_path: Path) -> None:
@@ -133,9 +168,9 @@ def test_of_a_killed_worker_memory_stays_until_no_copy_of_it_is_pending(way: Way
     wait_for(lambda: len(device.live) == 1)
     device.copying.clear()
     way.ask(wide(2.0))
-    wait_for(lambda: device.direct == 1)
-    way.ask(wide(3.0))  # in the other lane
     wait_for(lambda: device.direct == 2)
+    way.ask(wide(3.0))  # in the other lane
+    wait_for(lambda: device.direct == 4)
     (line,) = way.desk._lines.values()
     os.dup2(os.open(os.devnull, os.O_WRONLY), way.ends[1].submissions)  # as the kernel does when a process ends
     wait_for(lambda: not line._up)
@@ -157,7 +192,7 @@ def test_nothing_is_unpinned_while_a_copy_is_pending(way: Way, device: PinningDe
     wait_for(lambda: len(device.live) == 2)
     device.copying.clear()
     answer = way.ask(wide(1.0))
-    wait_for(lambda: device.direct == 1)
+    wait_for(lambda: device.direct == 2)
     pins.release(other)
     assert len(device.live) == 2
     device.copying.set()
@@ -171,7 +206,7 @@ def test_of_a_cancelled_request_the_place_is_kept_until_it_has_been_copied(way: 
     device.copying.clear()
     cancelled, answer = Answer(), None
     ticket = way.model.batcher.submit(wide(5.0), None, cancelled)
-    wait_for(lambda: device.direct == 1)
+    wait_for(lambda: device.direct == 2)
     ticket.cancel()
     assert isinstance(cancelled.error(), Cancelled)
     answer = way.ask(wide(6.0))

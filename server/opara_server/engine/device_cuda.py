@@ -16,12 +16,12 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 
 from opara_server.engine.cuda_fingerprint import fingerprint
-from opara_server.engine.cuda_memory import CudaPin
+from opara_server.engine.cuda_memory import CudaPin, pinned
 from opara_server.engine.cuda_streams import STREAMS, driver_version
 from opara_server.engine.device import CapturedGraph, DeviceKind, arena_block
 from opara_server.engine.errors import CaptureError, first_line
@@ -38,11 +38,13 @@ OCCUPIED_CYCLES = 400_000  # of an SM: 200 µs or more
 
 
 class CudaStamp:
-    """An event on the stream that was current when it was made."""
+    """An event on the stream that was current when it was made. PyTorch is told of which GPU: to find out takes it
+    longer than all else here."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: int) -> None:
+        self._gpu = gpu
         self._event = torch.cuda.Event(enable_timing=True, blocking=True)
-        self._event.record()
+        self._event.record(torch.cuda.current_stream(gpu))
 
     def elapsed_us(self, later: CudaStamp) -> float:
         return float(self._event.elapsed_time(later._event)) * 1e3
@@ -51,17 +53,24 @@ class CudaStamp:
         self._event.synchronize()
 
     def hold(self) -> None:
-        self._event.wait()
+        self._event.wait(torch.cuda.current_stream(self._gpu))
 
 
 class CudaQueue:
     """A stream of PyTorch's, for copies: kernels that need a workspace of their stream do not run there."""
 
     def __init__(self, gpu: int) -> None:
+        self._gpu = gpu
         self._stream = torch.cuda.Stream(gpu)
 
-    def entered(self) -> AbstractContextManager[None]:
-        return torch.cuda.stream(self._stream)
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        before = torch.cuda.current_stream(self._gpu)
+        torch.cuda.set_stream(self._stream)
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(before)
 
 
 class CudaDevice:
@@ -115,16 +124,13 @@ class CudaDevice:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def pinned(self, memory: bytes | memoryview) -> torch.Tensor | None:
-        if not isinstance(memory, memoryview):
-            return None
-        tensor, end = (torch.frombuffer(part, dtype=torch.uint8) for part in (memory, memory[-1:]))
-        return tensor if tensor.is_pinned() and end.is_pinned() else None  # of a tensor PyTorch asks where it begins
+        return pinned(memory) if isinstance(memory, memoryview) else None
 
     def mapped(self, static: torch.Tensor) -> None:
         """It is the device's own."""
 
     def stamp(self) -> CudaStamp:
-        return CudaStamp()
+        return CudaStamp(self._index)
 
     def beside(self) -> CudaQueue:
         return CudaQueue(self._index)

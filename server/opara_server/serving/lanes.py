@@ -12,7 +12,7 @@ copy by itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,10 @@ DIRECT_BYTES = 1 << 16  # of a request's rows: fewer are copied by the CPU in le
 _WARM_UP_RUNS = 5
 
 Direct = tuple[int, torch.Tensor]
-"""From which byte on, and what."""
+"""From which byte of a batch on, and the host's memory that the device reads or writes there by itself."""
+
+Own = Mapping[tuple[int, int], memoryview]
+"""Answers that the device writes to where they belong, by piece and output."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -63,6 +66,7 @@ class Run:
 
     batch: Batch
     outputs: tuple[HostRows, ...]
+    own: Own
     copy_in: tuple[Stamp, Stamp]
     replay: tuple[Stamp, Stamp]
     copy_out: tuple[Stamp, Stamp]
@@ -177,9 +181,12 @@ class Lane:
         port = self._ports[batch.bucket]
         direct = self._fill(batch, port.inputs)
         try:
-            if self._into is None or self._out is None or (alone and not any(direct)):
+            if self._into is None or self._out is None:
                 return self._straight(batch, port)
-            return self._beside(batch, port, direct, self._into, self._out)
+            own, answered = self._answered(batch, port)
+            if alone and not own and not any(direct):
+                return self._straight(batch, port)
+            return self._beside(batch, port, direct, own, answered, self._into, self._out)
         except BaseException:
             self._settle()
             raise
@@ -205,9 +212,18 @@ class Lane:
             host.copy_(static, non_blocking=True)
         if port.leaving:
             end = self._device.stamp()
-        return Run(batch, self._found(port), (begin, there), (there, done), (done, end))
+        return Run(batch, self._found(port), {}, (begin, there), (there, done), (done, end))
 
-    def _beside(self, batch: Batch, port: Port, direct: Sequence[Sequence[Direct]], into: Queue, out: Queue) -> Run:
+    def _beside(
+        self,
+        batch: Batch,
+        port: Port,
+        direct: Sequence[Sequence[Direct]],
+        own: Own,
+        answered: Sequence[Sequence[Direct]],
+        into: Queue,
+        out: Queue,
+    ) -> Run:
         graph = port.graph
         arrived = [rows.tensors[batch.bucket] for rows in self._arrived]
         leaving = [rows.tensors[batch.bucket] for rows in self._leaving]
@@ -225,9 +241,11 @@ class Lane:
         with out.entered():
             done.hold()
             leave = self._device.stamp()
-            _copy(leaving, [host for host, _ in port.leaving])
+            outputs = self._found(port)
+            for host, device, found in zip(outputs, self._leaving, answered, strict=True):
+                _receive(device.buffer, host.memory, found, batch.rows * host.row_bytes)
             end = self._device.stamp()
-        return Run(batch, self._found(port), (begin, there), (start, done), (leave, end))
+        return Run(batch, outputs, own, (begin, there), (start, done), (leave, end))
 
     def _fill(self, batch: Batch, inputs: Sequence[HostRows]) -> list[list[Direct]]:
         """Request bytes -> host rows; the rest is padding. Returns, per input, what the device is to copy by itself."""
@@ -246,6 +264,24 @@ class Lane:
             found.append(direct)
         return found
 
+    def _answered(self, batch: Batch, port: Port) -> tuple[Own, list[list[Direct]]]:
+        """What the device is to write by itself: whole answers that are large, to where they belong. In all, and per
+        output."""
+        own: dict[tuple[int, int], memoryview] = {}
+        found: list[list[Direct]] = []
+        for index, rows in enumerate(port.outputs):
+            row, direct = 0, []
+            for number, piece in enumerate(batch.pieces):
+                into, count = piece.ticket.rows.into, piece.count
+                if rows is not None and into and count == piece.ticket.rows.count:
+                    target = self._direct(into[index], count * rows.row_bytes)
+                    if target is not None:
+                        own[number, index] = into[index]
+                        direct.append((row * rows.row_bytes, target))
+                row += count
+            found.append(direct)
+        return own, found
+
     def _direct(self, tensor: bytes | memoryview, nbytes: int) -> torch.Tensor | None:
         return self._device.pinned(tensor) if self._into is not None and nbytes >= DIRECT_BYTES else None
 
@@ -259,9 +295,12 @@ class Lane:
 
 
 def _unpack(run: Run) -> list[tuple[memoryview, ...]]:
-    parts, row = [], 0
-    for piece in run.batch.pieces:
-        parts.append(tuple(rows.take(row, piece.count) for rows in run.outputs))
+    parts, row, own = [], 0, run.own
+    for number, piece in enumerate(run.batch.pieces):
+        part = tuple(rows.take(row, piece.count) for rows in run.outputs)
+        if own:
+            part = tuple(own.get((number, index), there) for index, there in enumerate(part))
+        parts.append(part)
         row += piece.count
     return parts
 
@@ -284,3 +323,14 @@ def _send(host: torch.Tensor, device: torch.Tensor, direct: Sequence[Direct], en
         if source.nbytes:
             device[start : start + source.nbytes].copy_(source, non_blocking=True)
         at = start + source.nbytes
+
+
+def _receive(device: torch.Tensor, host: torch.Tensor, direct: Sequence[Direct], end: int) -> None:
+    """Bytes up to ``end``: what is ``direct`` to where it belongs, all between to ``host``."""
+    at = 0
+    for start, target in (*direct, (end, host[:0])):
+        if at < start:
+            host[at:start].copy_(device[at:start], non_blocking=True)
+        if target.nbytes:
+            target.copy_(device[start : start + target.nbytes], non_blocking=True)
+        at = start + target.nbytes

@@ -14,10 +14,12 @@ from opara_server.serving.errors import InvalidInput
 @dataclass(slots=True)  # not frozen: making a frozen one takes three times as long, and every request makes two
 class Rows:
     """``tensors``: one raw row-major little-endian buffer per input (or output) of the model, in the model's order;
-    each holds ``count`` rows. Never changed once made."""
+    each holds ``count`` rows. Never changed once made. ``into``: of a request, where the device may write the answer
+    itself, one writable buffer per output, once all its rows have been read; () where it may not."""
 
     tensors: tuple[bytes | memoryview, ...]
     count: int
+    into: tuple[memoryview, ...] = ()
 
 
 class RowChecks:

@@ -16,10 +16,12 @@ from opara_server.workers.counting import MOST_ROWS
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """``row_bytes``: of each input. ``bytes_each``: of a row's inputs or outputs, whichever are more."""
+    """``row_bytes``: of each input. ``row_bytes_out``: of each output. ``bytes_each``: of a row's inputs or outputs,
+    whichever are more."""
 
     served: ServedModel
     row_bytes: tuple[int, ...]
+    row_bytes_out: tuple[int, ...]
     bytes_each: int
 
 
@@ -85,8 +87,8 @@ class Catalogue:
         if number is not None and self._offers[number].served.batcher is served.batcher:
             return
         served.batcher.delivered = self._delivered
-        bytes_each = max(sum(spec.row_bytes for spec in specs) for specs in (served.inputs, served.outputs))
-        offer = Offer(served, tuple(spec.row_bytes for spec in served.inputs), bytes_each)
+        taken, given = (tuple(spec.row_bytes for spec in specs) for specs in (served.inputs, served.outputs))
+        offer = Offer(served, taken, given, max(sum(taken), sum(given)))
         for older, before in enumerate(self._offers):
             if before.served.name == name and _alike(before.served, served):
                 self._offers[older] = offer

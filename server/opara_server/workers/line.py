@@ -6,13 +6,14 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from weakref import ref
 
 from opara_server.observe.metrics import Metrics
 from opara_server.serving.errors import ServingError
+from opara_server.serving.lanes import DIRECT_BYTES
 from opara_server.serving.pins import Pins
 from opara_server.serving.rows import Rows
 from opara_server.serving.ticket import Ticket
@@ -70,6 +71,14 @@ class Line:
                 offer, sampled = offers[model & ~SAMPLED], bool(model & SAMPLED)
                 _Request(self, place).submit(offer, count, deadline, priority, timeout_us, sampled)
         return bool(data)
+
+    def parts(self, at: int, count: int, row_bytes: Sequence[int]) -> tuple[memoryview, ...]:
+        """Tensors of so many rows, one behind the other."""
+        found = []
+        for size in row_bytes:
+            found.append(self.places[at : at + count * size])
+            at += count * size
+        return tuple(found)
 
     def complete(self, place: int, status: int = 0, length: int = 0) -> None:
         """Answered."""
@@ -129,13 +138,11 @@ class _Request:
         line.pending[place] = self
 
     def submit(self, offer: Offer, count: int, deadline: float, priority: int, timeout_us: int, sampled: bool) -> None:
-        places, at, tensors = self._line.places, self._place, []
+        line, at = self._line, self._place
+        places = line.places
         self._text_at += count * offer.bytes_each
-        for row_bytes in offer.row_bytes:
-            end = at + count * row_bytes
-            tensors.append(places[at:end])
-            at = end
-        self._rows = rows = Rows(tuple(tensors), count)
+        into = line.parts(at, count, offer.row_bytes_out) if count * max(offer.row_bytes_out) >= DIRECT_BYTES else ()
+        self._rows = rows = Rows(line.parts(at, count, offer.row_bytes), count, into)
         self._ticket = offer.served.batcher.submit(
             rows,
             None if deadline == inf else deadline,
@@ -159,9 +166,11 @@ class _Request:
             self._fail(outcome, rows, ticket)
             return
         places, at = self._line.places, self._place
+        own = rows.into if rows is not None else ()
         for tensor in outcome.tensors:
             end = at + len(tensor)
-            places[at:end] = tensor
+            if not any(tensor is there for there in own):  # the device has written it
+                places[at:end] = tensor
             at = end
         self._line.complete(self._place)
 
