@@ -56,7 +56,7 @@ def test_what_is_pinned_is_copied_from_where_it_lies(device: Device, places: mem
         torch.cuda.synchronize()
         with queue.entered():
             torch.cuda._sleep(LONG)
-            target.copy_(rows, non_blocking=True)
+            torch._foreach_copy_([target], [rows], non_blocking=True)
             assert not torch.cuda.current_stream().query(), "the copy was waited for"
             device.synchronize()
         assert torch.equal(target.cpu(), values)

@@ -37,6 +37,9 @@ class WorkQueue:
         yield
         self._device.current = before
 
+    def stamp(self) -> QueuedStamp:
+        return QueuedStamp(self._device, self)
+
     def close(self) -> None:
         self._work.put(None)
         self._thread.join(PATIENCE_S)
@@ -52,11 +55,11 @@ class WorkQueue:
 
 
 class QueuedStamp:
-    def __init__(self, device: QueuedDevice) -> None:
+    def __init__(self, device: QueuedDevice, queue: WorkQueue) -> None:
         self._device = device
         self._passed = threading.Event()
         self._seconds = 0.0
-        device.current.put(self._pass)
+        queue.put(self._pass)
 
     def _pass(self) -> None:
         self._seconds = time.perf_counter()
@@ -89,14 +92,21 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.copy_.default and args[2:] == (True,):
-            self._device.begun += 1
-            self._device.enqueue(partial(self._copy, func, args[0], args[1]))
+            self._enqueue(args[0], args[1])
             return args[0]
+        if func is torch.ops.aten._foreach_copy_.default and args[2:] == (True,):
+            for target, source in zip(*args[:2], strict=True):
+                self._enqueue(target, source)
+            return None
         return func(*args, **(kwargs or {}))
 
-    def _copy(self, func: Any, target: torch.Tensor, source: torch.Tensor) -> None:
+    def _enqueue(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._device.begun += 1
+        self._device.enqueue(partial(self._copy, target, source))
+
+    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         assert self._device.copying.wait(PATIENCE_S)
-        func(target, source)
+        target.copy_(source)
         first = source.flatten()[:4].clone() if source.dtype == torch.uint8 else source.flatten()[:1]
         self._device.copied.append(float(first.view(torch.float32)[0]))
 
@@ -132,7 +142,7 @@ class QueuedDevice(FakeDevice):
         return self._queues[-1]
 
     def stamp(self) -> QueuedStamp:
-        return QueuedStamp(self)
+        return QueuedStamp(self, self.current)
 
     def synchronize(self) -> None:
         self.stamp().reached()

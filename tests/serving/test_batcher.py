@@ -6,6 +6,7 @@ import gc
 from math import inf
 from weakref import ref
 
+import numpy as np
 import pytest
 
 from opara_server.engine.spec import TensorSpec
@@ -80,14 +81,17 @@ def test_every_input_is_checked() -> None:
     assert str(error) == "input 'y' has 23 bytes, expected 24 for 2 rows"
 
 
-@pytest.mark.parametrize(("index", "refused"), [(0, False), (9, False), (10, True), (-1, True)])
-def test_integers_outside_their_declared_range_are_refused(index: int, refused: bool) -> None:
-    queue = Queue(inputs=(TensorSpec("ids", "int64", (2,), 0, 10),))
-    row = (3).to_bytes(8, "little") + index.to_bytes(8, "little", signed=True)
-    answer = queue.submit(Rows((row,), 1))
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8"])
+@pytest.mark.parametrize(("low", "high"), [(-2, 10), (0, 10), (2, 10), (0, 200)])
+@pytest.mark.parametrize("index", [0, 1, 2, 9, 10, 127, -128, -3, -2, -1])
+def test_integers_outside_their_declared_range_are_refused(dtype: str, low: int, high: int, index: int) -> None:
+    index = index % 256 if dtype == "uint8" else index
+    queue = Queue(inputs=(TensorSpec("ids", dtype, (2,), low, high),))
+    answer = queue.submit(Rows((np.array([3, index], dtype).tobytes(),), 1))
+    refused = not low <= index < high
     assert answer.there == refused
     if refused:
-        assert str(answer.error()) == "input 'ids' has values outside [0, 10)"
+        assert str(answer.error()) == f"input 'ids' has values outside [{low}, {high})"
 
 
 def test_a_full_queue_refuses_and_recovers() -> None:

@@ -44,6 +44,10 @@ class Queue(Protocol):
         """Make it the calling thread's current queue."""
         ...
 
+    def stamp(self) -> Stamp:
+        """A point in it: all that has been enqueued so far."""
+        ...
+
 
 class Pin(Protocol):
     """Memory that copies to and from a device use as it is, until it is closed."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -38,13 +39,15 @@ OCCUPIED_CYCLES = 400_000  # of an SM: 200 µs or more
 
 
 class CudaStamp:
-    """An event on the stream that was current when it was made. PyTorch is told of which GPU: to find out takes it
-    longer than all else here."""
+    """An event on a stream. Events are used again: CUDA takes longer to make and destroy one than to record it."""
 
-    def __init__(self, gpu: int) -> None:
-        self._gpu = gpu
-        self._event = torch.cuda.Event(enable_timing=True, blocking=True)
-        self._event.record(torch.cuda.current_stream(gpu))
+    def __init__(self, event: torch.cuda.Event, stream: torch.cuda.Stream, spare: deque[torch.cuda.Event]) -> None:
+        """``spare``: where it leaves its event in the end."""
+        self._event, self._stream, self._spare = event, stream, spare
+        event.record(stream)
+
+    def __del__(self) -> None:
+        self._spare.append(self._event)
 
     def elapsed_us(self, later: CudaStamp) -> float:
         return float(self._event.elapsed_time(later._event)) * 1e3
@@ -53,15 +56,33 @@ class CudaStamp:
         self._event.synchronize()
 
     def hold(self) -> None:
-        self._event.wait(torch.cuda.current_stream(self._gpu))
+        self._event.wait(torch.cuda.current_stream(self._stream.device))
+
+
+class CudaStamps:
+    """Makes one GPU's. Any thread."""
+
+    def __init__(self) -> None:
+        self._spare: deque[torch.cuda.Event] = deque()
+
+    def on(self, stream: torch.cuda.Stream) -> CudaStamp:
+        try:
+            event = self._spare.pop()
+        except IndexError:
+            event = torch.cuda.Event(enable_timing=True, blocking=True)
+        return CudaStamp(event, stream, self._spare)
 
 
 class CudaQueue:
     """A stream of PyTorch's, for copies: kernels that need a workspace of their stream do not run there."""
 
-    def __init__(self, gpu: int) -> None:
+    def __init__(self, gpu: int, stamps: CudaStamps) -> None:
         self._gpu = gpu
         self._stream = torch.cuda.Stream(gpu)
+        self._stamps = stamps
+
+    def stamp(self) -> CudaStamp:
+        return self._stamps.on(self._stream)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -86,6 +107,7 @@ class CudaDevice:
         self.name: str = self._properties.name
         self.max_streams = MAX_STREAMS  # as many as the hardware's work queues
         self._streams: dict[tuple[int, bool], torch.cuda.ExternalStream] = {}
+        self._stamps = CudaStamps()
         self._graphs: set[CudaGraph] = set()
         self._passing: set[CudaGraph] = set()  # of them those with memory of their own
 
@@ -130,10 +152,10 @@ class CudaDevice:
         """It is the device's own."""
 
     def stamp(self) -> CudaStamp:
-        return CudaStamp(self._index)
+        return self._stamps.on(torch.cuda.current_stream(self._index))
 
     def beside(self) -> CudaQueue:
-        return CudaQueue(self._index)
+        return CudaQueue(self._index, self._stamps)
 
     def occupy(self) -> None:
         torch.cuda._sleep(OCCUPIED_CYCLES)

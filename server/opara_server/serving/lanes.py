@@ -22,12 +22,10 @@ from opara_server.engine.spec import TensorSpec
 from opara_server.observe.tracing import Moments
 from opara_server.serving.batcher import Batch
 from opara_server.serving.staging import Compiled, DeviceRows, HostBuffer, HostRows
+from opara_server.serving.transfers import Direct, Transfer, receive, send
 
 DIRECT_BYTES = 1 << 16  # of a request's rows: fewer are copied by the CPU in less time than a copy takes to enqueue
 _WARM_UP_RUNS = 5
-
-Direct = tuple[int, torch.Tensor]
-"""From which byte of a batch on, and the host's memory that the device reads or writes there by itself."""
 
 Own = Mapping[tuple[int, int], memoryview]
 """Answers that the device writes to where they belong, by piece and output."""
@@ -227,24 +225,24 @@ class Lane:
         graph = port.graph
         arrived = [rows.tensors[batch.bucket] for rows in self._arrived]
         leaving = [rows.tensors[batch.bucket] for rows in self._leaving]
+        begin = into.stamp()
         with into.entered():
-            begin = self._device.stamp()
-            for host, device, found in zip(port.inputs, self._arrived, direct, strict=True):
-                _send(host.memory, device.buffer, found, batch.bucket * host.row_bytes)
-            there = self._device.stamp()
+            sent = zip(self._arrived, port.inputs, direct, strict=True)
+            send([Transfer(device, host, batch.bucket, found) for device, host, found in sent])
+        there = into.stamp()
         there.hold()
         start = self._device.stamp()
         _copy(arrived, graph.inputs)
         graph.replay()
         _copy(graph.outputs, leaving)
         done = self._device.stamp()
+        outputs = self._found(port)
         with out.entered():
             done.hold()
-            leave = self._device.stamp()
-            outputs = self._found(port)
-            for host, device, found in zip(outputs, self._leaving, answered, strict=True):
-                _receive(device.buffer, host.memory, found, batch.rows * host.row_bytes)
-            end = self._device.stamp()
+            leave = out.stamp()
+            received = zip(self._leaving, outputs, answered, strict=True)
+            receive([Transfer(device, host, batch.rows, found) for device, host, found in received])
+        end = out.stamp()
         return Run(batch, outputs, own, (begin, there), (start, done), (leave, end))
 
     def _fill(self, batch: Batch, inputs: Sequence[HostRows]) -> list[list[Direct]]:
@@ -297,11 +295,13 @@ class Lane:
 def _unpack(run: Run) -> list[tuple[memoryview, ...]]:
     parts, row, own = [], 0, run.own
     for number, piece in enumerate(run.batch.pieces):
-        part = tuple(rows.take(row, piece.count) for rows in run.outputs)
+        count = piece.count
         if own:
-            part = tuple(own.get((number, index), there) for index, there in enumerate(part))
-        parts.append(part)
-        row += piece.count
+            part = [own.get((number, index)) or rows.take(row, count) for index, rows in enumerate(run.outputs)]
+        else:
+            part = [rows.take(row, count) for rows in run.outputs]
+        parts.append(tuple(part))
+        row += count
     return parts
 
 
@@ -312,25 +312,3 @@ def _seconds(stamps: tuple[Stamp, Stamp]) -> float:
 def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source, non_blocking=True)
-
-
-def _send(host: torch.Tensor, device: torch.Tensor, direct: Sequence[Direct], end: int) -> None:
-    """Bytes up to ``end``: what is ``direct`` from where it lies, all between from ``host``."""
-    at = 0
-    for start, source in (*direct, (end, device[:0])):
-        if at < start:
-            device[at:start].copy_(host[at:start], non_blocking=True)
-        if source.nbytes:
-            device[start : start + source.nbytes].copy_(source, non_blocking=True)
-        at = start + source.nbytes
-
-
-def _receive(device: torch.Tensor, host: torch.Tensor, direct: Sequence[Direct], end: int) -> None:
-    """Bytes up to ``end``: what is ``direct`` to where it belongs, all between to ``host``."""
-    at = 0
-    for start, target in (*direct, (end, host[:0])):
-        if at < start:
-            host[at:start].copy_(device[at:start], non_blocking=True)
-        if target.nbytes:
-            target.copy_(device[start : start + target.nbytes], non_blocking=True)
-        at = start + target.nbytes

@@ -22,6 +22,10 @@ class Rows:
     into: tuple[memoryview, ...] = ()
 
 
+_UNSIGNED = {f"int{bits}": (f"uint{bits}", 1 << (bits - 1)) for bits in (8, 16, 32, 64)}
+"""Of signed integers: the type of as many bits, and the least that is a negative one's."""
+
+
 class RowChecks:
     """What a model takes: a bad request must never fail the batch of its neighbours."""
 
@@ -60,6 +64,11 @@ def _check_range(tensor: bytes | memoryview, spec: TensorSpec) -> None:
     """Integers index tables: one outside its declared range would fail the batch, and on a GPU the whole process."""
     if spec.low is None or spec.high is None or not len(tensor):
         return
-    values = np.frombuffer(tensor, dtype=spec.dtype)
-    if int(values.min()) < spec.low or int(values.max()) >= spec.high:  # exact: int64 as a float is not
+    if spec.low == 0 and spec.dtype in _UNSIGNED:  # one look at each: read so, what is below 0 is above all else
+        unsigned, negative = _UNSIGNED[spec.dtype]
+        outside = int(np.maximum.reduce(np.frombuffer(tensor, dtype=unsigned))) >= min(spec.high, negative)
+    else:
+        values = np.frombuffer(tensor, dtype=spec.dtype)
+        outside = int(values.min()) < spec.low or int(values.max()) >= spec.high  # exact: int64 as a float is not
+    if outside:
         raise InvalidInput(f"input {spec.name!r} has values outside [{spec.low:g}, {spec.high:g})")
