@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.end_to_end.loads import LoadError, Target, answers, one_caller, open_loop, saturated, worst_error
+from bench.end_to_end.loads import Crowd, LoadError, Target, answers, one_caller, open_loop, saturated, worst_error
 from bench.end_to_end.servers import EAGER, Server, network, servers
 from bench.end_to_end.tables import report
 from bench.end_to_end.workloads import METHOD, WORKLOADS, Workload, make_repository
@@ -45,7 +45,9 @@ def main(
     ours: Annotated[list[str] | None, typer.Option(help="Options of our server; again for another set.")] = None,
     device: str = "cuda",
     lanes: Annotated[int | None, typer.Option(help="Of ours. Default: what it takes by itself.")] = None,
-    callers: Annotated[int, typer.Option(help="In flight at saturation; a multiple of 8.")] = 128,
+    callers: Annotated[int, typer.Option(help="In flight at saturation; a multiple of the connections.")] = 128,
+    connections: Annotated[int, typer.Option(help="At saturation: several for each process of a server.")] = 64,
+    generator_cores: Annotated[int | None, typer.Option(help="Of the load's. Default: half of all.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(help="Of each load.")] = 3.0,
     tuning_budget_s: float = 120.0,
@@ -61,18 +63,21 @@ def main(
         sys.exit(str(error))
     require_packages(one.model for one in chosen)
     cores = sorted(os.sched_getaffinity(0))
-    half = len(cores) // 2
-    split = cores[:half], tuple(cores[half:])
+    own = len(cores) - (len(cores) // 2 if generator_cores is None else generator_cores)
+    split = cores[:own], tuple(cores[own:])
+    if not all(split):
+        sys.exit(f"of {len(cores)} cores the server and the load generator need one each at least")
     found: Found = {
         "environment": environment(),
         "settings": {
             "rounds": rounds,
             "seconds": seconds,
             "callers": callers,
+            "connections": connections,
             "lanes": lanes or "default",
             "tuning_budget_s": tuning_budget_s,
         },
-        "cores": {"server": half, "generator": len(cores) - half},
+        "cores": {"server": own, "generator": len(cores) - own},
         "workloads": {},
     }
     everyone = servers(ours or [""])
@@ -81,9 +86,9 @@ def main(
             make_repository(Path(scratch) / "models", one, device, tuning_budget_s, lanes)
             folders = Path(scratch), cache.absolute()
             ready = _started(everyone, one, *folders, *split, start_timeout_s, stack)
-            bounds = [network(_answer_bytes(ready, one), processes) for processes in sorted({1, half // 2})]
+            bounds = [network(_answer_bytes(ready, one), processes) for processes in sorted({1, max(1, own // 2)})]
             ready |= _started(bounds, one, *folders, *split, start_timeout_s, stack)
-            found["workloads"][one.name] = _measured(one, ready, callers, rounds, seconds)
+            found["workloads"][one.name] = _measured(one, ready, Crowd(callers, connections), rounds, seconds)
             found["workloads"][one.name]["bare"] = _bare(one, *folders, split[0], seconds)
         out.mkdir(parents=True, exist_ok=True)
         (out / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -134,7 +139,7 @@ def _answer_bytes(ready: dict[str, tuple[Server, Target]], workload: Workload) -
 
 
 def _measured(
-    workload: Workload, ready: dict[str, tuple[Server, Target]], callers: int, rounds: int, seconds: float
+    workload: Workload, ready: dict[str, tuple[Server, Target]], crowd: Crowd, rounds: int, seconds: float
 ) -> Found:
     sampled = {t: answers(target, workload, SAMPLES) for t, (server, target) in ready.items() if server.computes}
     eager = sampled.get(EAGER)
@@ -145,7 +150,7 @@ def _measured(
         for title, (_, target) in ready.items():
             try:
                 latency[title].append(one_caller(target, workload, seconds))
-                rates[title].append(saturated(target, workload, callers, seconds))
+                rates[title].append(saturated(target, workload, crowd, seconds))
             except LoadError as error:
                 _tell(f"{title}, {workload.name}: {error}")
                 continue

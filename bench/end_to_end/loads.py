@@ -48,6 +48,15 @@ class Target:
         return f"127.0.0.1:{self.port}"
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """Who keeps a server saturated: ``callers`` requests in flight at all times, over ``connections``. A server of
+    several processes has each connection in one of them: there should be several for each."""
+
+    callers: int
+    connections: int
+
+
 def answers(target: Target, workload: Workload, count: int) -> list[list[Array]]:
     """To as many requests, each with other inputs, the same for every server."""
     with connected(target.address, METHOD) as call:
@@ -73,15 +82,15 @@ def one_caller(target: Target, workload: Workload, seconds: float) -> dict[str, 
     return {name: json.loads(found)[name] for name in ("p50_us", "p99_us")}
 
 
-def saturated(target: Target, workload: Workload, callers: int, seconds: float) -> dict[str, float]:
-    """Requests and rows a second with ``callers`` in flight at all times, and how many cores that kept busy, of all
-    processes and of the busiest; of ours also how long the device was idle, as a share of the time in replays."""
+def saturated(target: Target, workload: Workload, crowd: Crowd, seconds: float) -> dict[str, float]:
+    """Requests and rows a second, and how many cores that kept busy, of all processes and of the busiest; of ours also
+    how long the device was idle, as a share of the time in replays."""
     message = workload.request(0)
     body = target.scratch / "body.bin"
     body.write_bytes(h2load.framed(message))
     with connected(target.address, METHOD) as call:
         answer_bytes = len(h2load.framed(call(message)))
-    asked = h2load.Load(target.port, METHOD, body, callers, seconds, len(target.cores))
+    asked = h2load.Load(target.port, METHOD, body, crowd.callers, seconds, len(target.cores), crowd.connections)
     log = target.scratch / "h2load.log"
     log.unlink(missing_ok=True)
     before, used, begin = _replayed_s(target), _cpu_s(target), time.perf_counter()
@@ -90,7 +99,7 @@ def saturated(target: Target, workload: Workload, callers: int, seconds: float) 
         (cpu_s - used.get(process, 0.0)) / (time.perf_counter() - begin) for process, cpu_s in _cpu_s(target).items()
     ]
     replayed = _replayed_s(target) - before
-    if problems := loaded(report, answer_bytes, callers):
+    if problems := loaded(report, answer_bytes, crowd.callers):
         raise LoadError("; ".join(problems))
     rows = report.requests_per_s * workload.rows
     found = {"requests_per_s": round(report.requests_per_s, 1), "rows_per_s": round(rows, 1)}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HOW_TO_GET_IT = "h2load is missing: apt-get install nghttp2-client (Debian, Ubuntu), brew install nghttp2 (macOS)"
-CONNECTIONS = 8  # at most; more callers share them
+CONNECTIONS = 8  # at most, unless said otherwise; more callers share them
 
 
 class H2LoadError(Exception):
@@ -24,8 +24,8 @@ class H2LoadError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """``callers`` requests in flight on ``port`` at all times, for ``seconds``. ``body``: a file with one framed
-    message. ``threads``: of the generator."""
+    """``callers`` requests in flight on ``port`` at all times, for ``seconds``, over as many ``connections`` at most.
+    ``body``: a file with one framed message. ``threads``: of the generator."""
 
     port: int
     method: str
@@ -33,6 +33,7 @@ class Load:
     callers: int
     seconds: float
     threads: int
+    connections: int = CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,9 @@ def find() -> str:
     return path
 
 
-def connections(callers: int) -> int:
-    return min(callers, CONNECTIONS)
-
-
 def command(program: str, load: Load, cores: Iterable[int], log: Path) -> list[str]:
     """``log``: where each request's times go."""
-    clients = connections(load.callers)
+    clients = min(load.callers, load.connections)
     if load.callers % clients:
         raise ValueError(f"{load.callers} callers do not divide into {clients} connections")
     return [

@@ -47,6 +47,12 @@ def test_callers_share_at_most_eight_connections(callers: int, clients: str, str
     assert "te: trailers" in command
 
 
+def test_a_server_of_many_processes_wants_more_connections(tmp_path: Path) -> None:
+    load = h2load.Load(1, "/", tmp_path, callers=128, seconds=1.0, threads=16, connections=64)
+    options = dict(pairwise(h2load.command("h2load", load, (0,), tmp_path)))
+    assert (options["-c"], options["-m"], options["-t"]) == ("64", "2", "16")
+
+
 def test_callers_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="9 callers"):
         h2load.command("h2load", h2load.Load(1, "/", tmp_path, 9, 1.0, 1), (0,), tmp_path)
