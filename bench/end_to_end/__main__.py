@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def main(
     workload: Annotated[list[str] | None, typer.Option(help="model:dtype:rows; again for more.")] = None,
     ours: Annotated[list[str] | None, typer.Option(help="Options of our server; again for another set.")] = None,
     device: str = "cuda",
-    lanes: Annotated[int | None, typer.Option(help="Of ours. Default: what it takes by itself.")] = None,
+    lanes: Annotated[list[int] | None, typer.Option(help="Of ours; again for more. Default: its own choice.")] = None,
     callers: Annotated[int, typer.Option(help="In flight at saturation; a multiple of the connections.")] = 128,
     connections: Annotated[int, typer.Option(help="At saturation: several for each process of a server.")] = 64,
     generator_cores: Annotated[int | None, typer.Option(help="Of the load's. Default: half of all.")] = None,
@@ -80,10 +81,12 @@ def main(
         "cores": {"server": own, "generator": len(cores) - own},
         "workloads": {},
     }
-    everyone = servers(ours or [""])
+    counts: Sequence[int | None] = lanes or [None]
+    everyone = servers(ours or [""], counts)
     for one in chosen:
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-            make_repository(Path(scratch) / "models", one, device, tuning_budget_s, lanes)
+            for count in {None, *counts}:
+                make_repository(_models(Path(scratch), count), one, device, tuning_budget_s, count)
             folders = Path(scratch), cache.absolute()
             ready = _started(everyone, one, *folders, *split, start_timeout_s, stack)
             bounds = [network(_answer_bytes(ready, one), processes) for processes in sorted({1, max(1, own // 2)})]
@@ -93,6 +96,10 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         (out / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
         (out / "end_to_end.md").write_text(report(found))
+
+
+def _models(scratch: Path, lanes: int | None) -> Path:
+    return scratch / f"models-{lanes or 'default'}"
 
 
 def _parsed(text: str) -> Workload:
@@ -118,7 +125,7 @@ def _started(
         port, http_port, metrics_port = free_ports(3)
         place = Place(port, http_port, metrics_port, scratch / str(port))
         place.folder.mkdir()
-        launch = server.launch(place, scratch / "models", cache, workload)
+        launch = server.launch(place, _models(scratch, server.lanes), cache, workload)
         process: ServerProcess = stack.enter_context(started(launch, cores, place.folder / "log"))
         try:
             process.wait_for_ready_line(time.monotonic() + timeout_s)
@@ -158,16 +165,16 @@ def _measured(
     curves: Found = {}
     for title, (server, target) in ready.items():
         if server.ours and rates[title]:
-            most = max(one["requests_per_s"] for one in rates[title])
-            processes = max(1, len(target.cores) // 2)
-            curves[title] = open_loop(target, workload, [share * most for share in SHARES], processes, seconds)
+            most = statistics.median(one["requests_per_s"] for one in rates[title])
+            offered = [share * most for share in SHARES]
+            curves[title] = open_loop(target, workload, offered, crowd.connections, seconds)
             _tell(f"{workload.name}, {title}: {curves[title]}")
     return {"error": errors, "one caller": latency, "saturated": rates, "open loop": curves}
 
 
 def _bare(workload: Workload, scratch: Path, cache: Path, cores: Sequence[int], seconds: float) -> Found:
     """By ``bench.end_to_end.bare``, on the server's cores, while the servers idle."""
-    module = [sys.executable, "-m", "bench.end_to_end.bare", str(scratch / "models"), str(cache), workload.model]
+    module = [sys.executable, "-m", "bench.end_to_end.bare", str(_models(scratch, None)), str(cache), workload.model]
     command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *module]
     command += [f"--rows={workload.rows}", f"--seconds={seconds}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

@@ -108,12 +108,14 @@ def saturated(target: Target, workload: Workload, crowd: Crowd, seconds: float) 
 
 
 def open_loop(
-    target: Target, workload: Workload, rates: Sequence[float], processes: int, seconds: float
+    target: Target, workload: Workload, rates: Sequence[float], connections: int, seconds: float
 ) -> list[dict[str, float]]:
-    """Per rate of Poisson requests, latency in µs from when each was due."""
+    """Per rate of Poisson requests over about so many connections, latency in µs from when each was due."""
+    processes = max(1, len(target.cores) // 2)
     command = [sys.executable, "-c", _CLIENT, "perf", workload.model, f"--target={target.address}", "--json"]
     command += [f"--rows={workload.rows}", f"--rate={','.join(f'{rate:.1f}' for rate in rates)}"]
-    command += [f"--processes={processes}", f"--duration={seconds}", "--warm-up=0.5"]
+    command += [f"--processes={processes}", f"--connections={max(1, connections // processes)}"]
+    command += [f"--duration={seconds}", "--warm-up=0.5"]
     report = json.loads(_run(command, target.cores, (seconds + 1) * len(rates)))
     return [
         {

@@ -16,15 +16,17 @@ from bench.serving.process import Launch, Place
 
 @dataclass(frozen=True)
 class Server:
-    """``ours``: whether it counts its requests and replays. ``computes``: whether its answers are the model's."""
+    """``ours``: whether it counts its requests and replays. ``computes``: whether its answers are the model's.
+    ``lanes``: of the model, where not the server's own choice."""
 
     title: str
     launch: Callable[[Place, Path, Path, Workload], Launch]
     ours: bool = False
     computes: bool = True
+    lanes: int | None = None
 
 
-def opara(options: str) -> Server:
+def opara(options: str, lanes: int | None = None) -> Server:
     """With ``options`` beside the necessary ones, as one would write them in a shell."""
     words = shlex.split(options)
 
@@ -34,7 +36,8 @@ def opara(options: str) -> Server:
         command = (sys.executable, "-m", "opara_server.cli", "serve", *necessary, *words)
         return Launch(command, {"PYTHONPATH": _python_path()}, "READY")
 
-    return Server(" ".join(("opara-serve", *words)), launch, ours=True)
+    title = " ".join(("opara-serve", *words)) + ("" if lanes is None else f", {lanes} lanes")
+    return Server(title, launch, ours=True, lanes=lanes)
 
 
 def _plain(title: str, *options: str) -> Server:
@@ -68,5 +71,6 @@ PLAIN = (
 )
 
 
-def servers(option_sets: Sequence[str]) -> list[Server]:
-    return [*map(opara, option_sets), *PLAIN]
+def servers(option_sets: Sequence[str], lanes: Sequence[int | None]) -> list[Server]:
+    """Ours with each set of options and each number of lanes, and those as one would write them."""
+    return [*(opara(options, count) for options in option_sets for count in lanes), *PLAIN]

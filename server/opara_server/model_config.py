@@ -195,10 +195,10 @@ class ModelConfig(Settings):
         return self.batching.max_queue_rows or max(64 * self.batch_sizes[-1], self.max_rows)
 
     def lanes_on(self, device: str) -> int:
-        """Batches under way at once. ``device``: "cuda" or "cpu". A GPU copies one while it runs another; on a CPU both
-        are the same thread's work."""
+        """Batches under way at once. ``device``: "cuda" or "cpu". A GPU copies one and answers another while it runs a
+        third; on a CPU all that is the same thread's work."""
         if self.batching.lanes == "auto":
-            return 2 if device == "cuda" else 1
+            return 3 if device == "cuda" else 1
         return self.batching.lanes
 
     @classmethod

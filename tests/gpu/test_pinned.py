@@ -98,7 +98,7 @@ class Watched:
         self._watch, self._pin = watch, pin
 
     def close(self) -> None:
-        self._watch.pending.append(not all(queue._stream.query() for queue in self._watch.queues))
+        self._watch.pending.append(not all(queue.stream.query() for queue in self._watch.queues))
         self._pin.close()
 
 

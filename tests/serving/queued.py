@@ -70,9 +70,9 @@ class QueuedStamp:
         if self._device.failed is not None:
             raise self._device.failed.with_traceback(None)
 
-    def hold(self) -> None:
+    def hold(self, queue: WorkQueue | None = None) -> None:
         if not self._device.faulty:
-            self._device.enqueue(self.reached)
+            (queue or self._device.current).put(self.reached)
 
     def reached(self) -> None:
         assert self._passed.wait(PATIENCE_S)

@@ -66,10 +66,10 @@ def test_batching_can_be_set(tmp_path: Path) -> None:
     assert (config.max_rows, config.max_queue_rows, config.batching.max_queue_delay_us) == (1000, 1000, 500)
 
 
-def test_a_gpu_has_two_lanes_and_a_cpu_one_unless_their_number_is_set(tmp_path: Path) -> None:
+def test_a_gpu_has_three_lanes_and_a_cpu_one_unless_their_number_is_set(tmp_path: Path) -> None:
     for line, on_a_gpu, on_a_cpu in (
-        ("", 2, 1),
-        ('lanes = "auto"\n', 2, 1),
+        ("", 3, 1),
+        ('lanes = "auto"\n', 3, 1),
         ("lanes = 1\n", 1, 1),
         ("lanes = 8\n", 8, 8),
     ):

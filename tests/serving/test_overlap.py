@@ -89,6 +89,33 @@ def test_a_batch_is_copied_in_while_another_runs(core: Core, device: QueuedDevic
     assert device.replays == [1, 8, 8]
 
 
+def test_a_third_batch_joins_two_once_it_is_full(core: Core, device: QueuedDevice) -> None:
+    batcher = core.serve(FakeCompiled(device=device), lanes=3)
+    asked = [held(batcher, device), submit(batcher, 3)]
+    wait_for(lambda: number(asked[1]) in device.copied)
+    asked += [submit(batcher, 5), submit(batcher, 2)]
+    device.gate.set()
+    assert wrong(asked) == 0
+    assert device.replays == [1, 4, 8], "the rows that could only wait for the device waited for others"
+    asked = [held(batcher, device), submit(batcher, 8)]
+    wait_for(lambda: number(asked[1]) in device.copied)
+    asked.append(submit(batcher, 8))
+    wait_for(lambda: number(asked[2]) in device.copied)
+    device.gate.set()
+    assert wrong(asked) == 0
+
+
+def test_a_model_with_few_rows_is_not_passed_over_by_one_with_many(core: Core, device: QueuedDevice) -> None:
+    few = core.serve(FakeCompiled("few", device=device), lanes=3)
+    many = core.serve(FakeCompiled("many", device=device), lanes=3)
+    asked = [held(many, device), submit(many, 8)]
+    wait_for(lambda: number(asked[1]) in device.copied)
+    asked += [submit(few, 1), submit(many, 8)]
+    device.gate.set()
+    assert wrong(asked) == 0
+    assert device.replays == [1, 8, 1, 8]
+
+
 def test_one_lane_begins_a_batch_after_the_last_is_answered(core: Core, device: QueuedDevice) -> None:
     batcher = core.serve(FakeCompiled(device=device), lanes=1)
     asked = [held(batcher, device), submit(batcher, 8), submit(batcher, 8)]

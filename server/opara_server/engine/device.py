@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 
@@ -32,8 +32,9 @@ class Stamp(Protocol):
         """Block, without spinning, until it has passed. Any thread. Raises what the device had to say instead."""
         ...
 
-    def hold(self) -> None:
-        """What is enqueued from now on in the calling thread's current queue waits for this point."""
+    def hold(self, queue: Any = None) -> None:
+        """What is enqueued from now on in ``queue``, one of the same device's, waits for this point; None: in the
+        calling thread's current one."""
         ...
 
 
@@ -41,7 +42,7 @@ class Queue(Protocol):
     """Work in an order of its own, beside what a thread enqueues otherwise."""
 
     def entered(self) -> AbstractContextManager[None]:
-        """Make it the calling thread's current queue."""
+        """Make it the calling thread's current queue, on the thread that made it."""
         ...
 
     def stamp(self) -> Stamp:

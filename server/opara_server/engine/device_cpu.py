@@ -43,7 +43,7 @@ class CpuStamp:
     def wait(self) -> None:
         """It has passed."""
 
-    def hold(self) -> None:
+    def hold(self, queue: None = None) -> None:
         """It has passed."""
 
 

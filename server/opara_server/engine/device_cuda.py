@@ -55,8 +55,8 @@ class CudaStamp:
     def wait(self) -> None:
         self._event.synchronize()
 
-    def hold(self) -> None:
-        self._event.wait(torch.cuda.current_stream(self._stream.device))
+    def hold(self, queue: CudaQueue | None = None) -> None:
+        self._event.wait(torch.cuda.current_stream(self._stream.device) if queue is None else queue.stream)
 
 
 class CudaStamps:
@@ -77,21 +77,20 @@ class CudaQueue:
     """A stream of PyTorch's, for copies: kernels that need a workspace of their stream do not run there."""
 
     def __init__(self, gpu: int, stamps: CudaStamps) -> None:
-        self._gpu = gpu
-        self._stream = torch.cuda.Stream(gpu)
+        self._home = torch.cuda.current_stream(gpu)  # which is not asked for each time: that takes PyTorch long
+        self.stream = torch.cuda.Stream(gpu)
         self._stamps = stamps
 
     def stamp(self) -> CudaStamp:
-        return self._stamps.on(self._stream)
+        return self._stamps.on(self.stream)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        before = torch.cuda.current_stream(self._gpu)
-        torch.cuda.set_stream(self._stream)
+        torch.cuda.set_stream(self.stream)
         try:
             yield
         finally:
-            torch.cuda.set_stream(before)
+            torch.cuda.set_stream(self._home)
 
 
 class CudaDevice:

@@ -239,6 +239,11 @@ class Batcher:
         return self._waiting.rows
 
     @property
+    def full(self) -> bool:
+        """Whether as many rows wait as a batch can have."""
+        return self._waiting.rows >= self.limits.largest
+
+    @property
     def next_bucket(self) -> int:
         """That of the next batch, or a larger one."""
         return self._pace.bucket(min(self._waiting.rows, self.limits.largest))

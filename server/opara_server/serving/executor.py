@@ -199,13 +199,11 @@ class Executor:
             worker.batcher.close(drop_queued=late)
 
     def _next(self) -> tuple[Worker | None, float | None]:
-        """The model whose turn it is, of those with a batch that is due and a lane for it; or how long to wait for one
-        (None: until woken)."""
+        """The model whose turn it is, of those with a batch that is due; or how long to wait for one (None: until
+        woken). Where there is no room for its batch none has its turn before it, or others would keep it waiting."""
         now, in_the_air = time.monotonic(), self._flights.count
         chosen, soonest = None, inf
         for worker in self._workers.values():
-            if in_the_air >= worker.lanes.count:
-                continue
             due = worker.batcher.ready(now)
             if due is not None and due <= now:
                 if chosen is None or worker.share.start < chosen.share.start:
@@ -213,6 +211,8 @@ class Executor:
             else:
                 self._turns.rest(worker.share)
                 soonest = min(soonest, inf if due is None else due)
+        if chosen is not None and not chosen.has_room(in_the_air):
+            chosen = None
         if chosen is not None:
             self._turns.begin(chosen.share)
         return chosen, None if soonest == inf else max(soonest - now, 0.0)

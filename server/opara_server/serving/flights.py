@@ -19,6 +19,7 @@ from opara_server.serving.turns import Share
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 2  # batches that keep a device busy: one runs, the next is copied; a third pays while another is answered
 BRIEF_S = 0.005  # for which calls are not handled: Python lets a thread run as long while others wait
 
 
@@ -32,6 +33,10 @@ class Worker:
     metrics: ModelMetrics
     share: Share = field(default_factory=Share)
     tracer: Tracer | None = None
+
+    def has_room(self, in_the_air: int) -> bool:
+        """Whether another batch may join so many: where it could only wait for the device, it waits for more rows."""
+        return in_the_air < self.lanes.count and (in_the_air < _AHEAD or self.batcher.full)
 
     @property
     def brief(self) -> bool:

@@ -237,9 +237,9 @@ class Lane:
         _copy(graph.outputs, leaving)
         done = self._device.stamp()
         outputs = self._found(port)
+        done.hold(out)
+        leave = out.stamp()
         with out.entered():
-            done.hold()
-            leave = out.stamp()
             received = zip(self._leaving, outputs, answered, strict=True)
             receive([Transfer(device, host, batch.rows, found) for device, host, found in received])
         end = out.stamp()

@@ -38,7 +38,10 @@ class Transfer:
         if at < end:
             sizes.append(end - at)
             here.append(memory[at:end])
-        return (self.device.buffer[:end].split(sizes) if sizes else ()), here
+        if not here:
+            return (), here
+        there = self.device.buffer[:end]
+        return (there,) if len(here) == 1 else torch.split_with_sizes(there, sizes), here
 
 
 def send(transfers: Iterable[Transfer]) -> None:
