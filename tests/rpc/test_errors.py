@@ -97,3 +97,14 @@ async def test_clients_that_leave_while_their_requests_fail_leave_no_errors_behi
             await asyncio.wait_for(call.code(), PATIENCE_S)
     await served.app.stop()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_clients_whose_time_passes_as_they_are_answered_leave_no_errors_behind(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(50):
+        calls = [served.stub.Infer(request(1.0), timeout=late / 2000) for late in range(1, 31)]
+        for call in calls:
+            await asyncio.wait_for(call.code(), PATIENCE_S)
+    await served.app.stop()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

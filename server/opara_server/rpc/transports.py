@@ -45,6 +45,7 @@ class AioTransport:
         quiet_s: float = 0.01,
     ) -> None:
         """``quiet_s``: it does not stop before no call was taken for so long. The others: see open_transport."""
+        _GRPC_LOG.addFilter(_OF_OURS)  # which is there once, however many servers there are
         self._server = grpc.aio.server(options=edge.options)
         self._quiet_s = quiet_s
         self._arrivals = _Arrivals()
@@ -80,6 +81,17 @@ class AioTransport:
             late = time.monotonic() - began > 2 * self._quiet_s  # this process was held up: calls may wait still
             quiet = taken == self._arrivals.taken and not late
         await self._server.stop(grace)
+
+
+class _OfOurs(logging.Filter):
+    """Of what grpc.aio logs, all but that an answer found its call over: the client is gone, or its time has passed.
+    That is no error of the server's, and under load there are many."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+_GRPC_LOG, _OF_OURS = logging.getLogger("grpc._cython.cygrpc"), _OfOurs()
 
 
 class _Arrivals(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
