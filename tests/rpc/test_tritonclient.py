@@ -11,7 +11,8 @@ import torch
 
 from opara_server.engine.spec import ELEMENT_BYTES, TensorSpec
 from opara_server.rpc.oip_wire import DATATYPES
-from tests.rpc.served import serve, write_model
+from opara_server.rpc.transports import AIO, CQ
+from tests.rpc.served import WORKER, serve, write_model
 from tests.serving.fakes import FakeCompiled
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def echo(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return inputs
 
 
-@pytest.mark.parametrize("transport", ["aio", "cq"])
+@pytest.mark.parametrize("transport", [AIO, CQ, WORKER])
 async def test_tritonclient_works_unchanged(tmp_path: Path, transport: str) -> None:
     models = write_model(tmp_path / "models", "echo")
 
