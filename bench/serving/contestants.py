@@ -76,7 +76,8 @@ def _aio_echo(place: Place) -> Launch:
     return Launch(module, {"PYTHONPATH": str(ROOT)}, "READY")
 
 
-OURS = ("--transport cq", "--transport aio", "--workers 1", "--workers 2")  # sets of options
+# Sets of options. One process for many callers, for a lone one, and with grpc.aio; then workers.
+OURS = ("--transport cq", "--transport cq --busy-poll-us 500", "--transport aio", "--workers 1", "--workers 2")
 PROTOCOLS = {protocol.name: protocol for protocol in (OparaV1(), OpenInference())}  # that ours may be asked in
 OTHERS = (
     _echo(1),

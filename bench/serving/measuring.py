@@ -71,7 +71,7 @@ def measure(
         report, log = load(settings.seconds)
         cpu_s = running.server.cpu_s() - cpu_s
         problems += loaded(report, answer_bytes, callers)
-        problems += _count_problems(running, payload, codes, report.done)
+        problems += _count_problems(running, payload, codes, report.done, callers)
         problems += sampled(call, contestant.protocol, payload, random, settings.samples)
     p50_us, p99_us = np.percentile(h2load.read_latencies(log), [50, 99])
     if callers == 1:
@@ -113,11 +113,11 @@ def _codes(running: Running, payload: Payload) -> Codes:
         return request_codes(response.read().decode(), payload.name)
 
 
-def _count_problems(running: Running, payload: Payload, before: Codes, done: int) -> list[str]:
+def _count_problems(running: Running, payload: Payload, before: Codes, done: int, callers: int) -> list[str]:
     if running.contestant.family != OPARA:
         return []
     deadline = time.monotonic() + SETTLE_S
-    while problems := counted(before, _codes(running, payload), done):
+    while problems := counted(before, _codes(running, payload), done, callers):
         if time.monotonic() > deadline:
             break
         time.sleep(0.1)

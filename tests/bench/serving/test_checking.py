@@ -103,9 +103,9 @@ def test_the_servers_counts_are_read_for_one_model() -> None:
 
 
 def test_counts_agree_where_every_answer_was_ok() -> None:
-    assert counted({"OK": 10}, {"OK": 115, "CANCELLED": 8}, done=100) == []
+    assert counted({"OK": 10}, {"OK": 115, "CANCELLED": 8}, done=100, callers=8) == []
 
 
-@pytest.mark.parametrize("after", [{"OK": 109}, {"OK": 110, "RESOURCE_EXHAUSTED": 1}, {}])
+@pytest.mark.parametrize("after", [{"OK": 109}, {"OK": 127}, {"OK": 110, "RESOURCE_EXHAUSTED": 1}, {}])
 def test_counts_disagree(after: dict[str, float]) -> None:
-    assert counted({"OK": 10}, after, done=100)
+    assert counted({"OK": 10}, after, done=100, callers=8)
