@@ -18,13 +18,14 @@ import numpy as np
 from bench.end_to_end.workloads import METHOD, Workload
 from bench.serving import h2load
 from bench.serving.caller import TIMEOUT_S, connected
-from bench.serving.checking import loaded
+from bench.serving.checking import counted, loaded, request_codes
 from bench.serving.contestants import ROOT
 from bench.serving.processes import Status
 from opara_client.perf_opara import OparaProtocol
 from opara_client.tensors import Array
 
 _CLIENT = "import sys; from opara_client.cli import main; sys.exit(main())"
+_LOG = "h2load.log"
 _REPLAYED = re.compile(r"opara_replay_seconds_sum\{.*\} (?P<seconds>\S+)")
 
 
@@ -74,37 +75,50 @@ def _error(found: Array, expected: Array) -> float:
 
 
 def one_caller(target: Target, workload: Workload, seconds: float) -> dict[str, float]:
-    """µs, as a synchronous client in a process of its own sees them."""
+    """µs, as a synchronous client in a process of its own sees them, and as h2load does, which is quicker about what is
+    a client's own part."""
     message = target.scratch / "message.bin"
     message.write_bytes(workload.request(0))
     command = [sys.executable, "-m", "bench.serving.caller", target.address, METHOD, str(message)]
-    found = _run([*command, f"--seconds={seconds}"], target.cores, seconds)
-    return {name: json.loads(found)[name] for name in ("p50_us", "p99_us")}
+    found = json.loads(_run([*command, f"--seconds={seconds}"], target.cores, seconds))
+    _h2load(target, workload, Crowd(1, 1), seconds)
+    p50_us = float(np.median(h2load.read_latencies(target.scratch / _LOG)))
+    return {name: found[name] for name in ("p50_us", "p99_us")} | {"h2load_p50_us": p50_us}
 
 
 def saturated(target: Target, workload: Workload, crowd: Crowd, seconds: float) -> dict[str, float]:
     """Requests and rows a second, and how many cores that kept busy, of all processes and of the busiest; of ours also
     how long the device was idle, as a share of the time in replays."""
-    message = workload.request(0)
-    body = target.scratch / "body.bin"
-    body.write_bytes(h2load.framed(message))
-    with connected(target.address, METHOD) as call:
-        answer_bytes = len(h2load.framed(call(message)))
-    asked = h2load.Load(target.port, METHOD, body, crowd.callers, seconds, len(target.cores), crowd.connections)
-    log = target.scratch / "h2load.log"
-    log.unlink(missing_ok=True)
-    before, used, begin = _replayed_s(target), _cpu_s(target), time.perf_counter()
-    report = h2load.parse(_run(h2load.command(h2load.find(), asked, target.cores, log), target.cores, seconds))
+    before, used, begin = _exposition(target), _cpu_s(target), time.perf_counter()
+    report = _h2load(target, workload, crowd, seconds)
     cores = [
         (cpu_s - used.get(process, 0.0)) / (time.perf_counter() - begin) for process, cpu_s in _cpu_s(target).items()
     ]
-    replayed = _replayed_s(target) - before
-    if problems := loaded(report, answer_bytes, crowd.callers):
-        raise LoadError("; ".join(problems))
+    after = _exposition(target)
+    replayed = _replayed_s(after) - _replayed_s(before)
+    if target.metrics_port:
+        earlier, later = (request_codes(page, workload.model) for page in (before, after))
+        if problems := counted(earlier, later, report.done, crowd.callers):
+            raise LoadError("; ".join(problems))
     rows = report.requests_per_s * workload.rows
     found = {"requests_per_s": round(report.requests_per_s, 1), "rows_per_s": round(rows, 1)}
     found |= {"cores": round(sum(cores), 2), "cores_of_busiest": round(max(cores), 2)}
     return found | ({"idle_over_replay": round(seconds / replayed - 1, 4)} if replayed else {})
+
+
+def _h2load(target: Target, workload: Workload, crowd: Crowd, seconds: float) -> h2load.Report:
+    """Its times are in the log. Raises LoadError where answers are not what one is."""
+    message = workload.request(0)
+    body, log = target.scratch / "body.bin", target.scratch / _LOG
+    body.write_bytes(h2load.framed(message))
+    log.unlink(missing_ok=True)
+    with connected(target.address, METHOD) as call:
+        answer_bytes = len(h2load.framed(call(message)))
+    asked = h2load.Load(target.port, METHOD, body, crowd.callers, seconds, len(target.cores), crowd.connections)
+    report = h2load.parse(_run(h2load.command(h2load.find(), asked, target.cores, log), target.cores, seconds))
+    if problems := loaded(report, answer_bytes, crowd.callers):
+        raise LoadError("; ".join(problems))
+    return report
 
 
 def open_loop(
@@ -145,9 +159,15 @@ def _cpu_s(target: Target) -> dict[tuple[int, int], float]:
     return {process.identity: process.cpu_s for process in target.processes()}
 
 
-def _replayed_s(target: Target) -> float:
-    """Seconds that a server of ours has spent in replays so far; 0 of others."""
+def _exposition(target: Target) -> str:
+    """A server's metrics; of one that has none nothing."""
     if not target.metrics_port:
-        return 0.0
+        return ""
     with urlopen(f"http://127.0.0.1:{target.metrics_port}/metrics", timeout=TIMEOUT_S) as response:
-        return sum(float(found["seconds"]) for found in _REPLAYED.finditer(response.read().decode()))
+        found: str = response.read().decode()
+        return found
+
+
+def _replayed_s(exposition: str) -> float:
+    """Seconds in replays so far."""
+    return sum(float(found["seconds"]) for found in _REPLAYED.finditer(exposition))

@@ -35,11 +35,13 @@ def report(found: Found) -> str:
         "*Bare*: one batch by the engine alone, from its bytes to its answer's, with copies and no network; *of bare*: "
         "rows a second over those of the graph replayed back to back, without copies, at the batch size where that is "
         "most. *No model*: a bare server of gRPC's completion queue that takes the same requests and answers as many "
-        "zeros; *over both*: p50 less the bare batch's and less that of *no model*; *of the lesser*: rows a second "
+        "zeros; *over both*: p50 less the bare batch's and less that of *no model*; *h2load's p50*: one caller's, too, "
+        "but of a client in C, the others' is gRPC's in Python; *of the lesser*: rows a second "
         "over those of the graph or of the fastest *no model*, whichever are fewer. *Idle*: the device's time outside "
         "of replays, as a share of that in them. *Cores*: that the server kept busy meanwhile, all its processes and "
         "the busiest of them. *Error*: the largest distance of sampled answers from the eager "
-        "server's, over these answers' own norm.",
+        "server's, over these answers' own norm. *Sent late*: Poisson requests that had to wait for the generator; "
+        "where it is busy all the time, latencies are its own.",
     ]
     parts = [_workload(name, one) for name, one in found["workloads"].items()]
     return "\n\n".join([*head, *parts]) + "\n"
@@ -54,7 +56,7 @@ def _workload(name: str, found: Found) -> str:
     lesser = min([most, *([max(_rows_per_s(found, title) for title in bounds)] if bounds else [])])
     limits = Limits(fitting["alone_us"], network_us, most, lesser)
     compared = [_server(title, found, limits) for title in found["one caller"]]
-    columns = ["server", "one caller p50 µs", "p99 µs", "p50 over bare µs", "over both µs"]
+    columns = ["server", "one caller p50 µs", "p99 µs", "p50 over bare µs", "over both µs", "h2load's p50 µs"]
     columns += ["requests/s", "rows/s", "of bare", "of the lesser", "idle", "cores", "error"]
     sections = [
         f"## {name}",
@@ -70,18 +72,20 @@ def _workload(name: str, found: Found) -> str:
         ),
     ]
     for title, curve in found["open loop"].items():
-        rows = [
-            (
-                f"{one['rate']:,.0f}",
-                f"{one['p50_us']:,.0f}",
-                f"{one['p99_us']:,.0f}",
-                f"{one['p99_us'] / one['p50_us']:.1f}",
-            )
-            for one in curve
-            if not one["failed"] and one["p50_us"]
-        ]
-        sections += [f"Poisson requests, {title}:", markdown(["requests/s", "p50 µs", "p99 µs", "p99 over p50"], rows)]
+        columns = ["requests/s", "p50 µs", "p99 µs", "p99 over p50", "failed", "sent late", "generator busy"]
+        sections += [f"Poisson requests, {title}:", markdown(columns, [_offered(one) for one in curve])]
     return "\n\n".join(sections)
+
+
+def _offered(one: Found) -> tuple[str, ...]:
+    p50, p99 = one["p50_us"], one["p99_us"]
+    return (
+        f"{one['rate']:,.0f}",
+        *((f"{p50:,.0f}", f"{p99:,.0f}", f"{p99 / p50:.1f}") if p50 else ("–",) * 3),
+        f"{one['failed']:,}",
+        f"{one['held']:,}",
+        f"{one['generator_busy']:.0%}",
+    )
 
 
 def _shared(buckets: Found) -> str:
@@ -97,10 +101,11 @@ def _shared(buckets: Found) -> str:
 def _server(title: str, found: Found, limits: Limits) -> tuple[str, ...]:
     latency, rates = found["one caller"][title], found["saturated"][title]
     if not latency or not rates:
-        return (title, *("–",) * 11)
+        return (title, *("–",) * 12)
     p50, rows = _p50(found, title), _rows_per_s(found, title)
     idle = [one["idle_over_replay"] for one in rates if "idle_over_replay" in one]
     cores = [(one["cores"], one["cores_of_busiest"]) for one in rates if "cores" in one]
+    quick = [one["h2load_p50_us"] for one in latency if "h2load_p50_us" in one]
     error = found["error"].get(title)
     alone = title.startswith(NETWORK)
     return (
@@ -109,6 +114,7 @@ def _server(title: str, found: Found, limits: Limits) -> tuple[str, ...]:
         f"{median(one['p99_us'] for one in latency):,.0f}",
         "–" if alone else f"{p50 - limits.bare_us:,.0f}",
         "–" if alone else f"{p50 - limits.bare_us - limits.network_us:,.0f}",
+        f"{median(quick):,.0f}" if quick else "–",
         f"{median(one['requests_per_s'] for one in rates):,.0f}",
         f"{rows:,.0f}",
         f"{rows / limits.bare_rows:.0%}",

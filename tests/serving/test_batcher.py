@@ -94,6 +94,18 @@ def test_integers_outside_their_declared_range_are_refused(dtype: str, low: int,
         assert str(answer.error()) == f"input 'ids' has values outside [{low}, {high})"
 
 
+def test_the_executor_is_woken_by_the_first_row_and_by_the_one_that_fills_a_batch() -> None:
+    queue, woken = Queue(buckets=(1, 4, 8)), []
+    for count in (1, 3, 3, 2, 8, 8):
+        queue.submit(count)
+        woken.append(queue.woken)
+    assert woken == [1, 1, 1, 2, 2, 2]
+    while queue.batcher.take() is not None:
+        pass
+    queue.submit(9)
+    assert queue.woken == 3
+
+
 def test_a_full_queue_refuses_and_recovers() -> None:
     queue = Queue(max_queue_rows=10)
     queue.submit(8)

@@ -110,7 +110,7 @@ class Batcher:
             elif refusal is None and (self._several or deadline is not None or waiting.rows + rows.count > self._most):
                 refusal = self._refusal(ticket, level)
             if refusal is None:
-                wake = not waiting.rows
+                wake = not waiting.rows or waiting.rows < self.limits.largest <= waiting.rows + rows.count
                 waiting.add(ticket, level)
                 if timeout_us or self._timeout_s < inf:
                     ticket.start_by = ticket.arrived + self.limits.timeout_s(timeout_us)

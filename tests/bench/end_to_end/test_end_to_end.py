@@ -102,9 +102,10 @@ def test_the_report_has_medians_and_what_they_are_of_the_bounds() -> None:
     bucket |= {"straight_us": 150.0, "beside_us": 160.0}
     rates = [{"requests_per_s": r, "rows_per_s": r, "idle_over_replay": 0.08} for r in (3000.0, 3400.0, 9000.0)]
     rates = [one | {"cores": n + 0.5, "cores_of_busiest": n} for n, one in enumerate(rates, 1)]
-    times = [{"p50_us": us, "p99_us": us + 100} for us in (500.0, 520.0, 900.0)]
+    times = [{"p50_us": us, "p99_us": us + 100, "h2load_p50_us": us - 90} for us in (500.0, 520.0, 900.0)]
     bounds, limits = [{"p50_us": 250.0, "p99_us": 300.0}], [{"requests_per_s": 3500.0, "rows_per_s": 3500.0}]
-    poisson = [{"rate": 2000.0, "p50_us": 400.0, "p99_us": 1000.0, "failed": 0}]
+    poisson = [{"rate": 2000.0, "p50_us": 400.0, "p99_us": 1000.0, "failed": 0, "held": 3, "generator_busy": 0.25}]
+    poisson += [{"rate": 9000.0, "p50_us": 0.0, "p99_us": 0.0, "failed": 17, "held": 0, "generator_busy": 0.5}]
     found = {
         "environment": {"gpu": "none"},
         "settings": {"rounds": 3},
@@ -124,10 +125,11 @@ def test_the_report_has_medians_and_what_they_are_of_the_bounds() -> None:
         },
     }
     text = report(found)
-    assert "| opara-serve | 520 | 620 | 320 | 70 | 3,400 | 3,400 | 85% | 97% | 8% | 2.5, 2.0 | 1e-03 |" in text
-    assert "| no model, 2 processes | 250 | 300 | – | – | 3,500 | 3,500 | 88% | 100% | – | – | – |" in text
+    assert "| opara-serve | 520 | 620 | 320 | 70 | 430 | 3,400 | 3,400 | 85% | 97% | 8% | 2.5, 2.0 | 1e-03 |" in text
+    assert "| no model, 2 processes | 250 | 300 | – | – | – | 3,500 | 3,500 | 88% | 100% | – | – | – |" in text
     assert "| 2 | 3,200 | 80% | 23% | 3,900 | 98% | 3% |" in text
-    assert "| 2,000 | 400 | 1,000 | 2.5 |" in text
+    assert "| 2,000 | 400 | 1,000 | 2.5 | 0 | 3 | 25% |" in text
+    assert "| 9,000 | – | – | – | 17 | 0 | 50% |" in text
     assert "Of 160 µs that a batch of 1 has" in text
     assert "10 µs (6.2%) are copies" in text
     assert "| plain | – |" in text
