@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from opara_protos.v1 import inference_pb2 as pb
-from opara_server.rpc import cq_core
+from opara_server.rpc import cq_core, cq_trial
 from opara_server.rpc.cq_server import CqServer
 from opara_server.rpc.edge import Edge
 from opara_server.rpc.forms import Rejected
@@ -246,6 +246,37 @@ async def test_a_grpcio_without_the_private_layer_serves_with_asyncio(
     monkeypatch.setattr(cq_core, "cygrpc", object())
     assert isinstance(open_transport(CQ, Edge(()), inference, 1), AioTransport)
     assert "serving with grpc.aio: grpcio" in caplog.text
+
+
+async def test_a_grpcio_that_was_not_tested_serves_as_ever_if_it_passes_a_trial(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inference: Any = SimpleNamespace(unary={}, streams={})
+    monkeypatch.setattr(cq_core, "TESTED", ("0.1", "0.2"))
+    assert isinstance(open_transport(CQ, Edge(()), inference, 1), CqServer)
+    assert not caplog.records
+    monkeypatch.setattr(cq_core, "method_of", lambda _: b"/of/another")
+    assert isinstance(open_transport(CQ, Edge(()), inference, 1), AioTransport)
+    assert f"grpcio {grpc.__version__}, of which 0.1 to 0.2 are tested, failed a trial: _TrialError" in caplog.text
+
+
+@pytest.mark.parametrize(("first", "last", "tested"), [("1.0", "99.0", True), ("99.0", "99.1", False)])
+def test_versions_are_compared_as_numbers(first: str, last: str, tested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cq_core, "TESTED", (first, last))
+    assert cq_core.is_tested() == tested
+
+
+def test_what_makes_a_trial_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not cq_trial.why_not()
+    with monkeypatch.context() as changed:
+        changed.setattr(cq_core, "send_only", lambda *_, **__: None)
+        assert "failed a trial" in cq_trial.why_not(patience_s=0.1)
+    with monkeypatch.context() as changed:
+        changed.setattr(cq_core, "message_of", lambda _: b"another")
+        assert "the answer was b'rehtona'" in cq_trial.why_not()
+    with monkeypatch.context() as changed:
+        changed.setattr("grpc._cython.cygrpc.SendStatusFromServerOperation", lambda: None)
+        assert "TypeError" in cq_trial.why_not()
 
 
 async def test_unknown_fields_of_a_message_are_no_error(served: Served) -> None:

@@ -1,7 +1,7 @@
 """gRPC's completion queue, as grpcio itself uses it: the only file that knows its private layer.
 
-Seen working with grpcio TESTED; ``why_not`` says whether this one looks the same. A *tag* is a callable that takes the
-event of the operation it was given to, on the thread that serves.
+Tested with grpcio TESTED[0] to TESTED[1]; ``why_not`` says whether this one looks the same, ``cq_trial`` tries another.
+A *tag* is a callable that takes the event of the operation it was given to, on the thread that serves.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ Event = Any
 Call = Any
 Tag = Callable[[Event], None]
 Metadata = Sequence[tuple[str, str | bytes]]
+
+
+def is_tested() -> bool:
+    """Whether this grpcio is one of those."""
+    first, last, this = (tuple(map(int, text.split(".")[:2])) for text in (*TESTED, grpc.__version__))
+    return first <= this <= last
 
 
 def why_not() -> str:

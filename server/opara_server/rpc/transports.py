@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from opara_server.rpc import cq_core
+from opara_server.rpc import cq_core, cq_trial
 from opara_server.rpc.backlog import Backlog
 from opara_server.rpc.cq_server import CqServer
 from opara_server.rpc.edge import Edge
@@ -113,7 +113,8 @@ def open_transport(
     backlog: Backlog | None = None,
     busy_poll_s: float = 0.0,
 ) -> Transport:
-    """``kind``: AIO, or CQ, which gives way to AIO with a warning where this grpcio has no such layer.
+    """``kind``: AIO, or CQ, which gives way to AIO with a warning where this grpcio has no such layer, or another than
+    was tested that fails a trial.
 
     It serves the methods of ``inference``; others may be added. ``stream_in_flight``: how many requests of one stream
     are worked on at a time. ``turn``: that of the thread that serves the completion queue, where others bring answers.
@@ -121,7 +122,7 @@ def open_transport(
     before it sleeps. On the event loop that is running.
     """
     if kind == CQ:
-        reason = cq_core.why_not()
+        reason = cq_core.why_not() or ("" if cq_core.is_tested() else cq_trial.why_not())
         if not reason:
             return CqServer(edge, inference.unary, inference.streams, stream_in_flight, turn, backlog, busy_poll_s)
         log.warning("serving with grpc.aio: %s", reason)
