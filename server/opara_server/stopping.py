@@ -27,6 +27,7 @@ def stop_on_signals(stop: Callable[[], None], at_once: Callable[[], None] = lamb
             log.info("stopping on %s", number.name)
             stop()
         elif now - first[0] >= _SAME_SIGNAL_S:
+            log.warning("ending at once on another %s: what is in flight is lost", number.name)
             at_once()
             os._exit(128 + number)
 

@@ -153,6 +153,7 @@ def test_a_second_signal_ends_the_process_unless_it_is_the_first_come_twice(smal
             server.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 assert server.process.wait(0.1) == 128 + signal.SIGTERM
+                assert "ending at once on another SIGTERM" in (small.parent / "server.log").read_text()
                 return
         pytest.fail("it goes on")
 
