@@ -100,3 +100,21 @@ def test_so_do_kernels_of_our_own() -> None:
     targets = Counter(operator.target.removeprefix("opara.") for operator in program.graph.operators)
     assert targets == {"convolution.default": 2, "depthwise_out.default": 2, "attention_out.default": 2}
     assert Kind.ACTIVATION not in {buffer.kind for buffer in program.graph.buffers}
+
+
+@TORCH_WARNS
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU()], ids=str)
+def test_so_do_linear_layers_with_an_activation(act: nn.Module) -> None:
+    """Of rows in two dimensions; one has no bias. Inductor would write biases of up to 8 numbers in kernels' code."""
+    layers = [nn.Linear(8, 32), act, nn.Linear(32, 16, bias=False), act, nn.Linear(16, 24), act]
+    module, x = settled(nn.Sequential(*layers)), torch.randn(2, 5, 8)
+    passes = ("linear_epilogues", "explicit_linears")
+    with torch.inference_mode(False), torch.no_grad():
+        graph = _flat(apply(functional(export_static(module, [x])), passes, Weights()))
+        program = program_of(_compile(graph, (x.clone(),), OPTIONS), [Given(x, Kind.INPUT)], "fused")
+        torch.testing.assert_close(program.run_in_order()[0], module(x))
+    operators = program.graph.operators
+    assert [operator.target for operator in operators] == ["opara.linear_activation.default"] * 3
+    kinds = [program.graph.buffers[buffer].kind for operator in operators for buffer in operator.writes]
+    assert kinds == [Kind.ARENA, Kind.ARENA, Kind.OUTPUT]
+    assert [len(before) for before in program.graph.predecessors] == [0, 1, 1]

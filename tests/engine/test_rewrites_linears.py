@@ -1,4 +1,4 @@
-"""linear_epilogues, merge_siblings and merge_embeddings against eager."""
+"""linear_epilogues, explicit_linears, merge_siblings and merge_embeddings against eager."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
+from opara_server.engine.rewrites.linear_operator import linear_activation
 from tests.engine.rewriting import TORCH_WARNS, assert_true_metadata, operators, rewritten, settled
 
 pytestmark = TORCH_WARNS
@@ -20,6 +22,45 @@ pytestmark = TORCH_WARNS
 def test_linear_and_activation_are_one(act: nn.Module, shape: tuple[int, ...], bias: bool) -> None:
     module = settled(nn.Sequential(nn.Linear(8, 6, bias), act))
     assert operators(rewritten(module, (torch.randn(shape),), "linear_epilogues"))["_addmm_activation"] == 1
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU()], ids=str)
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8)], ids=str)
+def test_it_writes_where_it_is_told(act: nn.Module, shape: tuple[int, ...]) -> None:
+    module, x = settled(nn.Sequential(nn.Linear(8, 6), act)), torch.randn(shape)
+    graph = rewritten(module, (x,), "linear_epilogues", "explicit_linears")
+    found = operators(graph)
+    assert (found["empty_permuted"], found["linear_activation"], found["_addmm_activation"]) == (1, 1, 0)
+    assert_true_metadata(graph, x)
+
+
+def test_a_layer_that_adds_something_else_than_its_bias_makes_its_result() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, alpha: float, rows: int) -> None:
+            super().__init__()
+            self.alpha, self.rows = alpha, rows
+
+        def forward(self, x: Tensor) -> Tensor:
+            added = x if self.rows else x[0]
+            y: Tensor = torch.ops.aten._addmm_activation.default(added, x, x.t(), alpha=self.alpha)
+            return y
+
+    for module in (Scaled(2.0, 0), Scaled(1.0, 1)):
+        found = operators(rewritten(module, (torch.randn(4, 4),), "explicit_linears"))
+        assert (found["_addmm_activation"], found["linear_activation"]) == (1, 0)
+
+
+def test_the_operator_against_pytorch_s() -> None:
+    x, weight, bias = torch.randn(5, 8), torch.randn(6, 8).t(), torch.randn(6)
+    for gelu in (False, True):
+        out = torch.empty(5, 6)
+        linear_activation(x, weight, bias, gelu, out)
+        torch.testing.assert_close(out, torch.ops.aten._addmm_activation(bias, x, weight, use_gelu=gelu))
+        given = (x, weight, bias, gelu, out)
+        torch.library.opcheck(linear_activation, given, test_utils=("test_schema", "test_faketensor"))
+    with FlopCounterMode(display=False) as counter:
+        linear_activation(x, weight, bias, True, torch.empty(5, 6))
+    assert counter.get_total_flops() == 2 * 5 * 8 * 6
 
 
 class Sum(nn.Module):

@@ -71,6 +71,7 @@ REWRITTEN = (
     "depthwise",
     "narrow_linears",
     *EPILOGUES,
+    "explicit_linears",
     "explicit_convolutions",
     "explicit_kernels",
 )

@@ -17,6 +17,7 @@ from opara_server.engine.rewrites.depthwise import depthwise
 from opara_server.engine.rewrites.edit import refresh, tidy
 from opara_server.engine.rewrites.explicit_convolutions import convolutions_in_company, explicit_convolutions
 from opara_server.engine.rewrites.explicit_kernels import explicit_kernels
+from opara_server.engine.rewrites.explicit_linears import explicit_linears
 from opara_server.engine.rewrites.fold_batch_norm import fold_batch_norm
 from opara_server.engine.rewrites.fold_constants import fold_constants
 from opara_server.engine.rewrites.fold_padding import fold_padding
@@ -47,6 +48,7 @@ PASSES: Mapping[str, Rewrite] = {  # in the order in which they help each other
     "narrow_linears": narrow_linears,
     "linear_epilogues": linear_epilogues,
     "conv_epilogues": conv_epilogues,
+    "explicit_linears": explicit_linears,
     "explicit_convolutions": explicit_convolutions,
     "convolutions_in_company": convolutions_in_company,
     "explicit_kernels": explicit_kernels,
