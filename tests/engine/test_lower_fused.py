@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from opara_server.engine.export import export_static
@@ -29,6 +30,11 @@ def test_every_lowering_of_the_options_has_its_variant_of_passes_that_exist_in_t
     for variant in VARIANTS.values():
         order = [places[name] for name in variant.rewrites]
         assert order == sorted(set(order))
+
+
+def test_every_option_of_a_variant_is_one_of_inductor_s() -> None:
+    known = torch._inductor.config.get_config_copy()
+    assert {name for variant in VARIANTS.values() for name in variant.options} <= known.keys()
 
 
 def test_on_a_cpu_it_is_refused() -> None:

@@ -122,6 +122,22 @@ class Averaged(nn.Module):
         return torch.cat([reader(functional.relu(mean)) for reader in self.readers], 1)
 
 
+class Dense(nn.Module):
+    """Convolutions of which each reads the results of all before it, batch norms and ReLUs ahead: a dense block."""
+
+    def __init__(self, layers: int = 12, growth: int = 16) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8 + growth * i) for i in range(layers))
+        self.ahead = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(8 + growth * i, growth, 3, padding=1) for i in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.ahead(x)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            parts.append(layer(norm(torch.cat(parts, 1)).relu()))
+        return torch.cat(parts, 1).mean((2, 3))
+
+
 def separable(channels: int, out: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),

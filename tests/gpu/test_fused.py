@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from opara_server.engine.tensors import fill_random, static_inputs
 from opara_server.engine.verify import error_norm, poison
 from tests.engine.models import ZOO
 from tests.gpu.answers import BOUND, agreeing
-from tests.gpu.nets import NETS, make
+from tests.gpu.nets import NETS, Dense, make
+from tests.gpu.nets import built as net
 
 GPU = torch.device("cuda")
 REPLAYS = 120
@@ -94,6 +96,17 @@ def test_operators_are_fewer_and_their_memory_is_planned(device: Device) -> None
     assert len(program.graph) <= len(aten.graph) * 0.6  # batch norms and activations are parts of others
     assert program.graph.width >= 4
     assert Kind.ARENA in {buffer.kind for buffer in program.graph.buffers}
+
+
+def test_concatenations_of_many_are_made_by_who_reads_them(device: Device) -> None:
+    spec = TensorSpec("image", "float16", (3, 32, 32))
+    with torch.inference_mode(False):
+        module = net(Dense, [spec]).cuda().half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = static_inputs([spec], 2, GPU, channels_last=True)
+    program = lower_fused(export_static(module, inputs), inputs, "fused_rewritten", Weights())
+    writes = Counter(buffer for operator in program.graph.operators for buffer in operator.writes)
+    assert set(writes.values()) == {1}
+    check(program, FlatModule(module, [spec], 2, GPU, channels_last=True), device, "critical_path", BOUND)
 
 
 def test_weights_outlive_the_module(device: Device) -> None:

@@ -77,15 +77,20 @@ REWRITTEN = (
 )
 COMPANY = (*REWRITTEN[:-2], "convolutions_in_company", REWRITTEN[-1])
 EARLY = {"triton.enable_pdl": True}
+CATS = {"max_pointwise_cat_inputs": 32}
+"""So many tensors are concatenated by the kernel that reads them together. A longer concatenation is filled part by
+part, each as soon as it is there; where one tensor is a part of many, as in a dense block, one kernel writes it into
+all of them, and all are alive from the first part on."""
+OWN = {**EARLY, **CATS}
 COMBO = {"combo_kernels": True, "benchmark_combo_kernel": False}
 VARIANTS = {
     "fused": Variant(BASIC),
-    "fused_rewritten": Variant(REWRITTEN, EARLY),
+    "fused_rewritten": Variant(REWRITTEN, OWN),
     "fused_epilogues": Variant((*BASIC, "fold_batch_norm", *EPILOGUES)),
     "fused_combo": Variant(BASIC, COMBO),
-    "fused_rewritten_combo": Variant(REWRITTEN, {**COMBO, **EARLY}),
-    "fused_company": Variant(COMPANY, EARLY),
-    "fused_company_combo": Variant(COMPANY, {**COMBO, **EARLY}),
+    "fused_rewritten_combo": Variant(REWRITTEN, {**COMBO, **OWN}),
+    "fused_company": Variant(COMPANY, OWN),
+    "fused_company_combo": Variant(COMPANY, {**COMBO, **OWN}),
     "fused_1x1_as_mm": Variant(BASIC, {"conv_1x1_as_mm": True}),
     "fused_max_autotune": Variant(BASIC, {"max_autotune": True}),
 }
