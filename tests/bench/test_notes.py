@@ -10,7 +10,7 @@ from bench import notes
 from bench.cells import WITH_DEVICE_TIMES, Cell, CellKey
 from bench.provenance import settings
 from bench.selection import REQUIRED_MODELS
-from tests.bench.synthetic import SETTINGS, cell, result
+from tests.bench.synthetic import ENVIRONMENT, SETTINGS, cell, result
 
 
 def by_key(*cells: Cell) -> dict[CellKey, Cell]:
@@ -45,7 +45,10 @@ def test_berts_gain_is_told_without_its_mask(opara: float, said: str) -> None:
 
 
 def test_torch_compile_s_share_of_the_mask_is_told() -> None:
-    text = notes.masks(by_key(cell("bert_base", nimble=200.0, graph_default=600.0, ours=400.0), cell("googlenet")))
+    bert = cell("bert_base", nimble=200.0, graph_default=600.0, ours=400.0)
+    assert "torch.compile" not in notes.masks(by_key(bert, cell("googlenet")))  # another GPU's
+    bert = replace(bert, environment=ENVIRONMENT | {"gpu": "NVIDIA H200"})
+    text = notes.masks(by_key(bert, cell("googlenet")))
     assert "had 500 µs for torch.compile in one graph" in text
     assert "opara-serve is 1.25× as fast instead of 1.50×" in text
     assert text.endswith("over torch.compile 1.58× instead of 1.73×.")

@@ -30,6 +30,7 @@ def test_every_lowering_of_the_options_has_its_variant_of_passes_that_exist_in_t
     for variant in VARIANTS.values():
         order = [places[name] for name in variant.rewrites]
         assert order == sorted(set(order))
+    assert {name for variant in VARIANTS.values() for name in variant.rewrites} == PASSES.keys()
 
 
 def test_every_option_of_a_variant_is_one_of_inductor_s() -> None:

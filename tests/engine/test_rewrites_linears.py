@@ -36,16 +36,16 @@ def test_it_writes_where_it_is_told(act: nn.Module, shape: tuple[int, ...]) -> N
 
 def test_a_layer_that_adds_something_else_than_its_bias_makes_its_result() -> None:
     class Scaled(nn.Module):
-        def __init__(self, alpha: float, rows: int) -> None:
+        def __init__(self, beta: float, alpha: float, rows: int) -> None:
             super().__init__()
-            self.alpha, self.rows = alpha, rows
+            self.beta, self.alpha, self.rows = beta, alpha, rows
 
         def forward(self, x: Tensor) -> Tensor:
             added = x if self.rows else x[0]
-            y: Tensor = torch.ops.aten._addmm_activation.default(added, x, x.t(), alpha=self.alpha)
+            y: Tensor = torch.ops.aten._addmm_activation.default(added, x, x.t(), beta=self.beta, alpha=self.alpha)
             return y
 
-    for module in (Scaled(2.0, 0), Scaled(1.0, 1)):
+    for module in (Scaled(2.0, 1.0, 0), Scaled(1.0, 2.0, 0), Scaled(1.0, 1.0, 1)):
         found = operators(rewritten(module, (torch.randn(4, 4),), "explicit_linears"))
         assert (found["_addmm_activation"], found["linear_activation"]) == (1, 0)
 

@@ -150,6 +150,13 @@ def unaligned_weights() -> nn.Module:
     return module
 
 
+class Negated(Branches):
+    """The same weights, and another call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
 class Hasty(Branches):
     """Makes a call more for some inputs, which an export does not see."""
 
@@ -175,6 +182,7 @@ def test_the_key_does_not_depend_on_chance(tmp_path: Path) -> None:
         {"module": other_weights()},
         {"module": unaligned_weights()},
         {"module": Branches(3)},
+        {"module": Negated()},
         {"module": Branches().double(), "specs": (replace(ROW[0], dtype="float64"),)},
         {"specs": (replace(ROW[0], low=0.0, high=1.0),)},
         {"specs": (replace(ROW[0], name="y"),)},
