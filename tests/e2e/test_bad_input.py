@@ -84,7 +84,7 @@ def test_undecodable_bytes(stub: InferenceServiceStub, channel: grpc.Channel, me
     with pytest.raises(grpc.RpcError) as caught:
         send(message, timeout=PATIENCE_S)
     error = cast("grpc.Call", caught.value)
-    assert (error.code().name, error.details()) == ("INVALID_ARGUMENT", "the bytes are not a opara.v1.InferRequest")
+    assert (error.code().name, error.details()) == ("INVALID_ARGUMENT", "the bytes are no opara.v1.InferRequest")
 
 
 BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {  # inputs, the request's other fields, code, text

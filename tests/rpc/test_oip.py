@@ -157,7 +157,7 @@ async def test_errors_in_a_stream_answer_their_requests_and_leave_it_open(served
     assert {name: doubled(answers[name].infer_response) for name in "14"} == {"1": [2.0], "4": [8.0]}
     assert [answers[name].error_message for name in "14"] == ["", ""]
     assert answers["2"].error_message == "NOT_FOUND: no model 'nobody'"
-    assert answers[""].error_message == "INVALID_ARGUMENT: the bytes are not a inference.ModelInferRequest"
+    assert answers[""].error_message == "INVALID_ARGUMENT: the bytes are no inference.ModelInferRequest"
     assert answers["3"].error_message.startswith("INVALID_ARGUMENT: expected one entry of raw_input_contents")
     assert len(answers) == 5
 

@@ -281,7 +281,7 @@ def test_what_goes_wrong_in_a_stream_carries_the_id_and_the_status() -> None:
     for message, says, request_id in (
         (good(model_name="nobody").SerializeToString(), "NOT_FOUND: no model 'nobody'", "7"),
         (good(outputs=[{"name": "y"}]).SerializeToString(), "INVALID_ARGUMENT: unknown output 'y': ", "7"),
-        (b"\xff\xff", "INVALID_ARGUMENT: the bytes are not a inference.ModelInferRequest", ""),
+        (b"\xff\xff", "INVALID_ARGUMENT: the bytes are no inference.ModelInferRequest", ""),
     ):
         reader = codec()
         request = reader.read(message)

@@ -57,7 +57,7 @@ async def test_not_a_number_stays_in_its_own_rows(served: Served) -> None:
 async def test_bytes_that_are_no_message_are_invalid(served: Served, method: str) -> None:
     code, text = await code_of(served.raw(method, b"\xff\xff\xff"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert text == f"the bytes are not a opara.v1.{method}Request"
+    assert text == f"the bytes are no opara.v1.{method}Request"
     assert await served.infer(1.0) == [2.0]
 
 

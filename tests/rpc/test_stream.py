@@ -55,7 +55,7 @@ async def test_errors_answer_their_requests_and_leave_the_stream_open(served: Se
     assert await stream.call.code() is grpc.StatusCode.OK
     assert doubled(answers["1"].response) == [2.0]
     assert answers["2"].error.code == 5
-    assert answers[""].error == pb.Error(code=3, message="the bytes are not a opara.v1.InferStreamRequest")
+    assert answers[""].error == pb.Error(code=3, message="the bytes are no opara.v1.InferStreamRequest")
     assert answers["3"].error == pb.Error(code=3, message="missing input: 'x'")
     assert answers["4"].error == pb.Error(code=3, message="timeout_us must not be negative, got -1")
     assert doubled(answers["5"].response) == [10.0]

@@ -174,7 +174,7 @@ async def test_bytes_that_probes_and_tools_do_not_send_are_invalid(
     call: Any = served.channel.stream_stream(f"/{method}", None, None)
     code, text = await refused(call([b"\xff"], timeout=PATIENCE_S).read())
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert re.fullmatch(r"the bytes are not a grpc\.[\w.]+Request", text)
+    assert re.fullmatch(r"the bytes are no grpc\.[\w.]+Request", text)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -135,7 +135,7 @@ def test_arbitrary_bytes_are_a_request_or_invalid_input(message: bytes) -> None:
         try:
             parsed = wire.parse(kind, message)
         except InvalidInput as error:
-            assert str(error) == f"the bytes are not a {kind.DESCRIPTOR.full_name}"  # noqa: PT017
+            assert str(error) == f"the bytes are no {kind.DESCRIPTOR.full_name}"  # noqa: PT017
         else:
             assert isinstance(parsed, kind)
 

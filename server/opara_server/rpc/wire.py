@@ -31,7 +31,7 @@ def parse(kind: type[M], message: bytes) -> M:
     try:
         return kind.FromString(message)
     except (DecodeError, ValueError):  # upb raises the first, protobuf in pure Python also the second
-        raise InvalidInput(f"the bytes are not a {kind.DESCRIPTOR.full_name}") from None
+        raise InvalidInput(f"the bytes are no {kind.DESCRIPTOR.full_name}") from None
 
 
 class WireTensor(NamedTuple):
