@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from io import BytesIO
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from opara_server.engine.errors import LoweringError, explained, model_line
-from opara_server.engine.export import export_dynamic, export_static
+from opara_server.engine.export import export_all, export_dynamic, export_static
 from tests.engine.models import Branches, Function
 
 
@@ -56,6 +58,18 @@ def test_a_fixed_batch_size_is_told_in_one_line(caplog: pytest.LogCaptureFixture
     assert "no export with a dynamic batch (" in record.message
     assert "\n" not in record.message
     assert export_static(fixed, rows(4)) is not None
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_export_of_a_model_that_returns_strings_can_be_loaded(count: int) -> None:
+    module = Function(lambda x: {"name": "cats", "x": x * 2, "more": ["a", x + 1, 3, None]}).eval()
+    exported = export_all(module, {count: rows(count)})[count]
+    file = BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    (x,) = rows(count)
+    found = [leaf for leaf in pytree.tree_leaves(torch.export.load(file).module()(x)) if isinstance(leaf, Tensor)]
+    torch.testing.assert_close(found, [x * 2, x + 1])
 
 
 def test_the_reason_names_the_models_own_line() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opara_server.engine import build, lowerings, tuning
 from opara_server.engine.compiled import MEASURING, Progress
@@ -87,6 +87,18 @@ def test_what_the_children_found_serves_and_is_saved(tmp_path: Path) -> None:
         assert len(device.graphs) <= 2 * 2  # those that may serve: the losers were another process's
         assert_right(model, module)
         model.close()
+
+
+def test_a_model_that_returns_strings_too_is_searched_for() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = Branches()
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"name": "branches", "sum": self.branches(x)}
+
+    assert tuned(Named()).choices.keys() == {"1", "4"}
 
 
 def test_a_search_that_fails_is_a_warning_and_is_tried_again_at_the_next_start(
@@ -265,6 +277,19 @@ def test_warnings_of_children_are_said_once(
     with pytest.raises(TuningError, match="enough"):
         tuned(Branches())
     assert caplog.text.count("no fused lowering") == 1
+
+
+def test_an_unforeseen_error_of_a_child_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_exports: Any, folder: Path) -> dict[int, str]:
+        return dict.fromkeys(OPTIONS.batch_sizes, str(folder / "none.pt2"))
+
+    monkeypatch.setattr(tuning, "_save", broken)
+    with pytest.raises(TuningError, match=r"none\.pt2"):
+        tuned(Branches())
+    (said,) = {message for message in caplog.messages if message.startswith("the search failed")}
+    assert "none.pt2" in said
 
 
 def test_what_keeps_the_exports_from_the_children_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

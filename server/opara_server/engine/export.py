@@ -9,6 +9,7 @@ from inspect import Parameter, signature
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import ConstantArgument
 
 from opara_server.engine.errors import LoweringError, first_line, model_line
 
@@ -26,7 +27,7 @@ def export_dynamic(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgr
     batch = Dim("batch", min=2, max=rows)
     try:
         with torch.no_grad():
-            return export(module, tuple(inputs), dynamic_shapes=_batch_first(module, inputs, batch))
+            return _without_strings(export(module, tuple(inputs), dynamic_shapes=_batch_first(module, inputs, batch)))
     except Exception as error:  # noqa: BLE001 - torch.export raises whatever the traced model or its tracer raises
         log.info("no export with a dynamic batch (%s); one per batch size instead", first_line(error))
         return None
@@ -43,9 +44,19 @@ def export_static(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgra
     """A program for exactly these shapes. Raises LoweringError with the reason and the model's line."""
     try:
         with torch.no_grad():
-            return export(module, tuple(inputs))
+            return _without_strings(export(module, tuple(inputs)))
     except Exception as error:
         raise LoweringError(f"torch.export: {first_line(error)}", model_line(error)) from error
+
+
+def _without_strings(exported: ExportedProgram) -> ExportedProgram:
+    """The same, with None for each output that is a string: torch.export saves these and cannot load them."""
+    output = exported.graph.output_node()
+    output.args = (tuple(None if isinstance(result, str) else result for result in output.args[0]),)
+    for spec in exported.graph_signature.output_specs:
+        if isinstance(spec.arg, ConstantArgument) and isinstance(spec.arg.value, str):
+            spec.arg = ConstantArgument(name=spec.arg.name, value=None)
+    return exported
 
 
 def export_all(module: nn.Module, inputs: Mapping[int, Sequence[Tensor]]) -> dict[int, ExportedProgram]:

@@ -124,7 +124,8 @@ class _Warnings(logging.Handler):
     """To the parent, which knows what other children have said."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(warned=record.getMessage())
+        error = record.exc_info[1] if record.exc_info else None
+        _say(warned=record.getMessage() + (f": {type(error).__name__}: {first_line(error)}" if error else ""))
 
 
 _channel = sys.stdout
