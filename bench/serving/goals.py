@@ -70,6 +70,21 @@ def ratio(results: Results, goal: Goal) -> float | None:
     return ours[1].requests_per_s / other[1].requests_per_s
 
 
+def spread(results: Results, goal: Goal) -> tuple[float, float] | None:
+    """The least and the greatest ratio of a round, of the two whose medians are compared; None if there is none."""
+    ours, other = best(results, goal, OURS), best(results, goal, goal.other)
+    if ours is None or other is None:
+        return None
+    cells = [Cell(goal.layout, goal.payload, goal.callers, entrant.name) for entrant, _ in (ours, other)]
+    pairs = zip(*(results.rounds[cell] for cell in cells), strict=False)
+    valid = [(mine, yours) for mine, yours in pairs if not mine.problems and not yours.problems]
+    if goal.of_latency:
+        ratios = [mine.p50_us / yours.p50_us for mine, yours in valid]
+    else:
+        ratios = [mine.requests_per_s / yours.requests_per_s for mine, yours in valid]
+    return (min(ratios), max(ratios)) if ratios else None
+
+
 def verdict(goal: Goal, measured: float | None) -> str:
     if measured is None:
         return "not measured"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.serving.goals import GOALS, OURS, Goal, best, ratio, verdict
+from bench.serving.goals import GOALS, OURS, Goal, best, ratio, spread, verdict
 from bench.serving.results import Cell, Entrant, Measurement, Results
 from bench.tables import markdown, number
 
 HOW = """\
 Servers and load generator on one machine, over loopback, in turns: in each round every load goes to one server after
-the other. Figures are medians of the rounds. All servers run at once, on the same cores, and only one is called.
-Every server has the same malloc settings and one thread for PyTorch. *requests/s*: h2load, which posts ready requests;
-*p50*, *p99*: with one caller as a synchronous gRPC client sees them, with more as h2load does; *CPU µs*: of all of a
-server's processes, per request. *ours over it*: requests/s of the best of ours over those of this row. The echoes send
-back the request's bytes, with no model behind them.
+the other. Figures are medians of the rounds; *by round*: the least and the greatest ratio of a single one. All servers
+run at once, on the same cores, and only one is called. Every server has the same malloc settings and one thread for
+PyTorch. *requests/s*: h2load, which posts ready requests; *p50*, *p99*: with one caller as a synchronous gRPC client
+sees them, with more as h2load does; *CPU µs*: of all of a server's processes, per request. *ours over it*: requests/s
+of the best of ours over those of this row. The echoes send back the request's bytes, with no model behind them.
 
 A round counts only if all answers came with all of their bytes, if sampled calls before and after, each with other
 values, were answered rightly, and, of opara-serve, if its own count of requests agrees."""
@@ -37,7 +37,7 @@ def report(results: Results) -> str:
 
 
 def goals(results: Results) -> str:
-    header = ["ours over", "load", "cores", "floor", "goal", "measured", "", "ours, best"]
+    header = ["ours over", "load", "cores", "floor", "goal", "measured", "by round", "", "ours, best"]
     return markdown(header, (_goal_row(results, goal) for goal in GOALS))
 
 
@@ -72,10 +72,16 @@ def versions(results: Results) -> str:
 
 def _goal_row(results: Results, goal: Goal) -> list[str]:
     measured, ours = ratio(results, goal), best(results, goal, OURS)
+    rounds = spread(results, goal)
     sign, what = ("≤", "p50, 1 caller") if goal.of_latency else ("≥", f"requests/s, {goal.callers} callers")
     return [
         *(goal.other, f"{goal.payload}, {what}", goal.layout, f"{sign} {goal.floor:g}×", f"{sign} {goal.goal:g}×"),
-        *(number(measured, unit="×"), verdict(goal, measured), ours[0].title if ours else ""),
+        *(
+            number(measured, unit="×"),
+            f"{rounds[0]:.2f} to {rounds[1]:.2f}" if rounds else "–",
+            verdict(goal, measured),
+        ),
+        ours[0].title if ours else "",
     ]
 
 
