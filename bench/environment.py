@@ -16,7 +16,8 @@ from opara_server.version import VERSION
 
 
 def environment() -> dict[str, str | int]:
-    """Processor, versions and date (UTC); ``engine``: a digest of the engine's sources."""
+    """Processor, versions and date (UTC). ``engine``: a digest of the engine's sources. ``cores``: that this process
+    may use."""
     found: dict[str, str | int] = {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
@@ -24,7 +25,7 @@ def environment() -> dict[str, str | int]:
         "opara": VERSION,
         "engine": _engine_digest(),
         "cpu": _cpu_name(),
-        "cores": os.cpu_count() or 0,
+        "cores": len(os.sched_getaffinity(0)),
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties()

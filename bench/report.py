@@ -34,10 +34,11 @@ these is of host times on both sides, the ratios between graphs are of device ti
 have the statistics of random images, so that outputs depend on inputs.
 
 *One graph*: torch.compile captured in one sequential CUDA Graph; of its options, which were not combined but for
-freezing, the fastest that was run. *over torch.compile*: over the fastest that torch.compile gave in any way that was
-run. *over longest path*: over the sum of the kernels on the longest path of the system's own operators. SM use and
-occupancy: GPM counters during back-to-back runs. *tuning s*: wall time until the system was ready, without waiting for
-its turn; systems share Inductor's cache, and many cells compile at once.
+freezing, the fastest that was run. Two that this engine sets for its own operators, `triton.enable_pdl` and a greater
+`max_pointwise_cat_inputs`, are not among them. *over torch.compile*: over the fastest that torch.compile gave in any
+way that was run. *over longest path*: over the sum of the kernels on the longest path of the system's own operators. SM
+use and occupancy: GPM counters during back-to-back runs. *tuning s*: wall time until the system was ready, without
+waiting for its turn; systems share Inductor's cache, and many cells compile at once.
 
 *not run*: nobody measured that cell or system; of such a cell all other columns are empty. *–*: not to be had, as a
 ratio to a system that was not run. *failed*: tried, and without a result.

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="once for each input. VALUE: @FILE.npy; a JSON literal, rows outermost, e.g. [[0.5, 1]]; or random "
         "(in the input's range; without one, floats are standard normal, all else 0 or 1; the same at every call)",
     )
-    infer.add_argument("--rows", type=int, default=1, metavar="N", help="of random inputs; default: %(default)s")
+    infer.add_argument("--rows", type=int, metavar="N", help="of random inputs; default: those of the others, else 1")
     infer.add_argument("--output", type=Path, metavar="FILE.npz", help="save the outputs there, do not print them")
     infer.add_argument("--json", action="store_true", help="print JSON")
     infer.set_defaults(command=_asks(_infer))

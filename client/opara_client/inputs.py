@@ -33,24 +33,26 @@ def parse_inputs(arguments: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def make_inputs(values: Mapping[str, str], specs: Sequence[TensorSpec], rows: int) -> dict[str, Array]:
-    """An array for each value; JSON and random ones in the dtype that the model declares. ``rows``: of random ones."""
+def make_inputs(values: Mapping[str, str], specs: Sequence[TensorSpec], rows: int | None) -> dict[str, Array]:
+    """An array for each value; JSON and random ones in the dtype that the model declares. ``rows``: of random ones;
+    None: as many as the first of the others has, or 1."""
     by_name = {spec.name: spec for spec in specs}
+    if unknown := [name for name in values if name not in by_name]:
+        raise InputError(f"the model has no input {unknown[0]!r}; it has {', '.join(by_name) or 'none'}")
+    if rows is not None and rows < 0:
+        raise InputError(f"--rows {rows}: must not be negative")
+    given = {name: _given(value, by_name[name]) for name, value in values.items() if value != "random"}
+    if rows is None:
+        rows = next((len(array) for array in given.values() if array.ndim), 1)
     random = np.random.default_rng(0)
-    inputs: dict[str, Array] = {}
-    for name, value in values.items():
-        spec = by_name.get(name)
-        if spec is None:
-            raise InputError(f"the model has no input {name!r}; it has {', '.join(by_name) or 'none'}")
-        if value == "random":
-            if rows < 0:
-                raise InputError(f"--rows {rows}: must not be negative")
-            inputs[name] = random_array(random, spec, (rows, *spec.shape[1:]))
-        elif value.startswith("@"):
-            inputs[name] = load_array(value[1:])
-        else:
-            inputs[name] = _from_json(value, spec)
-    return inputs
+    return {
+        name: given[name] if name in given else random_array(random, by_name[name], (rows, *by_name[name].shape[1:]))
+        for name in values
+    }
+
+
+def _given(value: str, spec: TensorSpec) -> Array:
+    return load_array(value[1:]) if value.startswith("@") else _from_json(value, spec)
 
 
 def random_array(random: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> Array:

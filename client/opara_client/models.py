@@ -120,6 +120,8 @@ class ModelInfo:
     @property
     def why_not_ready(self) -> str:
         """For people, of a model that is not READY."""
+        if self.state is ModelState.UNLOADED:
+            return "until it is loaded again"
         return f"{self.reason}: {LOG_SAYS_MORE}" if self.reason else LOG_SAYS_MORE
 
 

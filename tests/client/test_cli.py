@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from opara_client.cli import main
+from opara_client.inputs import make_inputs
+from opara_client.models import TensorSpec
 from opara_protos.v1 import inference_pb2 as pb
 from tests.client.fake_server import NOT_SERVING, FakeServer, Model
 
@@ -75,6 +77,14 @@ def test_random_inputs_have_the_declared_dtype_and_shape(cli: Cli, model: str, d
     assert (answer["dtype"], answer["shape"]) == (dtype, [5, 2])
     assert len({json.dumps(row) for row in answer["data"]}) > 1
     assert cli("infer", model, "--input", "x=random", "--rows", "5", "--json") == first
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "expected"), [("[[1], [2], [3]]", None, 3), ("[[1]]", 2, 2), ("random", None, 1)]
+)
+def test_random_inputs_have_the_rows_of_the_others(given: str, rows: int | None, expected: int) -> None:
+    specs = [TensorSpec("x", "float32", (-1, 4)), TensorSpec("y", "float32", (-1, 1))]
+    assert make_inputs({"x": "random", "y": given}, specs, rows)["x"].shape == (expected, 4)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +167,19 @@ def test_a_server_error_is_one_line_with_its_code(cli: Cli) -> None:
     assert cli("infer", "nobody", "--input", "x=[1]") == (1, "", "opara-client: NOT_FOUND: no model 'nobody'\n")
 
 
-@pytest.mark.parametrize(("state", "shown"), [(pb.MODEL_STATE_FAILED, "FAILED"), (pb.MODEL_STATE_LOADING, "LOADING")])
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (pb.MODEL_STATE_FAILED, "FAILED: the server's log says more"),
+        (pb.MODEL_STATE_LOADING, "LOADING: the server's log says more"),
+        (pb.MODEL_STATE_UNLOADED, "UNLOADED: until it is loaded again"),
+    ],
+)
 def test_a_model_that_is_not_ready_says_so_before_its_inputs_are_looked_at(
     server: FakeServer, cli: Cli, state: pb.ModelState.ValueType, shown: str
 ) -> None:
     server.models["bad"] = Model({}, state)
-    said = f"opara-client: UNAVAILABLE: model 'bad' is {shown}: the server's log says more\n"
+    said = f"opara-client: UNAVAILABLE: model 'bad' is {shown}\n"
     assert cli("infer", "bad", "--input", "x=random") == (1, "", said)
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, disable_created_metrics
 
 from opara_server.engine.plan import SEQUENTIAL, Plan
 from opara_server.engine.trace import Occupancy
@@ -20,6 +20,7 @@ from opara_server.observe.model_metrics import ModelMetrics
 from opara_server.observe.tallies import Count, CountFamily, Distribution, DistributionFamily, Elsewhere
 
 BUILD_FACTS = ("version", "torch", "grpc")
+disable_created_metrics()  # of its own counters: those of tallies.py have none
 _TOGETHER = 64  # requests that are counted at a time; all are at a scrape
 UNKNOWN_MODEL = "(unknown)"  # no folder of a model may have parentheses in its name
 REASONS = {
