@@ -14,6 +14,7 @@ from opara_server.model_config import MODEL_FILE
 from opara_server.observe.metrics import Metrics
 from opara_server.observe.occupancy import Sample, Sampler
 from opara_server.observe.tracing import Tracer
+from opara_server.serving import garbage
 from opara_server.serving.errors import InvalidInput, ModelUnavailable, Unsupported
 from opara_server.serving.executor import Executor
 from opara_server.serving.improvement import Improvement
@@ -113,6 +114,7 @@ class Registry:
                 raise LoadError(f"model {entry.name}: {loaded.failure}")
         if not self._loaded:
             raise LoadError("no model could be loaded")
+        garbage.keep()
         for name, loaded in self._loaded.items():
             self._serve(name, loaded)
         for name, loaded in self._loaded.items():
@@ -125,11 +127,11 @@ class Registry:
 
         The future raises ModelNotFound, ModelUnavailable where it cannot be loaded; one that serves then goes on.
         """
-        return self._executor.run(partial(self._load_now, name))
+        return self._executor.run(partial(self._tidied, partial(self._load_now, name)))
 
     def unload(self, name: str) -> Future[None]:
         """Answer what waits for a model, and free it. The future raises ModelNotFound."""
-        return self._executor.run(partial(self._unload_now, name))
+        return self._executor.run(partial(self._tidied, partial(self._unload_now, name)))
 
     def profile(self, name: str, batch_size: int) -> Future[Sample]:
         """Trace a few replays of what serves a batch size, with no batch in the air; requests wait meanwhile, and those
@@ -153,6 +155,12 @@ class Registry:
             return sample
         finally:
             self._executor.bind(None)
+
+    def _tidied(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        finally:
+            garbage.look_again()  # a job that holds up all batches: so does this, now and not under the next load
 
     def _load_now(self, name: str) -> None:
         entry, old = self._entry(name), self._loaded.get(name)
@@ -259,6 +267,7 @@ class Registry:
         self._describe(name, plan=plan)
         if plan.chosen != loaded.served.plan.chosen:
             log.info("model improved", extra=summary(plan))
+        garbage.keep()
 
     def _device_lost(self, name: str) -> None:
         """Nothing runs on this kind of device any more, in this process; the server stays up and says so."""
