@@ -20,7 +20,7 @@ from opara_server.observe.model_metrics import ModelMetrics
 from opara_server.observe.tallies import Count, CountFamily, Distribution, DistributionFamily, Elsewhere
 
 BUILD_FACTS = ("version", "torch", "grpc")
-disable_created_metrics()  # of its own counters: those of tallies.py have none
+disable_created_metrics()  # type: ignore[no-untyped-call]  # of its own counters: those of tallies.py have none
 _TOGETHER = 64  # requests that are counted at a time; all are at a scrape
 UNKNOWN_MODEL = "(unknown)"  # no folder of a model may have parentheses in its name
 REASONS = {
