@@ -20,7 +20,9 @@ from opara_server.rpc.edge import Edge
 from opara_server.rpc.forms import Rejected
 from opara_server.rpc.opara_codec import OparaCodec
 from opara_server.rpc.transports import CQ, AioTransport, open_transport
+from opara_server.serving.batcher import Batcher
 from opara_server.serving.errors import InternalError, ServingError, Status
+from opara_server.workers.caller import RemoteQueue
 from tests.rpc.served import MAX_QUEUE_ROWS, MODEL, PATIENCE_S, Served, doubled, eventually, refused, request, serve
 
 INFER = "/opara.v1.InferenceService/Infer"
@@ -98,6 +100,29 @@ async def test_a_fault_of_ours_is_answered_and_tells_nothing_of_the_inside(
     await stream.write(pb.InferStreamRequest(request=request(2.0)).SerializeToString())
     assert doubled(pb.InferStreamResponse.FromString(await stream.read()).response) == [4.0]
     assert served.sample("opara_requests_total", model="(unknown)", code="INTERNAL") == 2
+
+
+async def test_a_request_that_cannot_be_queued_is_answered_and_the_next_is_served(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("secret")
+
+    open_stream: Any = served.channel.stream_stream("/opara.v1.InferenceService/InferStream", None, None)
+    stream = open_stream(timeout=PATIENCE_S)
+    asked = pb.InferStreamRequest(request=request(2.0)).SerializeToString()
+    with monkeypatch.context() as patched:
+        for queue in (Batcher, RemoteQueue):
+            patched.setattr(queue, "submit", broken)
+        code, text = await refused(served.infer(1.0))
+        assert code is grpc.StatusCode.INTERNAL
+        assert re.fullmatch("internal error [0-9a-f]+", text)
+        await stream.write(asked)
+        answer = pb.InferStreamResponse.FromString(await stream.read())
+        assert answer.error.code == grpc.StatusCode.INTERNAL.value[0]
+    await stream.write(asked)
+    assert doubled(pb.InferStreamResponse.FromString(await stream.read()).response) == [4.0]
+    assert served.sample("opara_requests_total", model=MODEL, code="INTERNAL") == 2
 
 
 async def test_every_error_arrives_with_its_code_and_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

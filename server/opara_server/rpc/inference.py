@@ -121,14 +121,18 @@ class Inference:
         form, span = request.form, asked[2]
         self._metrics.receive(form.model.name)
         done = partial(self._done, request, reply, write, asked)
-        return form.model.batcher.submit(
-            request.rows,
-            deadline,
-            done,
-            priority=form.priority,
-            timeout_us=form.timeout_us,
-            span=None if span is None else span.context,
-        )
+        try:
+            return form.model.batcher.submit(
+                request.rows,
+                deadline,
+                done,
+                priority=form.priority,
+                timeout_us=form.timeout_us,
+                span=None if span is None else span.context,
+            )
+        except Exception as error:  # noqa: BLE001 - likewise: a transport that only logs it would keep the client waiting
+            done(told(error, asked[1]))
+            return None
 
     def _done(self, request: Request, reply: Reply, write: Write, asked: Asked, answer: Rows | ServingError) -> None:
         outcome: bytes | Failure
