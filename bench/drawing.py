@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 try:
     import matplotlib as mpl
@@ -40,7 +41,7 @@ def grouped(
     ``baseline``: what was not run where a model has no bar."""
     if not any(value for values in bars.values() for value in values):
         return None
-    figure, axes = new_axes(width=3.2 + (0.35 + 0.16 * len(bars)) * len(models))
+    figure, axes = new_axes(width=0.8 + (0.35 + 0.16 * len(bars)) * len(models))
     width = 0.85 / len(bars)
     bare = [x for x, values in enumerate(zip(*bars.values(), strict=True)) if not any(values)]
     for x in bare:
@@ -61,7 +62,7 @@ def grouped(
     axes.set_title(heading, fontsize=9)
     axes.set_xlim(-0.6, len(models) - 0.4)
     axes.grid(axis="y", linewidth=0.4)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
@@ -103,9 +104,10 @@ def style() -> AbstractContextManager[None]:
 
 
 def new_axes(width: float) -> tuple[Figure, Axes]:
+    """Of ``width`` inches by themselves: ``save`` adds what their labels take, however long the names are."""
     with style():
-        figure = Figure(figsize=(width, 3.4), layout="constrained")
-        return figure, figure.subplots()
+        figure = Figure(figsize=(width, 2.6))
+        return figure, figure.add_axes((0.0, 0.0, 1.0, 1.0))
 
 
 def stacked_axes(count: int) -> tuple[Figure, list[Axes]]:
@@ -113,6 +115,11 @@ def stacked_axes(count: int) -> tuple[Figure, list[Axes]]:
     with style():
         figure = Figure(figsize=(8, 1.2 + 1.6 * count), layout="constrained")
         return figure, [axes for (axes,) in figure.subplots(count, 1, sharex=True, squeeze=False)]
+
+
+def save(figure: Figure, path: Path) -> None:
+    with style():
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.08)
 
 
 def once(label: str, position: int) -> str:

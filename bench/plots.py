@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cells import Cell, CellKey
-from bench.drawing import COLOURS, PAPER_COLOUR, gpus, grouped, new_axes, once, stacked_axes, style, told
+from bench.drawing import COLOURS, PAPER_COLOUR, gpus, grouped, new_axes, once, save, stacked_axes, told
 from bench.figures import Allocation, batch_series, memory_mib, order_studies, paper_cell, sm_utilisation
 from bench.paper import FIGURE_2, FIGURE_5, FIGURE_8, FIGURE_9, TABLE_1
 from bench.selection import ALL_MODELS, BATCHES, REQUIRED_MODELS
@@ -35,8 +35,7 @@ def draw_all(cells: Cells, allocations: Mapping[str, Allocation], folder: Path) 
     for name, figure in drawn.items():
         (folder / f"{name}.svg").unlink(missing_ok=True)  # no plot of an earlier run beside tables of this one
         if figure:
-            with style():
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            save(figure, folder / f"{name}.svg")
     return [f"{name}.svg" for name, figure in drawn.items() if figure]
 
 
@@ -60,7 +59,7 @@ def launch_order(cells: Cells) -> Figure | None:
     studies = order_studies(cells)
     if not studies:
         return None
-    figure, axes = new_axes(width=1.6 + 1.1 * len(studies))
+    figure, axes = new_axes(width=1.0 + 1.1 * len(studies))
     for x, study in enumerate(studies):
         least = min(study.times.values())
         others = [time / least for name, time in study.times.items() if name != "Algorithm 2"]
@@ -73,7 +72,7 @@ def launch_order(cells: Cells) -> Figure | None:
     axes.set_xticks(range(len(studies)), [title(study.key.model) for study in studies], rotation=20, ha="right")
     axes.set_ylabel("time over the fastest order's")
     axes.set_title(f"Launch orders, {told(cells[study.key] for study in studies)}", fontsize=9)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
@@ -129,7 +128,7 @@ def by_batch(cells: Cells) -> Figure | None:
     }
     if not any(points for points, _, _ in lines.values()):
         return None
-    figure, axes = new_axes(width=5.5)
+    figure, axes = new_axes(width=4.8)
     for label, (points, colour, dashes) in lines.items():
         if points:
             axes.plot(list(points), list(points.values()), dashes, marker="o", color=colour, label=label)

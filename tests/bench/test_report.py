@@ -190,6 +190,16 @@ def test_the_plots_have_the_papers_values(tmp_path: Path) -> None:
     assert ">the paper<" in memory
 
 
+def test_a_plot_has_room_for_any_name(tmp_path: Path) -> None:
+    one = cell("googlenet")
+    for length in (20, 40, 80):
+        key = CellKey(f"a.package.of.models:{'M' * length}", "float32", 2)
+        draw_all({key: replace(one, key=key)}, {}, tmp_path)  # matplotlib warns of a layout without room: an error here
+        orders = (tmp_path / "fig2_launch_order.svg").read_text()
+        assert key.model in orders
+        assert float(re.findall(r'<svg [^>]*?width="([\d.]+)pt"', orders, re.DOTALL)[0]) > 4 * length
+
+
 def test_figures_8_and_9_go_by_batch() -> None:
     first, second, *_ = rows(figures.figures_8_and_9(by_key(cell("inception_v3"), cell("inception_v3", batch=2))))
     assert first == ["1", "1.60", "4.00", "not run", "not run", "1.41", "–"]
