@@ -38,6 +38,15 @@ class Call:
         return self._metadata
 
 
+class Kept(SpanExporter):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def export(self, _spans: object) -> SpanExportResult:
+        self.count += 1
+        return SpanExportResult.SUCCESS
+
+
 def opened() -> Tracer:
     tracer = open_tracer()
     assert tracer is not None
@@ -162,14 +171,6 @@ def test_what_a_propagator_breaks_is_a_request_without_spans(caplog: pytest.LogC
 def test_what_comes_too_fast_is_dropped_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Kept(SpanExporter):
-        def __init__(self) -> None:
-            self.count = 0
-
-        def export(self, _spans: object) -> SpanExportResult:
-            self.count += 1
-            return SpanExportResult.SUCCESS
-
     kept = Kept()
     monkeypatch.setattr(spans, "_CLOSE_S", PATIENCE_S)
     monkeypatch.setattr(spans, "_MOST", 2)
@@ -180,6 +181,24 @@ def test_what_comes_too_fast_is_dropped_and_said(
     tracer.close()
     assert 2 <= kept.count <= 3  # the first one may have been taken already
     assert "spans were dropped" in caplog.text
+
+
+def test_a_span_that_cannot_be_made_takes_no_other_along(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    kept = Kept()
+    monkeypatch.setattr(spans, "_CLOSE_S", PATIENCE_S)
+    tracer = OtelTracer([SimpleSpanProcessor(kept)], Sampling(ALL))
+    ask(tracer)
+    tracer.later(broken)
+    ask(tracer)
+    tracer.close()
+    assert kept.count == 2
+    assert "a span cannot be made" in caplog.text
+    assert "RuntimeError: broken" in caplog.text
 
 
 def test_a_thread_that_is_held_up_between_two_clocks_moves_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
